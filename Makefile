@@ -1,0 +1,56 @@
+# Needs only make and a Python of at least 3.11; everything else goes into .venv.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TORCH := torch==2.13.0
+
+# Two workers that compute with one thread each are faster on two cores than one worker with two.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: quickstart
+quickstart: $(STAMP) ## Draw 300 pictures, index them, search by text, picture and both
+	$(BIN)/hf-mmembed quickstart
+
+.PHONY: test
+test: quality ## Quality gates, then the whole test suite
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --durations 15
+
+.PHONY: quality
+quality: $(STAMP) ## Lint, format check, type check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: bench
+bench: $(STAMP) ## Print the speed tables
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks.encode
+
+.PHONY: clean
+clean: ## Remove caches, builds and what the commands wrote; keeps .venv
+	rm -rf build dist quickstart runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# python3.11 may be on the path and still not run (a version manager's shim), so each candidate is tried.
+$(BIN)/python:
+	@for python in python3.11 python3; do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "creating $(VENV) with $$($$python --version)"; exec $$python -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo "error: no Python >= 3.11 found as python3.11 or python3; install one and run make again" >&2; exit 1
+
+# torch first and by itself: the resolver then has the big download settled before it looks at the rest.
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet $(TORCH) -c constraints.txt
+	$(BIN)/python -m pip install --quiet -e '.[dev]' -c constraints.txt
+	@touch $@

@@ -1,0 +1,50 @@
+"""The ``--config FILE.yaml`` option: its keys become the defaults of a command's flags, so flags win.
+
+In: a YAML mapping whose keys are the command's long option names (``batch_size`` or ``batch-size``). Out: the same
+command with other defaults. A key that is no option of the command is a usage error that names the nearest one.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["ConfigOption"]
+
+
+def _load_defaults(ctx: typer.Context, param: typer.CallbackParam, path: Path | None) -> Path | None:
+    if path is None or ctx.resilient_parsing:
+        return path
+    import yaml
+
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(loaded, dict):
+        raise typer.BadParameter(f"{path} must hold a mapping of option names to values, not {type(loaded).__name__}")
+    known = sorted(p.name for p in ctx.command.params if p.name and p.name not in (param.name, "help"))
+    defaults = {str(key).replace("-", "_"): value for key, value in loaded.items()}
+    for key in defaults:
+        if key not in known:
+            nearest = get_close_matches(key, known, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
+            raise typer.BadParameter(f"{path}: unknown key {key!r}; {hint}")
+    ctx.default_map = defaults
+    return path
+
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="YAML file with values for the options of this command; flags win.",
+        exists=True,
+        dir_okay=False,
+        callback=_load_defaults,
+        is_eager=True,
+    ),
+]

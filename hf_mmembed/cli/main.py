@@ -1,0 +1,74 @@
+"""The Typer application: registers one plain function per command and turns errors into exit codes.
+
+To add a command, write ``cli/NAME.py`` with a function ``NAME`` and add two lines below: its import and its
+registration. Keep torch, transformers and the like out of the top of the command file.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from hf_mmembed import __version__
+
+__all__ = ["app", "main"]
+
+logger = logging.getLogger(__name__)
+
+app = typer.Typer(
+    name="hf-mmembed",
+    help="Turn any generative multimodal LLM into an embedding model for text, images and both.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Log details, and the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("hf_mmembed").setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code.
+
+    Bad input (``ValueError``), files (``OSError``) and missing packages (``ImportError``) end in one line on stderr and
+    exit code 1; wrong usage ends in code 2. Anything else is a bug and keeps its traceback.
+
+    Args:
+        args: The words after the program's name. Defaults to those of the process.
+
+    Raises:
+        SystemExit: Always, with the exit code.
+    """
+    try:
+        app(args=None if args is None else list(args), prog_name="hf-mmembed")
+    except (ValueError, OSError, ImportError) as error:
+        logger.debug("where it happened", exc_info=True)
+        typer.echo(f"error: {_one_line(error)}", err=True)
+        sys.exit(1)
+
+
+def _one_line(error: Exception) -> str:
+    message = " ".join(str(error).split()) or type(error).__name__
+    if "torchvision" in message or (isinstance(error, ImportError) and "transformers" in message):
+        message += " (run `hf-mmembed doctor` to see what is broken and the pip line that mends it)"
+    return message

@@ -15,6 +15,8 @@ import typer
 
 from hf_mmembed import __version__
 
+from .doctor import doctor
+
 __all__ = ["app", "main"]
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.command()(doctor)
 
 
 def _show_version(value: bool) -> None:

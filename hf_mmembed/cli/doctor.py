@@ -1,0 +1,232 @@
+"""``hf-mmembed doctor``: what is installed, what is broken, and the pip line that mends it.
+
+In: the running Python environment. Out: a report on stdout and exit code 0, or 1 when something needed is missing,
+too old or broken. Nothing suspicious is imported here: whatever can crash is tried in a child process, so a broken
+package is reported and does not take the doctor down with it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+
+import typer
+
+__all__ = ["Finding", "doctor", "examine_extras", "examine_requirements", "examine_torchvision", "probe"]
+
+DISTRIBUTION = "hf-mmembed"
+PROBE_SECONDS = 120
+
+_DEVICE_REPORT = """
+import json, torch
+report = {"version": torch.__version__, "threads": torch.get_num_threads(), "cuda_build": torch.version.cuda}
+if torch.cuda.is_available():
+    report["gpus"] = [
+        [p.name, p.total_memory] for p in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    ]
+    report["bf16"] = torch.cuda.is_bf16_supported(including_emulation=False)
+elif torch.backends.mps.is_available():
+    report["gpus"], report["bf16"] = [["Apple GPU (mps)", None]], True
+else:
+    flags = getattr(torch.cpu, "get_capabilities", dict)()
+    report["gpus"], report["bf16"] = [], bool(flags.get("avx512_bf16") or flags.get("amx_bf16"))
+print(json.dumps(report))
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        name: What was looked at.
+        state: What was found, in words.
+        remedy: The command that mends it. None: nothing needs mending.
+    """
+
+    name: str
+    state: str
+    remedy: str | None = None
+
+
+def probe(code: str) -> tuple[str, str | None]:
+    """Run ``code`` in a child Python and report how it went.
+
+    Args:
+        code: Python source.
+
+    Returns:
+        What it printed, and None if it ran to its end, else the last line of its error output.
+
+    Example:
+        >>> probe("print(1 + 1)")
+        ('2', None)
+        >>> probe("raise RuntimeError('no')")
+        ('', 'RuntimeError: no')
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=PROBE_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return "", f"no answer within {PROBE_SECONDS} seconds"
+    if done.returncode == 0:
+        return done.stdout.strip(), None
+    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    return done.stdout.strip(), lines[-1]
+
+
+def examine_requirements(requirements: list[str], extra: str = "") -> list[Finding]:
+    """Compare installed versions with the floors of the package's own metadata.
+
+    Args:
+        requirements: Requirement strings as `importlib.metadata.requires` returns them.
+        extra: Name of the extra to look at. Defaults to "", the core.
+
+    Returns:
+        One finding per requirement that applies, in the given order.
+
+    Example:
+        >>> [finding] = examine_requirements(["typer>=9999"])
+        >>> finding.remedy
+        'pip install "typer>=9999"'
+        >>> [finding] = examine_requirements(["no-such-package; extra == 'demo'"], extra="demo")
+        >>> finding.state
+        'missing'
+    """
+    from packaging.requirements import Requirement
+
+    findings = []
+    for requirement in map(Requirement, requirements):
+        needed_by_core = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        applies = requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+        if not applies or (extra and needed_by_core):
+            continue
+        wanted = f"{requirement.name}{requirement.specifier}"
+        try:
+            installed = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            findings.append(Finding(requirement.name, "missing", f'pip install "{wanted}"'))
+            continue
+        if requirement.specifier.contains(installed, prereleases=True):
+            findings.append(Finding(requirement.name, installed))
+        else:
+            findings.append(
+                Finding(
+                    requirement.name, f"{installed}, but {requirement.specifier} is needed", f'pip install "{wanted}"'
+                )
+            )
+    return findings
+
+
+def examine_extras(requirements: list[str], extras: list[str]) -> list[Finding]:
+    """Say which extras are complete.
+
+    Args:
+        requirements: Requirement strings as `importlib.metadata.requires` returns them.
+        extras: Names of the extras.
+
+    Returns:
+        One finding per extra, whose remedy installs it.
+    """
+    findings = []
+    for extra in extras:
+        lacking = [finding.name for finding in examine_requirements(requirements, extra) if finding.remedy]
+        state = f"lacks {', '.join(lacking)}" if lacking else "complete"
+        findings.append(Finding(extra, state, f'pip install "{DISTRIBUTION}[{extra}]"' if lacking else None))
+    return findings
+
+
+def examine_torchvision(torch_version: str | None) -> Finding:
+    """Try torchvision, which nothing here needs but which breaks ``import transformers`` when it does not fit torch.
+
+    A wheel built for another torch raises ``operator torchvision::nms does not exist`` on import, and transformers
+    takes its mere presence for a working installation.
+
+    Args:
+        torch_version: The installed torch, for the advice. None: unknown.
+    """
+    if importlib.util.find_spec("torchvision") is None:
+        return Finding("torchvision", "not installed (not needed)")
+    version, error = probe("import torchvision; print(torchvision.__version__)")
+    if error is None:
+        return Finding("torchvision", f"{version} (works; not needed)")
+    return Finding(
+        "torchvision",
+        f"BROKEN: {error}. It does not match torch {torch_version or '(unknown)'}, and transformers fails to import "
+        "beside it. Uninstall it, or install the build made for this torch",
+        "pip uninstall -y torchvision",
+    )
+
+
+def _examine_imports() -> list[Finding]:
+    findings = []
+    for name, code in (
+        ("transformers imports", "from transformers import AutoProcessor, Qwen2VLModel"),
+        ("faiss imports", "import faiss"),
+    ):
+        _, error = probe(code)
+        package = name.split()[0].replace("faiss", "faiss-cpu")
+        remedy = f"pip install --force-reinstall --no-deps {package}"
+        findings.append(Finding(name, "yes") if error is None else Finding(name, f"BROKEN: {error}", remedy))
+    return findings
+
+
+def _examine_device() -> list[Finding]:
+    printed, error = probe(_DEVICE_REPORT)
+    if error is not None:
+        return [Finding("torch imports", f"BROKEN: {error}", "pip install --force-reinstall torch")]
+    report = json.loads(printed)
+    if report["gpus"]:
+        device = "; ".join(f"{name}, {memory / 2**30:.0f} GiB" if memory else name for name, memory in report["gpus"])
+    else:
+        device = f"CPU, {report['threads']} threads"
+    findings = [Finding("torch imports", "yes"), Finding("device", device)]
+    fast = "in hardware: --dtype bfloat16 is a good choice" if report["bf16"] else "no hardware support: use float32"
+    findings.append(Finding("bfloat16", fast))
+    if not report["gpus"] and report["cuda_build"] is None and shutil.which("nvidia-smi"):
+        findings.append(Finding("note", f"an NVIDIA driver is here, but torch {report['version']} is a CPU build"))
+    return findings
+
+
+def doctor() -> None:
+    """Show what is installed and what is broken, with the pip line that mends it.
+
+    Exit code 0 means that everything the core needs is there and works; a missing extra is no fault.
+
+    Example: hf-mmembed doctor
+    """
+    requirements = metadata.requires(DISTRIBUTION) or []
+    extras = metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or []
+    core = [
+        Finding("python", sys.version.split()[0]),
+        Finding(DISTRIBUTION, metadata.version(DISTRIBUTION)),
+        *examine_requirements(requirements),
+    ]
+    torch_version = next((finding.state for finding in core if finding.name == "torch"), None)
+    core.append(examine_torchvision(torch_version))
+    works = [*_examine_device(), *_examine_imports()]
+    optional = examine_extras(requirements, extras)
+
+    for title, findings in (("installed", core), ("works", works), ("extras", optional)):
+        typer.echo(f"{title}:")
+        for finding in findings:
+            mark = "✗" if finding.remedy and title != "extras" else " "
+            typer.echo(f"  {mark} {finding.name:<30} {finding.state}")
+        typer.echo()
+    # One cause breaks several imports: the first broken layer is what to mend first.
+    remedies = [f.remedy for f in core if f.remedy] or [f.remedy for f in works if f.remedy]
+    if remedies:
+        typer.echo("to mend it:")
+        for remedy in remedies:
+            typer.echo(f"  {remedy}")
+        raise typer.Exit(1)
+    for finding in optional:
+        if finding.remedy:
+            typer.echo(f"to add {finding.name}: {finding.remedy}")
+    typer.echo("all good")

@@ -1,0 +1,93 @@
+"""Exit codes and error lines of the command line."""
+
+from __future__ import annotations
+
+import pytest
+import typer
+
+from hf_mmembed import __version__
+from hf_mmembed.cli import main as cli
+
+
+def run(arguments: list[str]) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    return stop.value.code
+
+
+@pytest.fixture
+def failing_command(monkeypatch):
+    """Replaces the application by one with a single command that raises what it is told to."""
+
+    def install(error: Exception) -> None:
+        app = typer.Typer(pretty_exceptions_enable=False)
+
+        @app.command()
+        def fail() -> None:
+            raise error
+
+        monkeypatch.setattr(cli, "app", app)
+
+    return install
+
+
+def test_version(capsys):
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+def test_help_names_every_command(capsys):
+    assert run(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all((c.name or c.callback.__name__.replace("_", "-")) in shown for c in cli.app.registered_commands)
+
+
+def test_every_command_has_help_with_an_example(capsys):
+    for command in cli.app.registered_commands:
+        name = command.name or command.callback.__name__.replace("_", "-")
+        assert run([name, "--help"]) == 0
+        assert f"hf-mmembed {name}" in capsys.readouterr().out.replace("Usage: hf-mmembed", ""), name
+
+
+@pytest.mark.parametrize("arguments", [["no-such-command"], ["--no-such-option"], ["doctor", "surplus"]])
+def test_wrong_usage_is_code_2(arguments, capsys):
+    assert run(arguments) == 2
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("row 3 has no text and no image"),
+        FileNotFoundError(2, "No such file", "x.png"),
+        ImportError("no faiss"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_expected_errors_are_one_line_and_code_1(error, failing_command, capsys):
+    failing_command(error)
+    assert run([]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ") and str(error) in lines[0]
+
+
+def test_line_breaks_of_an_error_are_folded(failing_command, capsys):
+    failing_command(ValueError("first\n  second"))
+    assert run([]) == 1
+    assert capsys.readouterr().err == "error: first second\n"
+
+
+def test_torchvision_trouble_points_to_the_doctor(failing_command, capsys):
+    failing_command(ImportError("Qwen2VLVideoProcessor requires the Torchvision library"))
+    assert run([]) == 1
+    assert "hf-mmembed doctor" not in capsys.readouterr().err
+    failing_command(ValueError("operator torchvision::nms does not exist"))
+    assert run([]) == 1
+    assert "hf-mmembed doctor" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback(failing_command):
+    failing_command(KeyError("surprise"))
+    with pytest.raises(KeyError, match="surprise"):
+        cli.main([])

@@ -1,0 +1,137 @@
+"""Encoding speed: ours, plain sentence-transformers and the research loop, in one run (``make bench``).
+
+In: the shipped tiny model and a random Qwen2-VL of about 60 million parameters. Out: a table of items/s and tokens/s
+per workload with the ratios. The contenders take turns, so that whatever else the machine does hits all of them, and
+the fastest repetition of each counts.
+"""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+import time
+from pathlib import Path
+from random import Random
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import transformers
+import typer
+
+from hf_mmembed import tiny
+from hf_mmembed.data.captions import caption
+from hf_mmembed.data.scenes import draw, random_scene
+
+from .contenders import Encode, count_tokens, ours, plain_sentence_transformers, research_loop
+from .models import write_random_qwen2_vl
+
+__all__ = ["main", "workloads"]
+
+TOLERANCE = 2e-5
+
+
+def workloads(items: int, largest_side: int, seed: int) -> dict[str, list[dict[str, Any]]]:
+    """Distinct inputs of every kind: short and long texts, pictures of mixed sizes, and a mixture.
+
+    Args:
+        items: Inputs per workload.
+        largest_side: Longest picture side in pixels; the shortest is a quarter of it.
+        seed: Seed of everything drawn.
+    """
+    rng = Random(seed)
+
+    def short(number: int) -> str:
+        return f"{number}: {caption(random_scene(rng, None), rng)}"
+
+    def long(number: int) -> str:
+        # Document lengths are skewed: most are short, some are many times longer.
+        sentences = min(40, max(4, round(rng.lognormvariate(2.2, 0.7))))
+        return ". ".join(short(number) for _ in range(sentences))
+
+    def picture() -> Any:
+        sides = [rng.randint(largest_side // 4, largest_side) for _ in range(2)]
+        return draw(random_scene(rng, None), rng, pixels=largest_side).resize(sides)
+
+    kinds = [
+        lambda number: {"text": short(number)},
+        lambda number: {"text": long(number)},
+        lambda number: {"image": picture()},
+        lambda number: {"image": picture(), "text": short(number)},
+    ]
+    return {
+        "short text": [kinds[0](n) for n in range(items)],
+        "long text": [kinds[1](n) for n in range(items)],
+        "images": [kinds[2](n) for n in range(items)],
+        "mixed": [rng.choice(kinds)(n) for n in range(items)],
+    }
+
+
+def measure(
+    contenders: dict[str, Encode], inputs: list[dict[str, Any]], repeats: int
+) -> dict[str, tuple[float, float]]:
+    """Fastest (wall seconds, CPU seconds) of each contender, after one untimed round that compares their vectors."""
+    reference = None
+    for name, encode in contenders.items():
+        vectors = encode(inputs)
+        reference = vectors if reference is None else reference
+        difference = float(np.abs(vectors - reference).max())
+        if difference > TOLERANCE:
+            raise ValueError(f"{name} embeds something else: vectors differ by {difference:.1e} from the first's")
+    best = dict.fromkeys(contenders, (float("inf"), float("inf")))
+    for _ in range(repeats):
+        for name, encode in contenders.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            encode(inputs)
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            best[name] = min(best[name][0], wall), min(best[name][1], cpu)
+    return best
+
+
+def run(title: str, base: Path, *, items: int, largest_side: int, batch_size: int, repeats: int, seed: int) -> None:
+    """Measure one model on every workload and print the table."""
+    with tempfile.TemporaryDirectory() as folder:
+        contenders = {
+            "ours": ours(base, Path(folder), batch_size),
+            "sentence-transformers": plain_sentence_transformers(base, Path(folder), batch_size),
+            "research loop": research_loop(base, batch_size),
+        }
+        print(f"\n{title}: {items} distinct inputs per workload, batch size {batch_size}, best of {repeats}")
+        print(
+            f"{'workload':<12} {'contender':<22} {'items/s':>9} {'tokens/s':>9} {'ours, wall':>11} {'ours, CPU':>10}"
+        )
+        for workload, inputs in workloads(items, largest_side, seed).items():
+            tokens = count_tokens(base, inputs)
+            best = measure(contenders, inputs, repeats)
+            for name, (wall, cpu) in best.items():
+                ratios = f"{wall / best['ours'][0]:>10.2f}x {cpu / best['ours'][1]:>9.2f}x"
+                print(f"{workload:<12} {name:<22} {items / wall:>9.1f} {tokens / wall:>9.0f} {ratios}", flush=True)
+
+
+def main(
+    base: Annotated[Path | None, typer.Option(help="Generative checkpoint to use for the tiny model.")] = None,
+    model: Annotated[str, typer.Option(help="Which model: tiny, 60m or both.")] = "both",
+    items: Annotated[int, typer.Option(help="Inputs per workload on the tiny model; a quarter of it on 60m.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Inputs per batch.")] = 16,
+    repeats: Annotated[int, typer.Option(help="Timed rounds; the fastest counts.")] = 5,
+    threads: Annotated[int, typer.Option(help="Threads of torch.")] = 2,
+    seed: Annotated[int, typer.Option(help="Seed of the inputs and the random weights.")] = 0,
+) -> None:
+    """Print items/s, tokens/s and the ratios to ours."""
+    torch.set_num_threads(threads)
+    print(
+        f"{platform.processor() or platform.machine()}, {threads} threads, python {platform.python_version()}, "
+        f"torch {torch.__version__}, transformers {transformers.__version__}, float32, seed {seed}"
+    )
+    print("ratios say how many times as long the contender took as ours: above 1, ours is faster")
+    shared = {"batch_size": batch_size, "repeats": repeats, "seed": seed}
+    if model in ("tiny", "both"):
+        run("mmembed-tiny", base or tiny.generative_path(), items=items, largest_side=256, **shared)
+    if model in ("60m", "both"):
+        with tempfile.TemporaryDirectory() as folder:
+            written = write_random_qwen2_vl(Path(folder), seed)
+            run("random Qwen2-VL, 60M", written, items=max(8, items // 4), largest_side=336, **shared)
+
+
+if __name__ == "__main__":
+    typer.run(main)

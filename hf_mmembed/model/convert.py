@@ -1,0 +1,169 @@
+"""From a generative multimodal LLM to an embedder checkpoint, without training.
+
+In: a local directory or a Hub id of any checkpoint whose architecture is a multimodal LLM of transformers.
+Out: one flat directory that transformers, sentence-transformers and PEFT open with the same numbers. The weights are
+those of the inner model, unchanged; prompt, pooling and readout are written beside them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+from .modeling_mmembed import MMEmbedModel
+from .presets import load_prompt
+from .processing_mmembed import MMEmbedProcessor, image_only_processor, load_with_pillow
+from .rows_mmembed import HierarchicalPrompt
+
+__all__ = ["convert", "wrap_processor"]
+
+logger = logging.getLogger(__name__)
+
+# SmolVLM's own processor needs num2words for its video prompts; its images are processed exactly as Idefics3's.
+PROCESSOR_CLASSES = {"smolvlm": "Idefics3Processor"}
+
+
+def convert(
+    base: str | Path,
+    out: str | Path,
+    *,
+    prompt: str | Path | HierarchicalPrompt = "saha",
+    readout: str = "final",
+    pooling: str = "last",
+    embedding_dim: int | None = None,
+    dtype: torch.dtype | str | None = None,
+    revision: str | None = None,
+) -> Path:
+    """Write the embedder made of the generative checkpoint `base` to the directory `out`.
+
+    Args:
+        base (`str` or `Path`): A local checkpoint directory or a Hub id, with safetensors weights.
+        out (`str` or `Path`): The directory to write; it must not exist yet, or be empty.
+        prompt (`str`, `Path` or [`HierarchicalPrompt`], defaults to `"saha"`): A preset, a YAML file or a prompt.
+        readout (`str`, defaults to `"final"`): `"final"` or `"pre_mlp"`, see [`MMEmbedConfig`].
+        pooling (`str`, defaults to `"last"`): `"last"` or `"mean"`.
+        embedding_dim (`int`, *optional*): Keep this many dimensions. Defaults to all.
+        dtype (`torch.dtype` or `str`, *optional*): Of the written weights. Defaults to that of the checkpoint.
+        revision (`str`, *optional*): Branch, tag or commit of a Hub id; the commit is recorded in the config.
+
+    Returns:
+        `Path`: `out`. It appears at once and complete, or not at all.
+
+    Raises:
+        FileExistsError: If `out` holds something already.
+        OSError: If `base` cannot be read or has no safetensors weights.
+        ValueError: If `base` is not a multimodal LLM with a chat template, or its weights are incomplete.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} exists and is not an empty directory; choose another one or remove it.")
+    prompt = prompt if isinstance(prompt, HierarchicalPrompt) else load_prompt(prompt)
+    _check_weight_files(base)
+    config = AutoConfig.from_pretrained(base, revision=revision)
+    # A converted checkpoint may be published: of a local base, only the directory's name is recorded.
+    origin = {
+        "base_model": Path(base).resolve().name if Path(base).is_dir() else str(base),
+        "base_revision": getattr(config, "_commit_hash", None) or revision,
+    }
+    processor = wrap_processor(base, config, prompt, revision=revision)
+    try:
+        backbone, info = AutoModel.from_pretrained(
+            base, revision=revision, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True
+        )
+    except SafetensorError as error:
+        raise OSError(f"the weights of {base} cannot be read ({error}); download or copy them again.") from error
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ValueError(
+            f"{base} lacks {len(missing)} weights, the first is {missing[0]!r}; the checkpoint is incomplete."
+        )
+    backbone.config._name_or_path = origin["base_model"]
+    # The text config says how far positions go; a tokenizer often says nothing or more.
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None:
+        processor.tokenizer.model_max_length = min(processor.tokenizer.model_max_length, positions)
+    model = MMEmbedModel.from_backbone(
+        backbone, readout=readout, pooling=pooling, embedding_dim=embedding_dim, **origin
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    written = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        model.save_pretrained(written)
+        processor.save_pretrained(written)
+        written.chmod(0o755)
+        os.replace(written, out)
+    finally:
+        shutil.rmtree(written, ignore_errors=True)
+    logger.info("wrote the embedder of %s to %s", base, out)
+    return out
+
+
+def wrap_processor(
+    base: str | Path, config: PretrainedConfig, prompt: HierarchicalPrompt, *, revision: str | None = None
+) -> MMEmbedProcessor:
+    """The processor of a generative checkpoint, wrapped so that it writes `prompt` around every input.
+
+    Args:
+        base (`str` or `Path`): A local checkpoint directory or a Hub id.
+        config (`PretrainedConfig`): Its config, which names the family.
+        prompt ([`HierarchicalPrompt`]): The words around every input.
+        revision (`str`, *optional*): Branch, tag or commit of a Hub id.
+
+    Returns:
+        [`MMEmbedProcessor`].
+
+    Raises:
+        ValueError: If the family has no processor for images and text, or the checkpoint no chat template.
+    """
+    if config.model_type == MMEmbedModel.config_class.model_type:
+        raise ValueError(f"{base} is an embedder already; convert its generative parent.")
+    name = PROCESSOR_CLASSES.get(config.model_type) or PROCESSOR_MAPPING_NAMES.get(config.model_type)
+    if name is None:
+        raise ValueError(
+            f"{base} is a {config.model_type!r} model: no multimodal LLM that transformers has a processor for."
+        )
+    family = image_only_processor(name)
+    if not {"image_processor", "tokenizer"} <= set(family.get_attributes()):
+        raise ValueError(f"{base} is a {config.model_type!r} model, whose {name} does not take images and text.")
+    base_processor = load_with_pillow(family, base, revision=revision or "main")
+    attributes = {*family.get_attributes(), "chat_template"}
+    stored = base_processor.to_dict()
+    extra = {
+        key: stored[key] for key in inspect.signature(family.__init__).parameters.keys() & stored.keys() - attributes
+    }
+    return MMEmbedProcessor(
+        base_processor.image_processor,
+        base_processor.tokenizer,
+        chat_template=base_processor.chat_template,
+        backbone_processor_class=name,
+        backbone_processor_kwargs=extra,
+        prompt=prompt,
+    )
+
+
+def _check_weight_files(base: str | Path) -> None:
+    """transformers' own message for a directory without safetensors does not say what to do about pickled weights."""
+    folder = Path(base)
+    if not folder.is_dir() or any(folder.glob("*.safetensors")) or any(folder.glob("*.safetensors.index.json")):
+        return
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    found = (
+        f"only pickled weights ({', '.join(pickled)}), which can run code when they are read"
+        if pickled
+        else "no weights"
+    )
+    raise OSError(
+        f"{base} holds {found}; give a checkpoint with model.safetensors. Whoever trusts the pickled file can save it "
+        "again with `AutoModelForImageTextToText.from_pretrained(...).save_pretrained(...)`."
+        if pickled
+        else f"{base} holds {found}; give a checkpoint with model.safetensors."
+    )

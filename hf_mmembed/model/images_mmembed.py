@@ -1,0 +1,205 @@
+"""Opening images that may come from anyone: one RGB picture, or one error that says what is wrong with it.
+
+In: a PIL image, an array or tensor, a local path, or encoded bytes. Out: a `PIL.Image` in mode RGB, upright, first
+frame, transparent parts on white. Nothing is resized here; that is the backbone's own image processor.
+
+Size is checked from the header before a pixel is decoded, only common raster formats are tried (no EPS, which runs
+Ghostscript), and a file that breaks off is an error, never a half-grey picture. This file travels with the checkpoint.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import urllib.request
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+__all__ = ["MAX_ASPECT_RATIO", "MAX_IMAGE_PIXELS", "ImageError", "is_url", "open_image"]
+
+MAX_IMAGE_PIXELS = 89_478_485  # Pillow's own threshold for a possible decompression bomb
+MAX_ASPECT_RATIO = 200  # the limit of Qwen's image processors
+MAX_DOWNLOAD_BYTES = 50_000_000
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+# What Pillow's decoders raise on broken files.
+DECODING_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, struct.error, zlib.error)
+
+
+class ImageError(ValueError):
+    """An image that cannot be embedded; the message says why."""
+
+
+def is_url(source: object) -> bool:
+    """Whether `source` is a string with a URL scheme (`http:`, `data:`, `file:` ...) rather than a local path.
+
+    Example:
+
+        >>> is_url("https://host/a.png"), is_url("data:image/png;base64,AA"), is_url("photos/a.png")
+        (True, True, False)
+    """
+    if not isinstance(source, str):
+        return False
+    scheme, colon, _ = source.partition(":")
+    # One letter is a Windows drive.
+    return bool(colon) and len(scheme) > 1 and scheme.isascii() and scheme.isalnum()
+
+
+def open_image(source: Any, *, allow_urls: bool = False, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+    """Open `source` as an upright RGB picture.
+
+    Args:
+        source (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor`, `str`, `os.PathLike` or `bytes`):
+            Arrays are `(height, width)`, `(height, width, 1|3|4)` or `(1|3|4, height, width)`; for the ambiguous
+            ones numpy arrays are read as channels last and tensors as channels first. Integers are 0 to 255
+            (`uint16`: 0 to 65535), floats 0 to 1. Strings are local paths; bytes are an encoded file.
+        allow_urls (`bool`, defaults to `False`): Fetch `http` and `https` strings, up to 50 MB.
+        max_pixels (`int`, defaults to 89,478,485): Larger pictures are refused before they are decoded.
+
+    Returns:
+        `PIL.Image.Image`: Mode RGB, EXIF orientation applied, first frame of an animation, transparency on white.
+
+    Raises:
+        ImageError: If there is no such file, it is no image of a known format, is broken or breaks off, has more
+            than `max_pixels` pixels or sides more than 200 times apart, or is a URL and `allow_urls` is off.
+
+    Example:
+
+        >>> open_image(np.zeros((2, 3), dtype=np.uint8)).size
+        (3, 2)
+    """
+    if isinstance(source, (np.ndarray, torch.Tensor)):
+        image: Image.Image = _from_array(source)
+    elif isinstance(source, Image.Image):
+        image = source
+    elif is_url(source):
+        image = _from_bytes(_download(source, allow_urls), "the file behind the URL")
+    elif isinstance(source, bytes):
+        image = _from_bytes(source, "the encoded image")
+    elif isinstance(source, (str, os.PathLike)):
+        try:
+            image = Image.open(Path(source), formats=FORMATS)
+        except (*DECODING_ERRORS, Image.DecompressionBombError) as error:
+            raise ImageError(_opening_error(Path(source), error)) from error
+    else:
+        raise ImageError(
+            f"a {type(source).__name__} is no image; give a PIL image, an array, a tensor, a local path or bytes."
+        )
+    _check_size(image, max_pixels)
+    try:
+        image.load()
+        image = ImageOps.exif_transpose(image)
+    except (*DECODING_ERRORS, Image.DecompressionBombError) as error:
+        raise ImageError(f"the picture is broken or breaks off ({type(error).__name__}).") from error
+    return _to_rgb(image)
+
+
+def _opening_error(path: Path, error: BaseException) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return f"{path} has too many pixels ({error})."
+    if isinstance(error, FileNotFoundError):
+        return f"there is no file {path}."
+    if path.is_dir():
+        return f"{path} is a folder, not an image."
+    if path.is_file() and path.stat().st_size == 0:
+        return f"{path} is empty (0 bytes)."
+    return f"{path} is not a readable image of one of the formats {', '.join(FORMATS)} ({type(error).__name__})."
+
+
+def _from_bytes(data: bytes, name: str) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except (*DECODING_ERRORS, Image.DecompressionBombError) as error:
+        raise ImageError(
+            f"{name} ({len(data)} bytes) is not a readable image of one of the formats {', '.join(FORMATS)} "
+            f"({type(error).__name__})."
+        ) from error
+
+
+def _download(url: str, allow_urls: bool) -> bytes:
+    scheme = url.partition(":")[0].lower()
+    if not allow_urls:
+        raise ImageError(
+            f"this is a {scheme} URL, and URLs are not fetched; open it yourself, or create the processor with "
+            "allow_urls=True if you trust every input."
+        )
+    if scheme not in ("http", "https"):
+        raise ImageError(f"a {scheme} URL cannot be fetched; use http or https, or open it yourself.")
+    try:
+        with urllib.request.urlopen(url, timeout=20) as response:
+            data = response.read(MAX_DOWNLOAD_BYTES + 1)
+    except OSError as error:
+        raise ImageError(f"the URL could not be fetched ({error}).") from error
+    if len(data) > MAX_DOWNLOAD_BYTES:
+        raise ImageError(f"the file behind the URL is larger than {MAX_DOWNLOAD_BYTES:,} bytes.")
+    return data
+
+
+def _from_array(array: np.ndarray | torch.Tensor) -> Image.Image:
+    channels_first = isinstance(array, torch.Tensor)
+    values = array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else array
+    shape = tuple(values.shape)
+    if values.ndim == 3:
+        first, last = shape[0] in (1, 3, 4), shape[2] in (1, 3, 4)
+        if not first and not last:
+            raise ImageError(f"an array of shape {shape} is no image; use (height, width, 3) or (3, height, width).")
+        if first and (channels_first or not last):
+            values = values.transpose(1, 2, 0)
+    elif values.ndim != 2:
+        raise ImageError(f"an array of shape {shape} is no image; use (height, width, 3) or (3, height, width).")
+    if 0 in shape:
+        raise ImageError(f"an array of shape {shape} has no pixels.")
+    return Image.fromarray(_to_uint8(values).squeeze(2) if values.shape[2:] == (1,) else _to_uint8(values))
+
+
+def _to_uint8(values: np.ndarray) -> np.ndarray:
+    if values.dtype == np.uint8:
+        return np.ascontiguousarray(values)
+    if values.dtype == np.uint16:
+        return np.round(values / 257).astype(np.uint8)
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8) * 255
+    low, high = float(values.min()), float(values.max())
+    limit = 255 if np.issubdtype(values.dtype, np.integer) else 1
+    if not (low >= 0 and high <= limit):
+        raise ImageError(
+            f"{values.dtype} pixels run from {low:g} to {high:g}; they have to lie between 0 and {limit}."
+        )
+    return np.round(values * (255 / limit)).astype(np.uint8)
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width == 0 or height == 0:
+        raise ImageError(f"the picture is {width}x{height}: it has no pixels.")
+    if width * height > max_pixels:
+        raise ImageError(
+            f"the picture is {width}x{height} = {width * height:,} pixels, the limit is {max_pixels:,}; scale it down."
+        )
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise ImageError(
+            f"the picture is {width}x{height}: one side is more than {MAX_ASPECT_RATIO} times the other; crop it."
+        )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        values = np.asarray(image)
+        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+            raise ImageError(
+                f"the picture has mode {image.mode} and values from {values.min():g} to {values.max():g}, whose "
+                "scale is unknown; save it with 8 or 16 bits per channel."
+            )
+        return Image.fromarray(_to_uint8(values.astype(np.uint16))).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")

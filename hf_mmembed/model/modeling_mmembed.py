@@ -1,0 +1,259 @@
+"""The embedder: a generative multimodal LLM without its head, read out at one place of each row.
+
+In: what `MMEmbedProcessor` returns: `input_ids` and `attention_mask`, both `(batch, seq_len)`, and the backbone's own
+image tensors. Out: [`MMEmbedOutput`], whose `embeddings` are `(batch, dim)`, float32, of unit L2 norm.
+
+One class serves every backbone of transformers: the inner model (`AutoModel`, so no `lm_head` and no logits) is held
+as it is, and its `last_hidden_state` is the state after the final norm, whatever the family. This file travels with
+the checkpoint, so it imports nothing but torch, transformers and its neighbour.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .configuration_mmembed import MMEmbedConfig
+
+__all__ = ["MMEmbedModel", "MMEmbedOutput", "pool"]
+
+IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "image_sizes", "image_grid_thw", "batch_num_images")
+
+# What `SentenceTransformer(dir)` reads: one Transformer module that hands on our `pooler_output`, so that pooling and
+# normalisation have one definition. Truncation and control tokens are the processor's business, hence no suffix repair.
+_READ_POOLER_OUTPUT = {"method": "forward", "method_output_name": "pooler_output"}
+SENTENCE_TRANSFORMERS_FILES: dict[str, Any] = {
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+    ],
+    "sentence_bert_config.json": {
+        "transformer_task": "feature-extraction",
+        "module_output_name": "sentence_embedding",
+        "unpad_inputs": False,
+        "modality_config": {
+            "text": _READ_POOLER_OUTPUT,
+            "image": _READ_POOLER_OUTPUT,
+            "image+text": _READ_POOLER_OUTPUT,
+            "message": {**_READ_POOLER_OUTPUT, "format": "structured"},
+        },
+        "processing_kwargs": {"chat_template": {"restore_suffix": False}},
+    },
+    "config_sentence_transformers.json": {
+        "model_type": "SentenceTransformer",
+        "prompts": {"query": "", "document": ""},
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+    },
+}
+
+
+@dataclass
+class MMEmbedOutput(ModelOutput):
+    """What [`MMEmbedModel`] returns.
+
+    Args:
+        embeddings (`torch.FloatTensor` of shape `(batch, dim)`): Unit L2 norm, float32 whatever the model's dtype.
+        pooler_output (`torch.FloatTensor` of shape `(batch, dim)`): The same tensor, under sentence-transformers' name.
+        last_hidden_state (`torch.FloatTensor` of shape `(batch, seq_len, hidden)`): After the final norm.
+    """
+
+    embeddings: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+
+
+def pool(hidden: torch.Tensor, attention_mask: torch.Tensor | None, pooling: str) -> torch.Tensor:
+    """One vector per row from the states of its real tokens, for left and for right padding alike.
+
+    Args:
+        hidden (`torch.Tensor` of shape `(batch, seq_len, hidden)`): States.
+        attention_mask (`torch.Tensor` of shape `(batch, seq_len)`, *optional*): 1 for real tokens, 0 for padding.
+            Without one, every token is real.
+        pooling (`str`): `"last"` or `"mean"`.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, hidden)`.
+
+    Example:
+
+        >>> hidden = torch.tensor([[[1.0], [3.0], [9.0]]])
+        >>> pool(hidden, torch.tensor([[1, 1, 0]]), "last").item(), pool(hidden, torch.tensor([[1, 1, 0]]), "mean").item()
+        (3.0, 2.0)
+    """
+    if attention_mask is None:
+        return hidden[:, -1] if pooling == "last" else hidden.mean(dim=1)
+    mask = attention_mask.to(hidden.device)
+    if pooling == "mean":
+        weights = mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+    # The last real token has the largest position among the real ones.
+    last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
+
+
+class LinearPatchConv(nn.Conv3d):
+    """A patch embedding's `Conv3d`, computed as the matrix product that it is when each input is one patch.
+
+    The weights keep their name and shape. Several torch/GPU pairs run this convolution 10 to 50,000 times slower than
+    the product (pytorch#174051, transformers#45750), and the product is faster on CPUs too.
+    """
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """`(patches, channels, time, height, width)` → `(patches, dim, 1, 1, 1)`."""
+        if patches.shape[2:] != self.weight.shape[2:]:
+            return super().forward(patches)
+        product = F.linear(patches.flatten(1), self.weight.flatten(1), self.bias)
+        return product.view(-1, self.out_channels, 1, 1, 1)
+
+
+class MMEmbedModel(PreTrainedModel):
+    """A generative multimodal LLM as an embedding model.
+
+    Args:
+        config ([`MMEmbedConfig`]): Holds the backbone's config and how it is read out.
+
+    Example:
+
+    ```python
+    model = AutoModel.from_pretrained(path, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
+    batch = processor(text=["a red circle"], task="query", return_tensors="pt")
+    model(**batch).embeddings  # (1, dim)
+    ```
+    """
+
+    config_class = MMEmbedConfig
+    base_model_prefix = ""
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: MMEmbedConfig) -> None:
+        super().__init__(config)
+        self.backbone = AutoModel.from_config(config.backbone_config)
+        self._read_backbone()
+        self.post_init()
+
+    def _read_backbone(self) -> None:
+        """Prepare the backbone for reading out: what generation needs and an embedder does not is switched off."""
+        for module in self.backbone.modules():
+            if type(module) is nn.Conv3d and module.stride == module.kernel_size and module.padding == (0, 0, 0):
+                module.__class__ = LinearPatchConv
+        if self.config.readout == "pre_mlp":
+            block = self.backbone.get_decoder().layers[-1]
+            if not hasattr(block, "mlp"):
+                raise ValueError(
+                    f"readout 'pre_mlp' needs a last block with an `mlp`, but {type(block).__name__} has none; "
+                    "use readout 'final'."
+                )
+            # The block adds its MLP's output to the state: adding zero leaves the state before the MLP, which the
+            # final norm then takes as usual.
+            block.mlp.forward = torch.zeros_like
+
+    @classmethod
+    def from_backbone(cls, backbone: PreTrainedModel, **config_fields: Any) -> MMEmbedModel:
+        """Wrap an inner model that is already in memory, without copying a weight.
+
+        Args:
+            backbone (`PreTrainedModel`): What `AutoModel.from_pretrained` returns for a generative checkpoint.
+            **config_fields: Fields of [`MMEmbedConfig`], such as `readout` or `pooling`.
+
+        Returns:
+            [`MMEmbedModel`]: In evaluation mode, sharing `backbone`'s tensors.
+        """
+        config = MMEmbedConfig(backbone_config=backbone.config, dtype=backbone.dtype, **config_fields)
+        with torch.device("meta"):
+            model = cls(config)
+        model.backbone = backbone
+        model._read_backbone()
+        return model.eval()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The backbone's token embedding."""
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the backbone's token embedding, as `resize_token_embeddings` does."""
+        self.backbone.set_input_embeddings(value)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        num_images_per_sample: torch.LongTensor | None = None,
+        **kwargs: Any,
+    ) -> MMEmbedOutput:
+        """Embed a batch.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, seq_len)`): Padded on either side.
+            attention_mask (`torch.Tensor` of shape `(batch, seq_len)`): 1 for real tokens, 0 for padding.
+            num_images_per_sample (`torch.LongTensor` of shape `(batch,)`, *optional*): Images of each row. Given by
+                sentence-transformers, which needs it to split a batch; some families take it under another name.
+            **kwargs: The rest of what the processor returned (`pixel_values`, ...), for the backbone.
+
+        Returns:
+            [`MMEmbedOutput`].
+        """
+        if num_images_per_sample is not None:
+            if "batch_num_images" in kwargs:
+                kwargs["batch_num_images"] = num_images_per_sample[num_images_per_sample > 0]
+            if int(num_images_per_sample.sum()) == 0:
+                for name in IMAGE_INPUTS:
+                    kwargs.pop(name, None)
+        kwargs.setdefault("use_cache", False)
+        kwargs["return_dict"] = True
+        states = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
+        pooled = pool(states, attention_mask, self.config.pooling)[:, : self.config.embedding_dim]
+        embeddings = F.normalize(pooled.float(), dim=-1)
+        return MMEmbedOutput(embeddings=embeddings, pooler_output=embeddings, last_hidden_state=states)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """As `PreTrainedModel.from_pretrained`, but it reads safetensors only and refuses incomplete weights.
+
+        transformers fills weights that a checkpoint lacks with random numbers and a warning; an embedder would then
+        return plausible nonsense.
+
+        Raises:
+            OSError: If there is no safetensors file, or one that cannot be read.
+            ValueError: If weights are missing or have the wrong shape.
+        """
+        kwargs["use_safetensors"] = True
+        with_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+        if missing:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: {len(missing)} weights are missing or have another shape than "
+                f"config.json says, the first is {missing[0]!r}. The checkpoint is incomplete or belongs to another "
+                "config; save or download it again."
+            )
+        return (model, info) if with_info else model
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As `PreTrainedModel.save_pretrained`, plus the three files that sentence-transformers needs, where absent.
+
+        Without them sentence-transformers would open the directory with mean pooling and no normalisation.
+        """
+        super().save_pretrained(save_directory, *args, **kwargs)
+        for name, content in SENTENCE_TRANSFORMERS_FILES.items():
+            path = Path(save_directory, name)
+            if not path.exists() and kwargs.get("is_main_process", True):
+                temporary = path.with_name(path.name + ".tmp")
+                temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+                os.replace(temporary, path)
+
+
+MMEmbedModel.register_for_auto_class("AutoModel")

@@ -1,0 +1,330 @@
+"""From texts and images to what the model reads: the hierarchical prompt, rendered by the backbone's own template.
+
+In: `text` and `images` (lists of equal length), or chat conversations. Out: `input_ids` and `attention_mask`, both
+`(batch, seq_len)`, and the image tensors of the backbone's family.
+
+Every way in (`processor(...)`, `apply_chat_template`, sentence-transformers, `hf-mmembed prompt show`) makes the same
+rows and renders them here, so the same input is always the same string. One class serves every family: it rewrites
+the conversation, and leaves the template, the image tokens and the tensors to the family's own processor. This file
+travels with the checkpoint.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import transformers
+from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature
+from transformers.processing_utils import ProcessorMixin
+
+from .images_mmembed import ImageError, open_image
+from .rows_mmembed import HierarchicalPrompt, Row, row_of_conversation, rows_of_lists
+
+__all__ = ["HierarchicalPrompt", "MMEmbedProcessor", "image_only_processor", "load_with_pillow"]
+
+SIZE_OPTIONS = ("truncation", "max_length", "padding", "return_tensors")
+# sentence-transformers passes `task` only to templates that use the variable; this renders nothing.
+TASK_DECLARATION = "{% if task is defined %}{% endif %}"
+
+
+def image_only_processor(name: str) -> type[ProcessorMixin]:
+    """The processor class `transformers.<name>` without its video part, which would require torchvision.
+
+    Raises:
+        ValueError: If this transformers has no such class.
+    """
+    family = getattr(transformers, name, None)
+    if family is None:
+        raise ValueError(f"transformers {transformers.__version__} has no processor class {name!r}; upgrade it.")
+    attributes = [attribute for attribute in family.get_attributes() if "video_processor" not in attribute]
+    body = {"get_attributes": classmethod(lambda cls: list(attributes)), "__module__": family.__module__}
+    return type(family.__name__, (family,), body)
+
+
+def load_with_pillow(processor_class: type[ProcessorMixin], path: Any, **kwargs: Any) -> Any:
+    """`processor_class.from_pretrained(path, **kwargs)` with Pillow's image backend, which needs no torchvision."""
+    shared = {name: value for name, value in kwargs.items() if name not in ("backend", "allow_urls")}
+    image_processor = AutoImageProcessor.from_pretrained(path, backend=kwargs.get("backend", "pil"), **shared)
+    tokenizer = AutoTokenizer.from_pretrained(path, **shared)
+    fields, options = processor_class.get_processor_dict(path, **kwargs)
+    return processor_class.from_args_and_dict([image_processor, tokenizer], fields, **options)
+
+
+class MMEmbedProcessor(ProcessorMixin):
+    """Renders the hierarchical prompt and prepares tensors, for every backbone family.
+
+    Args:
+        image_processor: The family's image processor.
+        tokenizer: The backbone's tokenizer.
+        chat_template (`str`, *optional*): The backbone's own template. Defaults to the tokenizer's.
+        backbone_processor_class (`str`): Name of the family's processor class, such as `"Qwen2VLProcessor"`.
+        backbone_processor_kwargs (`dict`, *optional*): What that class needs besides (patch size, image length ...).
+        prompt ([`HierarchicalPrompt`] or `dict`): The words around every input.
+        allow_urls (`bool`, defaults to `False`): Fetch images given as `http(s)` strings. Never stored.
+
+    Example:
+
+    ```python
+    batch = processor(text=["a red circle", None], images=[None, picture], task="query", return_tensors="pt")
+    ```
+    """
+
+    # Positional-or-keyword throughout: `ProcessorMixin` reads the argument names back from the code object.
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        chat_template: str | dict[str, str] | None = None,
+        backbone_processor_class: str | None = None,
+        backbone_processor_kwargs: dict[str, Any] | None = None,
+        prompt: HierarchicalPrompt | dict[str, Any] | None = None,
+        allow_urls: bool = False,
+    ) -> None:
+        if backbone_processor_class is None or prompt is None:
+            raise ValueError(
+                "an MMEmbedProcessor needs `backbone_processor_class` and `prompt`; make one with convert."
+            )
+        native = chat_template or tokenizer.chat_template
+        if isinstance(native, dict):
+            native = native["default"]
+        if native is None:
+            raise ValueError("the backbone has no chat template; set `tokenizer.chat_template` before converting.")
+        native = native.removeprefix(TASK_DECLARATION)
+        super().__init__(image_processor, tokenizer, chat_template=TASK_DECLARATION + native)
+        self.backbone_processor_class = backbone_processor_class
+        self.backbone_processor_kwargs = backbone_processor_kwargs or {}
+        self.prompt = HierarchicalPrompt(**prompt) if isinstance(prompt, dict) else prompt
+        self.allow_urls = allow_urls
+        self.backbone_processor = image_only_processor(backbone_processor_class)(
+            image_processor=image_processor,
+            tokenizer=tokenizer,
+            chat_template=native,
+            **self.backbone_processor_kwargs,
+        )
+        self._control_tokens = _control_token_pattern(self.backbone_processor, native)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `ProcessorMixin.from_pretrained`, with Pillow's image backend: the same pixels on every machine."""
+        return load_with_pillow(cls, pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in `ProcessorMixin`; a checkpoint cannot switch `allow_urls` on, only the caller can."""
+        processor_dict = {name: value for name, value in processor_dict.items() if name != "allow_urls"}
+        return super().from_args_and_dict(args, processor_dict, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `processor_config.json` holds."""
+        stored = copy.copy(self)
+        for name in ("backbone_processor", "_control_tokens", "allow_urls"):
+            del stored.__dict__[name]
+        return {**super(MMEmbedProcessor, stored).to_dict(), "prompt": asdict(self.prompt)}
+
+    def __call__(
+        self,
+        images: Sequence[Any] | Any | None = None,
+        text: Sequence[str | None] | str | None = None,
+        task: str | None = None,
+        instruction: Sequence[str | None] | str | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Prepare a batch.
+
+        Args:
+            images (*optional*): Per input None, one image or a list of images (PIL, array, tensor or local path).
+            text (`list[str | None]`, *optional*): Per input a text or None. Always taken as text, never as a path.
+            task (`str`, *optional*): `"query"` or `"document"`, for the whole batch. Defaults to a document.
+            instruction (`str` or `list[str | None]`, *optional*): One for all inputs, or one per input.
+            **kwargs: For the family's processor, such as `return_tensors="pt"`, `padding`, `max_length` (defaults to
+                the tokenizer's `model_max_length`) or `truncation` (defaults to True: the text is cut at its end).
+
+        Returns:
+            `BatchFeature`: `input_ids` and `attention_mask` `(batch, seq_len)`, and the image tensors.
+
+        Raises:
+            ValueError: If the batch is empty, the lists differ in length, a row has neither text nor image, or does
+                not fit into `max_length` even without its text; an [`ImageError`] if an image cannot be used.
+        """
+        return self._encode(rows_of_lists(text, images, instruction), task, kwargs)
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Any],
+        chat_template: str | None = None,
+        *,
+        task: str | None = None,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        return_tensors: Any = None,
+        processor_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Rewrite conversations to the hierarchical prompt and render them with the backbone's own template.
+
+        A `system` message is the instruction, `user` messages are the content. The generation prompt is always added:
+        its last token is the one that is pooled.
+
+        Args:
+            conversation: One conversation (a list of messages) or a list of them.
+            chat_template (`str`, *optional*): Not accepted: the template belongs to the backbone.
+            task (`str`, *optional*): `"query"` or `"document"`. Defaults to a document.
+            tokenize (`bool`, defaults to `False`): Return tensors rather than strings.
+            return_dict (`bool`, defaults to `False`): With `tokenize`, return everything rather than `input_ids`.
+            return_tensors (*optional*): Such as `"pt"`.
+            processor_kwargs (`dict`, *optional*): As for [`~MMEmbedProcessor.__call__`].
+            **kwargs: The same; what `apply_chat_template` of transformers takes besides is fixed here and ignored.
+
+        Returns:
+            `str`, `list[str]`, `BatchFeature` or `input_ids`.
+
+        Raises:
+            ValueError: If a message has another role than `system` or `user` or holds something but text and images.
+        """
+        if chat_template is not None and chat_template not in (self.chat_template, "default"):
+            raise ValueError("an embedder renders the backbone's own chat template; `chat_template` cannot be given.")
+        for fixed in ("add_generation_prompt", "sanitize_control_tokens", "continue_final_message", "tools",
+                      "documents", "return_assistant_tokens_mask", "load_audio_from_video"):  # fmt: skip
+            kwargs.pop(fixed, None)
+        if not conversation:
+            raise ValueError("there is nothing to embed: the list of conversations is empty.")
+        batched = not isinstance(conversation[0], Mapping)
+        rows = [row_of_conversation(c, i) for i, c in enumerate(conversation if batched else [conversation])]
+        if not tokenize:
+            rendered = self.render(rows, task)
+            return rendered if batched else rendered[0]
+        options = {**(processor_kwargs or {}), **kwargs}
+        if return_tensors not in (None, "auto"):
+            options["return_tensors"] = return_tensors
+        batch = self._encode(rows, task, options)
+        return batch if return_dict else batch["input_ids"]
+
+    def render(self, rows: Sequence[Row], task: str | None = None) -> list[str]:
+        """The string of every row, one placeholder per image, before images are expanded to their tokens.
+
+        Args:
+            rows (`Sequence[Row]`): Inputs.
+            task (`str`, *optional*): `"query"` or `"document"`. Defaults to a document.
+
+        Returns:
+            `list[str]`: One string per row.
+
+        Raises:
+            ValueError: If `task` is unknown or a row renders to nothing at all.
+        """
+        contents = [self._content(row, task) for row in rows]
+        if self.prompt.chat:
+            return self.backbone_processor.apply_chat_template(
+                [self._messages(row, content) for row, content in zip(rows, contents, strict=True)],
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        if "" in contents:
+            raise ValueError(f"input {contents.index('')} is empty, and its prompt has no words: nothing to embed.")
+        return contents
+
+    def _content(self, row: Row, task: str | None) -> str:
+        """Everything in the user turn that is text: inline images, instruction, text, representation prompt."""
+        instruction, text = (self._neutralised(part or "") for part in (row.instruction, row.text))
+        between = "" if not (instruction and text) or instruction[-1].isspace() else self.prompt.separator
+        words = instruction + between + text
+        if row.images and self.prompt.image_style != "template":
+            token = self.backbone_processor.image_token
+            if token == "<|image_pad|>" and self.prompt.image_style == "inline":
+                token = f"<|vision_start|>{token}<|vision_end|>"
+            words = token * len(row.images) + (self.prompt.separator + words if words else "")
+        return words + self.prompt.ending(task, has_image=bool(row.images))
+
+    def _messages(self, row: Row, content: str) -> list[dict[str, Any]]:
+        blocks = [{"type": "image"} for _ in row.images] if self.prompt.image_style == "template" else []
+        if content:
+            blocks.append({"type": "text", "text": content})
+        messages = [{"role": "user", "content": blocks}]
+        if self.prompt.system:
+            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": self.prompt.system}]})
+        return messages
+
+    def _neutralised(self, text: str) -> str:
+        """`text` with a space inside every control token, so that it is read as words and never obeyed."""
+        return self._control_tokens.sub(lambda match: f"{match[0][:1]} {match[0][1:]}", text)
+
+    def _encode(self, rows: list[Row], task: str | None, options: dict[str, Any]) -> BatchFeature:
+        rows = [self._with_open_images(row, index) for index, row in enumerate(rows)]
+        options, limit = self._without_truncation(options)
+        batch = self._tokenize(rows, task, options)
+        while over := _longer_than(limit, batch):
+            for index, length in over.items():
+                rows[index] = self._shortened(rows[index], task, index, length, limit)
+            batch = self._tokenize(rows, task, options)
+        return batch
+
+    def _with_open_images(self, row: Row, index: int) -> Row:
+        opened = []
+        for position, image in enumerate(row.images):
+            try:
+                opened.append(open_image(image, allow_urls=self.allow_urls))
+            except ImageError as error:
+                which = f"image {position} of input {index}" if len(row.images) > 1 else f"the image of input {index}"
+                raise ImageError(f"{which}: {error}") from error
+        return replace(row, images=tuple(opened))
+
+    def _without_truncation(self, options: dict[str, Any]) -> tuple[dict[str, Any], float]:
+        """Take truncation out of the options: the family's processor would cut wherever the limit falls."""
+        options = {name: dict(value) if name.endswith("_kwargs") else value for name, value in options.items()}
+        buckets = (options.pop("common_kwargs", {}), options.pop("text_kwargs", {}), options)
+        found = {name: bucket.pop(name) for name in SIZE_OPTIONS for bucket in buckets if name in bucket}
+        common, text_options, options = buckets
+        found.setdefault("padding", True)
+        wanted = found.pop("truncation", True) not in (False, None, "do_not_truncate")
+        limit = found.pop("max_length", None) or self.tokenizer.model_max_length
+        text_options = {**text_options, "padding": found["padding"], "truncation": False}
+        if found["padding"] == "max_length":
+            text_options["max_length"] = limit
+        if "return_tensors" in found:
+            options["return_tensors"] = found["return_tensors"]
+        return {**common, **options, "text_kwargs": text_options}, limit if wanted else math.inf
+
+    def _tokenize(self, rows: list[Row], task: str | None, options: dict[str, Any]) -> BatchFeature:
+        strings = self.render(rows, task)
+        bos = self.tokenizer.bos_token
+        if bos is not None and strings[0].startswith(bos):
+            options = {**options, "text_kwargs": {**options["text_kwargs"], "add_special_tokens": False}}
+        images = [list(row.images) for row in rows] if any(row.images for row in rows) else None
+        return self.backbone_processor(images=images, text=strings, **options)
+
+    def _shortened(self, row: Row, task: str | None, index: int, length: int, limit: float) -> Row:
+        """`row` with its text cut at the end, so that about `length - limit` tokens go."""
+        text = row.text or ""
+        tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        keep = len(tokens["input_ids"]) - int(length - limit)
+        if keep < 0 or not text:
+            raise ValueError(
+                f"input {index} takes {length} tokens, {length - len(tokens['input_ids'])} of them without its text "
+                f"(prompt, instruction and {len(row.images)} images), but the limit is {limit:g}. Use fewer or smaller "
+                "images, a shorter instruction or a higher max_length."
+            )
+        end = tokens["offset_mapping"][keep - 1][1] if keep else 0
+        return replace(row, text=text[: min(end, len(text) - 1)])
+
+
+def _control_token_pattern(processor: ProcessorMixin, template: str) -> re.Pattern[str]:
+    """Matches what only the template may write: special tokens, and other added tokens that the template uses."""
+    added = processor.tokenizer.added_tokens_decoder.values()
+    tokens = {t.content for t in added if t.special or (t.content in template and not t.content.isspace())}
+    tokens.update(processor.all_special_multimodal_tokens)
+    return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) or r"(?!)")
+
+
+def _longer_than(limit: float, batch: BatchFeature) -> dict[int, int]:
+    """The rows of a batch that have more real tokens than `limit`, with their number of tokens."""
+    lengths = [int(np.sum(np.asarray(mask))) for mask in batch["attention_mask"]]
+    return {index: length for index, length in enumerate(lengths) if length > limit}
+
+
+MMEmbedProcessor.register_for_auto_class()

@@ -1,0 +1,191 @@
+"""What one input is, and the words that the prompt puts around it.
+
+In: lists of texts and images, or chat conversations. Out: [`Row`]s, checked one by one, so that an input that cannot
+be embedded is an error that names it. [`HierarchicalPrompt`] is what a checkpoint stores. This file travels with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["HierarchicalPrompt", "Row", "row_of_conversation", "rows_of_lists"]
+
+TASKS = ("query", "document")
+IMAGE_STYLES = ("template", "inline", "bare")
+
+
+@dataclass(frozen=True)
+class HierarchicalPrompt:
+    """The words around every input: a system prompt for both sides and a representation prompt for queries.
+
+    The hierarchical prompt is that of Ju and Lee (arXiv 2508.00955, Gen2Embed repository); the three switches below
+    let the same class write the prompts of other methods.
+
+    Args:
+        system (`str`): System prompt of every input. Empty: none is sent, and the backbone's template decides.
+        represent_text (`str`): Ends the user turn of a query without image.
+        represent_image (`str`): Ends the user turn of a query with an image.
+        represent_documents (`bool`, defaults to `False`): The representation prompt ends documents too.
+        image_style (`str`, defaults to `"template"`): `"template"`: images are written by the backbone's chat
+            template; `"inline"`: as text, in the backbone's own notation, followed by `separator`; `"bare"`: as
+            `"inline"`, without Qwen's `<|vision_start|>` and `<|vision_end|>`.
+        chat (`bool`, defaults to `True`): Render with the chat template. Otherwise only the user's content is left.
+        separator (`str`, defaults to a line break): Stands between images and text that are not written by the
+            template, and between instruction and text unless the instruction ends in white space.
+
+    Example:
+
+        >>> HierarchicalPrompt("One word.", "\\nText:", "\\nImage:").ending("query", has_image=True)
+        '\\nImage:'
+    """
+
+    system: str
+    represent_text: str
+    represent_image: str
+    represent_documents: bool = False
+    image_style: str = "template"
+    chat: bool = True
+    separator: str = "\n"
+
+    def __post_init__(self) -> None:
+        if self.image_style not in IMAGE_STYLES:
+            raise ValueError(f"image_style is {self.image_style!r}; use one of {', '.join(map(repr, IMAGE_STYLES))}.")
+        if not self.chat and (self.system or self.image_style == "template"):
+            raise ValueError(
+                "a prompt with chat=False has no turns: leave `system` empty and set image_style to 'inline' or 'bare'."
+            )
+
+    def ending(self, task: str | None, has_image: bool) -> str:
+        """The representation prompt of an input; empty where it has none.
+
+        Args:
+            task (`str`, *optional*): `"query"` or `"document"`; none counts as a document.
+            has_image (`bool`): Whether the input holds an image.
+
+        Raises:
+            ValueError: If `task` is something else.
+        """
+        if task is not None and task not in TASKS:
+            raise ValueError(f"task is {task!r}; use 'query', 'document' or None (which is 'document').")
+        if task != "query" and not self.represent_documents:
+            return ""
+        return self.represent_image if has_image else self.represent_text
+
+
+@dataclass(frozen=True)
+class Row:
+    """One input: its images, its instruction and its text, each of which may be missing, but not all."""
+
+    images: tuple[Any, ...] = ()
+    text: str | None = None
+    instruction: str | None = None
+
+
+def rows_of_lists(text: Any, images: Any, instruction: Any) -> list[Row]:
+    """One row per input from parallel lists; what stands alone counts as a list of one.
+
+    Args:
+        text (`list[str | None]` or `str`, *optional*): Texts.
+        images (*optional*): Per input None, one image or a list of images.
+        instruction (`list[str | None]` or `str`, *optional*): One per input, or one for all.
+
+    Returns:
+        `list[Row]`.
+
+    Raises:
+        ValueError: If there is no input, the lists differ in length, or an input has neither text nor image.
+
+    Example:
+
+        >>> rows_of_lists(["a cat", "a dog"], None, "Find:")[1]
+        Row(images=(), text='a dog', instruction='Find:')
+    """
+    if text is None and images is None:
+        raise ValueError("there is nothing to embed: both `text` and `images` are None.")
+    texts = None if text is None else _listed(text, "text")
+    pictures = None if images is None else _listed(images, "images")
+    if texts is not None and pictures is not None and len(texts) != len(pictures):
+        raise ValueError(
+            f"`text` has {len(texts)} elements and `images` {len(pictures)}; both need one per input, None where "
+            "an input has no text or no image."
+        )
+    count = len(texts if texts is not None else pictures or [])
+    instructions = [instruction] * count if instruction is None or isinstance(instruction, str) else list(instruction)
+    if len(instructions) != count:
+        raise ValueError(f"`instruction` has {len(instructions)} elements for {count} inputs.")
+    rows = []
+    for index in range(count):
+        for name, value in (
+            ("text", texts[index] if texts is not None else None),
+            ("instruction", instructions[index]),
+        ):
+            if value is not None and not isinstance(value, str):
+                raise ValueError(f"the {name} of input {index} is a {type(value).__name__}; give a string or None.")
+        row_text = texts[index] if texts is not None else None
+        row_images = pictures[index] if pictures is not None else None
+        if not isinstance(row_images, (list, tuple)):
+            row_images = () if row_images is None else (row_images,)
+        if row_text is None and not row_images:
+            raise ValueError(f"input {index} has neither a text nor an image; leave it out.")
+        rows.append(Row(tuple(row_images), row_text, instructions[index]))
+    return rows
+
+
+def row_of_conversation(conversation: Sequence[Mapping[str, Any]], index: int) -> Row:
+    """One row from a chat conversation; the words of several messages or blocks are joined by line breaks.
+
+    Args:
+        conversation (`list[dict]`): `system` messages hold the instruction, `user` messages text and images.
+        index (`int`): The conversation's place in its batch, for error messages.
+
+    Returns:
+        [`Row`].
+
+    Raises:
+        ValueError: If a message has another role, or something in it is neither text nor image.
+
+    Example:
+
+        >>> row_of_conversation([{"role": "system", "content": "Find:"}, {"role": "user", "content": "a cat"}], 0)
+        Row(images=(), text='a cat', instruction='Find:')
+    """
+    images: list[Any] = []
+    words: dict[str, list[str]] = {"system": [], "user": []}
+    for message in conversation:
+        role, content = message.get("role", ""), message.get("content")
+        if role not in words:
+            raise ValueError(
+                f"input {index} has a message of role {role!r}; an input is made of `user` messages and, as its "
+                "instruction, a `system` message."
+            )
+        blocks: Sequence[Mapping[str, Any]]
+        blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+        for block in blocks:
+            kind = block.get("type")
+            source = next((block[key] for key in ("image", "path", "url") if block.get(key) is not None), None)
+            if kind == "text" and isinstance(block.get("text"), str):
+                words[role].append(block["text"])
+            elif kind == "image" and role == "user" and source is not None:
+                images.append(source)
+            elif kind == "image_url" and role == "user":
+                images.append(block["image_url"]["url"])
+            else:
+                raise ValueError(
+                    f"input {index} has a block of type {kind!r} with {sorted(set(block) - {'type'})} in a {role} "
+                    "message; give text as {'type': 'text', 'text': ...} and images, in user messages only, as "
+                    "{'type': 'image', 'image': ...}."
+                )
+    text = "\n".join(words["user"]) if words["user"] else None
+    if text is None and not images:
+        raise ValueError(f"input {index} has neither a text nor an image; leave it out.")
+    return Row(tuple(images), text, "\n".join(words["system"]) or None)
+
+
+def _listed(value: Any, name: str) -> list[Any]:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        return [value]
+    if not value:
+        raise ValueError(f"there is nothing to embed: `{name}` is an empty list.")
+    return list(value)

@@ -1,0 +1,172 @@
+"""Everything that can be embedded, as chat messages.
+
+In: whatever a user passes to :meth:`hf_mmembed.MMEmbedder.encode`. Out: one conversation per input, the form in which
+sentence-transformers, the processor and the backbone's own chat template all read it. A string is always text here,
+also where it is the path of an existing picture, a URL or a control token: nothing is opened, fetched or obeyed.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .model.images_mmembed import FORMATS, is_url, open_image
+
+__all__ = ["as_messages", "picture_size", "pictures", "texts"]
+
+KEYS = ("text", "image", "instruction")
+IMAGE_TYPES = (Image.Image, np.ndarray, torch.Tensor)
+
+Messages = list[dict[str, Any]]
+
+
+def as_messages(item: Any, *, index: int = 0, instruction: str | None = None) -> Messages:
+    """One input as a conversation: an optional instruction (system turn), then pictures and text (user turn).
+
+    Args:
+        item: a ``str`` (always text), a picture (PIL image, ``np.ndarray`` or ``torch.Tensor`` of three axes), a dict
+            with some of the keys ``text``, ``image`` and ``instruction``, where ``image`` is a picture, a local path,
+            the bytes of an image file or a list of these, or chat messages (one ``{"role", "content"}`` dict or a list of them), which are
+            passed on as they are. A key whose value is None counts as absent. An empty string is a valid text: the
+            model reads its prompt with nothing in it.
+        index: the position of ``item`` among the inputs, for error messages.
+        instruction: what to do with the input, where it does not say so itself (its own ``instruction``, the empty
+            one too, or a system turn).
+
+    Raises:
+        ValueError: the input is None or holds neither text nor image, is of another type, has unknown keys, or its
+            text or instruction is not a string. The message names ``index``.
+
+    Example:
+        >>> as_messages("a red circle", instruction="Find the picture.")
+        ... # doctest: +NORMALIZE_WHITESPACE
+        [{'role': 'system', 'content': [{'type': 'text', 'text': 'Find the picture.'}]},
+         {'role': 'user', 'content': [{'type': 'text', 'text': 'a red circle'}]}]
+    """
+    if isinstance(item, str):
+        return _conversation(item, [], instruction)
+    if isinstance(item, IMAGE_TYPES):
+        return _conversation(None, [_checked_image(item, index)], instruction)
+    if _is_message(item) or (isinstance(item, list) and item and all(_is_message(turn) for turn in item)):
+        return _with_instruction(_checked_turns([item] if _is_message(item) else item, index), instruction)
+    if isinstance(item, Mapping):
+        return _from_mapping(item, index, instruction)
+    raise ValueError(
+        f"inputs[{index}] is {_describe(item)}, which cannot be embedded. Pass a string, a picture (PIL image, array, "
+        f"tensor), a dict with keys from {list(KEYS)}, or chat messages. The path of a picture goes into a dict: "
+        '{"image": path}.'
+    )
+
+
+def _is_message(item: Any) -> bool:
+    """Whether ``item`` is one turn of a chat: a dict with ``role`` and ``content``."""
+    return isinstance(item, Mapping) and "role" in item and "content" in item
+
+
+def pictures(messages: Messages) -> Iterator[Any]:
+    """The pictures of a conversation, in reading order."""
+    return (part["image"] for part in _parts(messages) if part.get("type") == "image" and "image" in part)
+
+
+def texts(messages: Messages) -> Iterator[str]:
+    """The texts of a conversation, instruction first, in reading order."""
+    return (part["text"] for part in _parts(messages) if part.get("type") == "text")
+
+
+def _parts(messages: Messages) -> Iterator[Mapping[str, Any]]:
+    for message in messages:
+        content = message["content"]
+        yield from [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def picture_size(picture: Any) -> tuple[int, int] | None:
+    """Height and width of a picture in pixels, from the header of a file; None for a URL, which is not asked.
+
+    Raises:
+        hf_mmembed.model.images_mmembed.ImageError: the picture cannot be opened.
+
+    Example:
+        >>> picture_size(np.zeros((3, 20, 30))), picture_size(np.zeros((20, 30, 3)))
+        ((20, 30), (20, 30))
+    """
+    if isinstance(picture, (np.ndarray, torch.Tensor)):
+        shape = tuple(picture.shape)
+        return (shape[0], shape[1]) if len(shape) == 2 or shape[2] in (1, 3, 4) else (shape[1], shape[2])
+    if is_url(picture):
+        return None
+    if not isinstance(picture, Image.Image):
+        file = io.BytesIO(picture) if isinstance(picture, bytes) else picture
+        try:
+            with Image.open(file, formats=FORMATS) as header:
+                return header.height, header.width
+        except OSError:
+            picture = open_image(picture)
+    return picture.height, picture.width
+
+
+def _from_mapping(item: Mapping[str, Any], index: int, instruction: str | None) -> Messages:
+    unknown = sorted(set(map(str, item)) - set(KEYS))
+    if unknown:
+        raise ValueError(f"inputs[{index}] has the unknown keys {unknown}; an input may have the keys {list(KEYS)}.")
+    text, image = item.get("text"), item.get("image")
+    if item.get("instruction") is not None:
+        instruction = item["instruction"]
+    for key, value in (("text", text), ("instruction", instruction)):
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"inputs[{index}][{key!r}] is {_describe(value)}; it must be a string or None.")
+    images = [] if image is None else list(image) if isinstance(image, (list, tuple)) else [image]
+    if text is None and not images:
+        raise ValueError(f"inputs[{index}] has neither text nor image; give at least one of them.")
+    return _conversation(text, [_checked_image(image, index) for image in images], instruction)
+
+
+def _checked_turns(turns: list[Mapping[str, Any]], index: int) -> Messages:
+    for turn in turns:
+        content = turn["content"]
+        if isinstance(content, str):
+            continue
+        if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
+            raise ValueError(f"inputs[{index}] has a {turn['role']} turn whose content is neither text nor parts.")
+        for part in content:
+            if part.get("type") == "text" and not isinstance(part.get("text"), str):
+                raise ValueError(f"inputs[{index}] has a text part whose text is {_describe(part.get('text'))}.")
+            if part.get("type") == "image" and "image" in part:
+                _checked_image(part["image"], index)
+    return [dict(turn) for turn in turns]
+
+
+def _checked_image(image: Any, index: int) -> Any:
+    if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim not in (2, 3):
+        raise ValueError(
+            f"inputs[{index}] holds an array of shape {tuple(image.shape)}; a picture has the axes (height, width), "
+            "(height, width, channels) or (channels, height, width). Pass several pictures as a list of inputs."
+        )
+    if not isinstance(image, (*IMAGE_TYPES, str, bytes, os.PathLike)):
+        raise ValueError(
+            f"inputs[{index}] has {_describe(image)} for a picture; pass a PIL image, an array, a tensor, a local path "
+            "or the bytes of an image file."
+        )
+    return os.fspath(image) if isinstance(image, os.PathLike) else image
+
+
+def _conversation(text: str | None, images: list[Any], instruction: str | None) -> Messages:
+    content = [{"type": "image", "image": image} for image in images]
+    if text is not None:
+        content.append({"type": "text", "text": text})
+    return _with_instruction([{"role": "user", "content": content}], instruction)
+
+
+def _with_instruction(messages: Messages, instruction: str | None) -> Messages:
+    if not instruction or any(message["role"] == "system" for message in messages):
+        return messages
+    return [{"role": "system", "content": [{"type": "text", "text": instruction}]}, *messages]
+
+
+def _describe(value: Any) -> str:
+    return "None" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"

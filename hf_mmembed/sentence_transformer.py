@@ -1,0 +1,357 @@
+"""The embedder for daily use: a `SentenceTransformer` that takes instructions and never takes a text for a picture.
+
+In: texts, pictures, both, or chat messages. Out: embeddings of shape ``(inputs, dim)``, unit L2 norm, in input order.
+
+Loading, saving, prompts, precision, process pools, similarity, training and evaluation are sentence-transformers' own.
+What is replaced is its inner loop: identical inputs are embedded once, a batch holds a bounded number of tokens, and
+pictures are decoded in threads while the model runs.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import batch_to_device, truncate_embeddings
+from sentence_transformers.util.decorators import deprecated_kwargs
+from torch import Tensor
+from torch.nn.functional import normalize
+from tqdm.auto import tqdm
+from transformers.utils import find_adapter_config_file
+
+from .batching import plan_batches, prefetch, text_tokens
+from .duplicates import unique_inputs
+from .inputs import as_messages, picture_size, pictures, texts
+from .model.images_mmembed import ImageError, open_image
+
+__all__ = ["TOKEN_BUDGET", "MMEmbedder"]
+
+TOKEN_BUDGET = 16_384
+PREPARED_BATCHES = 2
+# What `quantize_embeddings` returns for each precision; the binary ones hold eight dimensions in a byte.
+DTYPE_OF_PRECISION = {"float32": "float32", "int8": "int8", "uint8": "uint8", "binary": "int8", "ubinary": "uint8"}
+
+# A fast tokenizer keeps its padding and truncation settings as state: two threads would mix up each other's.
+_TOKENIZER_LOCK = threading.Lock()
+# A PIL image cannot be decoded by two threads at once; the same object may stand in several inputs.
+_PICTURE_LOCKS = [threading.Lock() for _ in range(64)]
+
+
+@dataclass(frozen=True)
+class _Conversation:
+    """An input on its way to the model: its chat messages, and its place among the caller's inputs for errors."""
+
+    index: int
+    messages: list[dict[str, Any]]
+
+
+class MMEmbedder(SentenceTransformer):
+    """Embed texts, pictures and both with a converted multimodal LLM.
+
+    Takes the arguments of `SentenceTransformer` and opens the same directories with the same numbers: a checkpoint
+    written by ``hf-mmembed convert``, a repository of one on the Hub, or a PEFT adapter over one. No remote code runs:
+    the installed classes of ``hf_mmembed`` are used even with ``trust_remote_code=True``.
+
+    Beyond `SentenceTransformer`:
+
+    - strings are always text, never opened as a path or fetched as a URL, and control tokens in them are words;
+    - ``{"text": ..., "image": ..., "instruction": ...}`` gives one input its own instruction;
+    - identical inputs are embedded once;
+    - embeddings have unit L2 norm, also with ``truncate_dim``.
+
+    Args:
+        model_name_or_path: directory or Hub id.
+        **kwargs: see `sentence_transformers.SentenceTransformer`.
+
+    Raises:
+        ValueError: the checkpoint is no embedder (it was never converted), or cannot read chat messages.
+
+    Example:
+        ::
+
+            from hf_mmembed import MMEmbedder
+
+            model = MMEmbedder("path/of/a/converted/checkpoint")
+            queries = model.encode_query(["a red circle", {"image": "sketch.png", "text": "the same in blue"}])
+            documents = model.encode_document([picture, {"image": "photo.jpg"}])
+            model.similarity(queries, documents)  # (2, 2)
+    """
+
+    def _post_init(self) -> None:
+        super()._post_init()
+        if "message" not in self.modalities:
+            raise ValueError(
+                f"this checkpoint takes the inputs {self.modalities} and no chat messages, so it is no embedder of "
+                "hf_mmembed. Open it with SentenceTransformer, or convert a multimodal LLM: `hf-mmembed convert BASE "
+                "OUT`."
+            )
+
+    def _load_default_modules(self, model_name_or_path: str, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Called for a directory without ``modules.json``: a PEFT adapter over an embedder, or no embedder at all."""
+        where = {"cache_dir": kwargs["cache_folder"]} | {
+            k: kwargs[k] for k in ("token", "revision", "local_files_only")
+        }
+        if find_adapter_config_file(model_name_or_path, **where) is None:
+            raise ValueError(
+                f"{model_name_or_path} has no modules.json, so it is not an embedder: sentence-transformers would "
+                "average its hidden states, with the wrong prompt. Convert it first: `hf-mmembed convert "
+                f"{model_name_or_path} OUT`."
+            )
+        from peft import PeftConfig
+
+        adapter = PeftConfig.from_pretrained(model_name_or_path, **where)
+        modules, module_kwargs = self._load_config_modules(
+            adapter.base_model_name_or_path, **{**kwargs, "revision": adapter.revision}
+        )
+        transformer = next(iter(modules.values()))
+        transformer.model.load_adapter(model_name_or_path, adapter_kwargs=where)
+        return modules, module_kwargs
+
+    def get_model_kwargs(self) -> list[str]:
+        """Names of the further keyword arguments of `encode`, as in `SentenceTransformer`."""
+        return [*super().get_model_kwargs(), "token_budget"]
+
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Features of a batch, as in `SentenceTransformer`, from anything that `encode` takes."""
+        messages = [as_messages(item, index=index, instruction=prompt) for index, item in enumerate(inputs)]
+        return super().preprocess(messages, **kwargs)
+
+    @torch.inference_mode()
+    @deprecated_kwargs(sentences="inputs")
+    def encode(  # type: ignore[override]  # one signature instead of its eleven overloads
+        self,
+        inputs: Any,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        output_value: Literal["sentence_embedding", "token_embeddings"] | None = "sentence_embedding",
+        precision: Literal["float32", "int8", "uint8", "binary", "ubinary"] = "float32",
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: str | list[str | torch.device] | None = None,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        pool: dict[Literal["input", "output", "processes"], Any] | None = None,
+        chunk_size: int | None = None,
+        *,
+        task: Literal["query", "document"] | None = None,
+        instruction: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Embed one input or a list of inputs.
+
+        Everything that `SentenceTransformer.encode` takes means the same here, and `encode_query` and
+        `encode_document` pass on what they are given.
+
+        Args:
+            inputs: a string (always text), a picture (PIL image, array, tensor), a dict with some of the keys
+                ``text``, ``image`` (a picture, a local path, or a list) and ``instruction``, or chat messages; or a
+                list that mixes them. An empty string is embedded as the prompt with nothing in it.
+            prompt_name: name of a prompt stored in the checkpoint, used as the instruction. `encode_query` takes
+                ``"query"``, `encode_document` ``"document"``. Defaults to ``default_prompt_name``, usually none.
+            prompt: the instruction, as sentence-transformers calls it.
+            batch_size: at most this many inputs in a batch. Defaults to 32.
+            output_value: ``"sentence_embedding"``; ``"token_embeddings"`` for the last hidden states of the real
+                tokens, one ``(tokens, hidden)`` tensor per input; or None for a dict of all features per input.
+            truncate_dim: keep this many leading dimensions, renormalised to unit length.
+            device: a device, or a list of them to encode in one process each.
+            task: ``"query"`` or ``"document"``: which representation prompt ends the input. Defaults to a document's.
+            instruction: what to do with the inputs, for instance "Find a picture of the same scene."; takes the
+                place of a stored prompt. An input with an ``instruction`` of its own, or a system message, keeps it.
+            **kwargs: ``token_budget``, the most tokens in a batch, text and visual, padding included (an estimate;
+                an input larger than that is a batch of its own; defaults to 16,384), and ``processing_kwargs``.
+
+        Returns:
+            An array of shape ``(inputs, dim)``, or ``(dim,)`` for one input; a tensor with ``convert_to_tensor``, a
+            list of tensors without ``convert_to_numpy``. No input gives shape ``(0, dim)``.
+
+        Raises:
+            ValueError: an input cannot be embedded (the message says which and why), both ``prompt`` and
+                ``instruction`` are given, or an option has a value that sentence-transformers does not know.
+        """
+        if instruction is not None and prompt is not None:
+            raise ValueError("`prompt` and `instruction` are two names of the same thing; give one of them.")
+        if instruction is None:
+            instruction = self._resolve_prompt(prompt, prompt_name)
+        singular = self.is_singular_input(inputs)
+        items = [inputs] if singular else inputs.tolist() if isinstance(inputs, np.ndarray) else list(inputs)
+        messages = [as_messages(item, index=index, instruction=instruction) for index, item in enumerate(items)]
+        firsts, places = unique_inputs(messages)
+        embeddings = super().encode(
+            [_Conversation(index, messages[index]) for index in firsts],  # type: ignore[arg-type]
+            prompt="",
+            batch_size=batch_size,
+            show_progress_bar=show_progress_bar,
+            output_value=output_value,
+            precision=precision,
+            convert_to_numpy=convert_to_numpy,
+            convert_to_tensor=convert_to_tensor,
+            device=device,
+            normalize_embeddings=normalize_embeddings or truncate_dim is not None or self.truncate_dim is not None,
+            truncate_dim=truncate_dim,
+            pool=pool,
+            chunk_size=chunk_size,
+            **({} if task is None else {"task": task}),
+            **kwargs,
+        )
+        if singular:
+            return embeddings[0]
+        if not items and not isinstance(embeddings, list):
+            return self._empty(embeddings, precision, truncate_dim)
+        if len(firsts) == len(places):
+            return embeddings
+        if isinstance(embeddings, list):
+            return [copy.deepcopy(embeddings[place]) for place in places]
+        return embeddings[places]
+
+    def _empty(self, like: Any, precision: str, truncate_dim: int | None) -> Any:
+        """No embeddings, in the type and with the width that some would have."""
+        dim = min(filter(None, (self.get_embedding_dimension(), truncate_dim)))
+        empty = np.empty((0, dim), dtype=np.float32)
+        if precision in ("binary", "ubinary"):
+            empty = np.empty((0, -(-dim // 8)))
+        empty = empty.astype(DTYPE_OF_PRECISION[precision])
+        return torch.from_numpy(empty).to(like.device) if isinstance(like, Tensor) else empty
+
+    @torch.inference_mode()
+    def _inference(  # type: ignore[override]
+        self,
+        inputs: list[_Conversation],
+        *,
+        prompt: str | None,
+        batch_size: int,
+        show_progress_bar: bool,
+        output_value: str | None,
+        save_to_cpu: bool,
+        normalize_embeddings: bool,
+        truncate_dim: int | None,
+        device: str | torch.device | None = None,
+        token_budget: int = TOKEN_BUDGET,
+        **kwargs: Any,
+    ) -> Any:
+        """Embed conversations in this process; sentence-transformers calls it here and in every worker of a pool."""
+        device = self._resolve_inference_device(device)
+        self.eval()
+        batches = plan_batches(self._estimate_tokens(inputs, kwargs), batch_size=batch_size, token_budget=token_budget)
+        prepare = partial(self._prepare, inputs, kwargs)
+        rows: list[Any] = [None] * len(inputs)
+        with (
+            self._last_hidden_states(wanted=output_value == "token_embeddings") as hidden_states,
+            closing(prefetch(prepare, batches, workers=PREPARED_BATCHES, ahead=PREPARED_BATCHES)) as prepared,
+            tqdm(total=len(inputs), desc="Embedding", unit="input", disable=not show_progress_bar) as progress,
+        ):
+            for batch, features in prepared:
+                features = self(batch_to_device(features, device), **kwargs)
+                if hidden_states:
+                    features["token_embeddings"] = hidden_states.pop()
+                embeddings = truncate_embeddings(features["sentence_embedding"], truncate_dim)
+                features["sentence_embedding"] = normalize(embeddings, dim=1) if normalize_embeddings else embeddings
+                for index, row in zip(batch, _read_out(features, output_value, save_to_cpu), strict=True):
+                    rows[index] = row
+                progress.update(len(batch))
+        if output_value == "sentence_embedding":
+            return torch.stack(rows) if rows else torch.empty(0, device=device)
+        return rows
+
+    def _estimate_tokens(self, conversations: list[_Conversation], kwargs: dict[str, Any]) -> list[int]:
+        """How long each conversation will be, text and pictures together, without tokenizing or decoding anything."""
+        if len(conversations) <= 1:
+            return [1] * len(conversations)
+        prompt = getattr(self.processor, "prompt", None)
+        fixed = sum(text_tokens(words) for words in vars(prompt).values() if isinstance(words, str)) if prompt else 0
+        sizes: dict[tuple[int, int], int] = {}
+        sizes_of = []
+        for conversation in conversations:
+            try:
+                own = [size for picture in pictures(conversation.messages) if (size := picture_size(picture))]
+            except ImageError as error:
+                raise ValueError(f"inputs[{conversation.index}]: {error}") from error
+            sizes_of.append(own)
+            sizes.update(dict.fromkeys(own, 0))
+        if sizes:
+            family = getattr(self.processor, "backbone_processor", self.processor)
+            options = (kwargs.get("processing_kwargs") or {}).get("image", {})
+            counted = family._get_num_multimodal_tokens(image_sizes=list(sizes), images_kwargs=options)
+            sizes = dict(zip(sizes, counted.num_image_tokens, strict=True))
+        limit = self.max_seq_length or sys.maxsize
+        return [
+            fixed + sum(sizes[size] for size in own) + min(limit, sum(map(text_tokens, texts(conversation.messages))))
+            for conversation, own in zip(conversations, sizes_of, strict=True)
+        ]
+
+    def _prepare(self, conversations: list[_Conversation], kwargs: dict[str, Any], batch: list[int]) -> dict[str, Any]:
+        """Features of a batch, in a worker thread: pictures are opened in parallel, tokens made one batch at a time."""
+        chosen = [conversations[index] for index in batch]
+        opened = [self._open_pictures(conversation) for conversation in chosen]
+        with _TOKENIZER_LOCK:
+            try:
+                return self[0].preprocess(opened, **kwargs)
+            except ValueError:
+                # The processor counts inputs from the start of the batch; find the culprit to name it properly.
+                for conversation, messages in zip(chosen, opened, strict=True):
+                    try:
+                        self[0].preprocess([messages], **kwargs)
+                    except ValueError as error:
+                        raise ValueError(f"inputs[{conversation.index}]: {error}") from error
+                raise
+
+    def _open_pictures(self, conversation: _Conversation) -> list[dict[str, Any]]:
+        """The messages with every picture decoded; the caller's own objects stay as they are."""
+        allow_urls = getattr(self.processor, "allow_urls", False)
+        messages = []
+        for message in conversation.messages:
+            content = message["content"]
+            if not isinstance(content, str):
+                content = [dict(part) for part in content]
+                for part in content:
+                    if part.get("type") == "image" and "image" in part:
+                        with _PICTURE_LOCKS[id(part["image"]) // 64 % len(_PICTURE_LOCKS)]:
+                            try:
+                                part["image"] = open_image(part["image"], allow_urls=allow_urls)
+                            except ImageError as error:
+                                raise ValueError(f"inputs[{conversation.index}]: {error}") from error
+            messages.append({**message, "content": content})
+        return messages
+
+    @contextmanager
+    def _last_hidden_states(self, *, wanted: bool) -> Iterator[list[Tensor]]:
+        """A list that receives the backbone's last hidden states ``(batch, seq_len, hidden)`` in every forward pass."""
+        states: list[Tensor] = []
+        # A checkpoint exported without remote code has no `backbone`, and writes token embeddings by itself.
+        backbone = getattr(self.transformers_model, "backbone", None)
+        if not wanted or backbone is None:
+            yield states
+            return
+        hook = backbone.register_forward_hook(lambda module, args, output: states.append(output.last_hidden_state))
+        try:
+            yield states
+        finally:
+            hook.remove()
+
+
+def _read_out(features: dict[str, Any], output_value: str | None, to_cpu: bool) -> Iterable[Any]:
+    """What `encode` returns for each input of a batch."""
+    embeddings = features["sentence_embedding"]
+    if output_value == "sentence_embedding":
+        return embeddings.cpu() if to_cpu else embeddings
+    if output_value == "token_embeddings":
+        masks = features["attention_mask"].bool()
+        return [states[mask] for states, mask in zip(features["token_embeddings"], masks, strict=True)]
+    count = len(embeddings)
+    return [
+        {
+            name: value[row] if isinstance(value, Tensor) and value.ndim > 0 and len(value) == count else value
+            for name, value in features.items()
+        }
+        for row in range(count)
+    ]

@@ -30,6 +30,7 @@ __all__ = [
     "salient_words",
     "salient_words_of_text",
     "synonym",
+    "with_article",
 ]
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
@@ -90,9 +91,12 @@ def noun_phrase(
         words.insert(0, fill_word)
     if size_draw < size:
         words.insert(0, size_word)
-    if article:
-        words.insert(0, "an" if words[0][0] in "aeiou" else "a")
-    return " ".join(words)
+    return with_article(" ".join(words)) if article else " ".join(words)
+
+
+def with_article(phrase: str) -> str:
+    """The phrase after "a" or "an"."""
+    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
 def place_of(shape: Shape) -> str:

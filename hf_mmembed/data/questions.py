@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal, get_args
 
-from hf_mmembed.data.captions import NUMBERS, RELATION_PHRASES, pick, synonym
+from hf_mmembed.data.captions import NUMBERS, RELATION_PHRASES, pick, synonym, with_article
 from hf_mmembed.data.scenes import BACKGROUNDS, COLORS, FILLS, RELATIONS, SHAPES, SIZES, Scene, Shape, relation
 
 __all__ = ["ANSWERS", "TOPICS", "Question", "Topic", "ask"]
@@ -43,7 +43,7 @@ _WORDINGS: dict[Topic, tuple[str, ...]] = {
     "count": ("how many objects are there?", "how many shapes?"),
     "related_shape": ("what shape is {} the {}?", "which shape is {} the {}?"),
     "related_color": ("what color is the object {} the {}?", "which color is the thing {} the {}?"),
-    "exists": ("is there a {}?", "do you see a {}?"),
+    "exists": ("is there {}?", "do you see {}?"),
     "relation": ("is the {} {} the {}?",),
 }
 
@@ -83,8 +83,9 @@ def _ask(scene: Scene, rng: Random, topic: Topic) -> Question | None:
     if name is None:
         return None
     answer = getattr(shape, topic)
-    is_noun = topic == "shape"
-    return Question(topic, wording.format(name), answer, f"the {name} is {'a ' if is_noun else ''}{answer}")
+    return Question(
+        topic, wording.format(name), answer, f"the {name} is {with_article(answer) if topic == 'shape' else answer}"
+    )
 
 
 def _name(scene: Scene, shape: Shape, rng: Random, *, without: str) -> str | None:
@@ -113,7 +114,7 @@ def _exists(scene: Scene, shape: Shape, wording: str, rng: Random) -> Question:
         if not wrong or rng.random() < 0.4:
             wrong = [(form, other) for other in COLORS] + [(other, color) for other in SHAPES]
         form, color = pick(rng, [pair for pair in wrong if pair not in present])
-    name = f"{synonym(color, rng)} {synonym(form, rng)}"
+    name = with_article(f"{synonym(color, rng)} {synonym(form, rng)}")
     return Question("exists", wording.format(name), answer, answer)
 
 
@@ -136,5 +137,5 @@ def _related(scene: Scene, shape: Shape, topic: Topic, wording: str, rng: Random
         return None
     phrase = pick(rng, RELATION_PHRASES[named])
     answer = shape.shape if topic == "related_shape" else shape.color
-    sentence = f"{phrase} the {reference} is a {shape.color} {shape.shape}"
+    sentence = f"{phrase} the {reference} is {with_article(f'{shape.color} {shape.shape}')}"
     return Question(topic, wording.format(phrase, reference), answer, sentence)

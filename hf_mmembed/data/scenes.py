@@ -23,7 +23,9 @@ __all__ = [
     "BACKGROUNDS",
     "COLORS",
     "FILLS",
+    "GRID",
     "KIND_WEIGHTS",
+    "Kind",
     "NOVEL_COMBINATIONS",
     "OPPOSITE",
     "RELATIONS",
@@ -62,7 +64,9 @@ OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"
 NOVEL_COMBINATIONS = frozenset({("moon", "red"), ("heart", "blue"), ("star", "green"), ("cross", "yellow")})
 KIND_WEIGHTS: dict[Kind, float] = {"one": 0.25, "two": 0.5, "three": 0.13, "count": 0.12}
 
-GRID = 64.0  # scene coordinates run over a 64 x 64 square, whatever the size of the drawing
+GRID = 64.0
+"""Scene coordinates run over a 64 x 64 square, whatever the size of the drawing."""
+
 _RADII = {"small": (8.5, 10.0), "large": (13.0, 15.0)}
 _MARGIN = 1.5
 _CLEAR_RATIO = 1.6  # one axis must dominate this clearly before a relation is named

@@ -1,0 +1,220 @@
+"""The chats that `mmembed-tiny` learns from: the ordinary diet of a multimodal chat model, about the drawn world.
+
+In: a `random.Random` and a `Lesson`. Out: a `Conversation`: turns of a user and an assistant, perhaps about a picture
+of a scene. Captions, questions, paraphrases, edits, and summaries in one word of pictures and of texts. The model
+predicts the assistant's words and nothing else; there is no contrast between pairs anywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import Literal
+
+from hf_mmembed.data.captions import caption, edit, noun_phrase, pick, salient_words, salient_words_of_text, synonym
+from hf_mmembed.data.questions import TOPICS, Topic, ask
+from hf_mmembed.data.scenes import KIND_WEIGHTS, Scene, random_scene, split_of
+from hf_mmembed.tiny.wordings import (
+    CAPTION_REQUESTS,
+    PARAPHRASE_REQUESTS,
+    SENTENCE_REQUEST,
+    one_word_request,
+    one_word_system,
+    plain_system,
+)
+
+__all__ = ["Conversation", "Lesson", "Turn", "converse"]
+
+Lesson = Literal["naming", "binding", "mix"]
+"""What a stage of the curriculum talks about: single shapes, whose attribute is whose, or everything."""
+
+_TEXT_TOPICS: tuple[Topic, ...] = ("color", "shape")
+_NAMING_TOPICS: tuple[Topic, ...] = ("color", "shape", "size", "fill", "background")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A user's message and the assistant's answer.
+
+    `first_words` holds the probabilities of all equally true one-word answers: the loss is then the expected
+    next-token loss over them, of which `answer` is one sample.
+    """
+
+    user: str
+    answer: str
+    first_words: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns under an optional system prompt; `scene` is the picture at the head of the first user message."""
+
+    system: str | None
+    turns: tuple[Turn, ...]
+    scene: Scene | None = None
+
+
+def converse(rng: Random, lesson: Lesson) -> Conversation:
+    """One conversation of the lesson, about scenes of the train split only."""
+    if lesson == "naming":
+        return _naming(rng)
+    if lesson == "binding":
+        return pick(rng, (_binding, _binding, _naming, _text_questions))(rng)
+    tasks = (
+        (_describe, 14),
+        (_questions, 16),
+        (_binding, 8),
+        (_one_word_image, 22),
+        (_one_word_question, 10),
+        (_edited_image, 6),
+        (_one_word_text, 14),
+        (_text_questions, 6),
+        (_paraphrase, 4),
+    )
+    return rng.choices([task for task, _ in tasks], [weight for _, weight in tasks])[0](rng)
+
+
+def _naming(rng: Random) -> Conversation:
+    """Short questions about a single shape, or what a lone concept word stands for."""
+    if rng.random() < 0.2:
+        shape = random_scene(rng, "train", {"one": 1}).shapes[0]
+        phrase = noun_phrase(shape, rng, size=1, fill=1)
+        asked = rng.sample(("shape", "color", "size", "fill"), 2)
+        return Conversation(
+            None,
+            tuple(
+                Turn(f"{phrase if i == 0 else ''}\nwhat {a}?".strip(), getattr(shape, a)) for i, a in enumerate(asked)
+            ),
+        )
+    scene = random_scene(rng, "train", {"one": 1})
+    if rng.random() < 0.3:
+        return Conversation(
+            None,
+            (Turn("", noun_phrase(scene.shapes[0], rng, size=1, fill=1)), *_ask(scene, rng, 1, _NAMING_TOPICS)),
+            scene,
+        )
+    return Conversation(None, _ask(scene, rng, 3, _NAMING_TOPICS), scene)
+
+
+def _binding(rng: Random) -> Conversation:
+    """Which attribute belongs to which of two shapes, where they stand, how many there are.
+
+    Half of the answers are sentences that repeat what was asked, so that the word to look up stands next to the word
+    that answers.
+    """
+    scene = random_scene(rng, "train", {"two": 8, "three": 1, "count": 1})
+    if rng.random() < 0.3:
+        return Conversation(None, (Turn("", caption(scene, rng)), *_ask(scene, rng, 2)), scene)
+    return Conversation(None, _ask(scene, rng, 3, sentences=0.5), scene)
+
+
+def _describe(rng: Random) -> Conversation:
+    scene = random_scene(rng, "train")
+    return Conversation(
+        plain_system(rng), (Turn(pick(rng, CAPTION_REQUESTS), caption(scene, rng)), *_ask(scene, rng, 2)), scene
+    )
+
+
+def _questions(rng: Random) -> Conversation:
+    scene = random_scene(rng, "train")
+    return Conversation(plain_system(rng), _ask(scene, rng, 4), scene)
+
+
+def _one_word_image(rng: Random) -> Conversation:
+    """A summary of the picture, or of what it becomes by an edit, asked for by the system, the user or both."""
+    scene = shown = random_scene(rng, "train")
+    system, request = _one_word_prompts(rng, "image")
+    if rng.random() < 0.25:
+        instruction, scene = _edit(shown, rng)
+        request = f"{instruction}.\n{request}".rstrip()
+    return Conversation(system, (_summary(rng, request, salient_words(scene)),), shown)
+
+
+def _one_word_question(rng: Random) -> Conversation:
+    """A question on the picture under prompts that ask for one word: the word is the answer, not a summary."""
+    scene = random_scene(rng, "train")
+    system, request = _one_word_prompts(rng, "question")
+    turns = _ask(scene, rng, 2)
+    return Conversation(system, tuple(Turn(f"{turn.user}\n{request}".rstrip(), turn.answer) for turn in turns), scene)
+
+
+def _edited_image(rng: Random) -> Conversation:
+    scene = random_scene(rng, "train")
+    instruction, changed = _edit(scene, rng)
+    return Conversation(plain_system(rng), (Turn(f"{instruction}.", caption(changed, rng)),), scene)
+
+
+def _one_word_text(rng: Random) -> Conversation:
+    """Summaries of texts: class names, noun phrases, captions, captions with an edit."""
+    system, request = _one_word_prompts(rng, "text")
+    turns = []
+    for _ in range(3):
+        scene = random_scene(rng, "train")
+        kind, shape = rng.random(), pick(rng, scene.shapes)
+        if kind < 0.12:
+            text = synonym(getattr(shape, pick(rng, ("shape", "color", "shape", "color", "size", "fill"))), rng)
+            words = salient_words_of_text(text)
+        elif kind < 0.25:
+            text = noun_phrase(shape, rng)
+            words = salient_words_of_text(text)
+        elif kind < 0.37:
+            instruction, changed = _edit(scene, rng)
+            text, words = f"{caption(scene, rng)}. {instruction}.", salient_words(changed)
+        else:
+            text = caption(scene, rng)
+            words = salient_words_of_text(text)
+        turns.append(_summary(rng, f"{text}\n{request}".rstrip(), words))
+    return Conversation(system, tuple(turns))
+
+
+def _text_questions(rng: Random) -> Conversation:
+    """A caption and questions that it answers: the same look-up as on a picture, in text."""
+    while True:
+        scene = random_scene(rng, "train", {"one": 1, "two": 4, "three": 1})
+        turns = _ask(scene, rng, 2, _TEXT_TOPICS, sentences=0.3)
+        if turns:
+            text = caption(scene, rng)
+            return Conversation(plain_system(rng), (Turn(f"{text}\n{turns[0].user}", turns[0].answer), *turns[1:]))
+
+
+def _paraphrase(rng: Random) -> Conversation:
+    scene = random_scene(rng, "train", {kind: KIND_WEIGHTS[kind] for kind in ("one", "count", "two")})
+    text, same = noun_phrase(scene.shapes[0], rng, size=1, fill=1), noun_phrase(scene.shapes[0], rng, size=1, fill=1)
+    if scene.kind == "two":
+        other = scene.shapes[1]
+        text = f"{text} and {noun_phrase(other, rng, size=1, fill=1)}"
+        same = f"{same} and {noun_phrase(other, rng, size=1, fill=1)}"
+    return Conversation(plain_system(rng), (Turn(f"{text}\n{pick(rng, PARAPHRASE_REQUESTS)}", same),))
+
+
+def _ask(
+    scene: Scene, rng: Random, number: int, topics: tuple[Topic, ...] = TOPICS, *, sentences: float = 0
+) -> tuple[Turn, ...]:
+    questions = [ask(scene, rng, topics) for _ in range(number)]
+    distinct = {question.text: question for question in questions if question is not None}
+    turns = []
+    for question in distinct.values():
+        in_full = rng.random() < sentences
+        user = f"{question.text} {SENTENCE_REQUEST}" if in_full else question.text
+        turns.append(Turn(user, question.sentence if in_full else question.answer))
+    return tuple(turns)
+
+
+def _one_word_prompts(rng: Random, kind: str) -> tuple[str | None, str]:
+    """(system, request): one word is asked for by the system alone, the user alone or, most often, by both."""
+    level = rng.random()
+    if level < 0.35:
+        return one_word_system(rng), ""
+    return (one_word_system(rng) if level < 0.75 else plain_system(rng)), one_word_request(rng, kind)
+
+
+def _summary(rng: Random, user: str, words: dict[str, float]) -> Turn:
+    return Turn(user, rng.choices(list(words), list(words.values()))[0], words)
+
+
+def _edit(scene: Scene, rng: Random) -> tuple[str, Scene]:
+    """An edit whose result is in the train split as well."""
+    while True:
+        instruction, changed = edit(scene, rng)
+        if split_of(changed) == "train":
+            return instruction, changed

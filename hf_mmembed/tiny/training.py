@@ -1,0 +1,364 @@
+"""Trains `mmembed-tiny` from nothing: first its eyes, then its language.
+
+Out: a directory with a generative Qwen2-VL checkpoint and a log. Four stages, each moving on when the model has learned
+what the next one needs, not when time has passed:
+
+1. *vision*: the tower alone learns, with the language model's own head, to say what each cell of a picture shows;
+   difficulty grows with its accuracy. Then the tower is frozen but for the merger.
+2. *naming*: next-token loss on answers about single shapes.
+3. *binding*: the same on pictures of several shapes: whose attribute is whose.
+4. *mix*: everything the model shall be able to talk about, with a cosine decay of the learning rate.
+
+Every batch is a function of (seed, stage, step), and the state is saved atomically, so a killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast, Qwen2VLForConditionalGeneration
+
+from hf_mmembed.tiny.architecture import build_image_processor, build_model, build_tokenizer
+from hf_mmembed.tiny.batches import (
+    ATTRIBUTE_WORDS,
+    IGNORE,
+    PictureBatch,
+    TextBatch,
+    picture_batch,
+    text_batch,
+)
+from hf_mmembed.tiny.fast_forward import hidden_states, merge_patches, to_patches, vision_features, vision_tokens
+from hf_mmembed.tiny.probe import probe
+
+__all__ = ["Recipe", "train"]
+
+logger = logging.getLogger(__name__)
+
+Stage = Literal["vision", "naming", "binding", "mix"]
+STAGES: tuple[Stage, ...] = ("vision", "naming", "binding", "mix")
+_BLOCK = 20  # steps between two looks at the vision accuracy
+_AHEAD = 4  # batches made ahead of the step that needs them
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the result; the defaults are the recipe of the shipped model.
+
+    `steps` are upper limits per stage; naming and binding end early once their probe on the val split passes
+    `gates` percent.
+    """
+
+    seed: int = 0
+    steps: dict[Stage, int] = field(
+        default_factory=lambda: {"vision": 1600, "naming": 500, "binding": 1000, "mix": 2200}
+    )
+    gates: dict[Stage, float] = field(default_factory=lambda: {"naming": 95.0, "binding": 88.0})
+    pictures: int = 64
+    rows: int = 40
+    images: int = 44
+    learning_rate: float = 1e-3
+    visual_loss: float = 0.3
+    probe_every: int = 100
+    save_every: int = 100
+
+
+@dataclass
+class _Progress:
+    stage: int = 0
+    step: int = 0
+    difficulty: float = 0.0
+    next_difficulty: float = 0.0
+    recent: float = 0.0
+    seconds: float = 0.0
+
+
+def train(out: Path, recipe: Recipe | None = None, *, threads: int | None = None) -> Path:
+    """Runs or resumes the recipe in `out` and writes the checkpoint to `out/model`; returns that path.
+
+    `out/log.jsonl` gets one line per twenty steps and one per probe. `threads` defaults to the number of cores.
+
+    Raises:
+        ValueError: `out` holds the state of another recipe.
+        FloatingPointError: The loss is not finite.
+    """
+    recipe = recipe or Recipe()
+    out.mkdir(parents=True, exist_ok=True)
+    _check_recipe(out, recipe)
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    torch.set_flush_denormal(True)
+    tokenizer = _tokenizer(out, recipe.seed)
+    run = _Run(out, recipe, tokenizer, build_model(tokenizer, seed=recipe.seed))
+    run.resume()
+    run.finish()
+    model = run.model
+    model.generation_config.max_new_tokens = 32
+    model.to(torch.bfloat16).save_pretrained(out / "model")
+    tokenizer.save_pretrained(out / "model")
+    build_image_processor().save_pretrained(out / "model")
+    return out / "model"
+
+
+class _Run:
+    """The state of one training: model, optimizer, progress, log."""
+
+    def __init__(
+        self, out: Path, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, model: Qwen2VLForConditionalGeneration
+    ) -> None:
+        self.out, self.recipe, self.tokenizer, self.model = out, recipe, tokenizer, model
+        self.words = _attribute_tokens(tokenizer)
+        self.progress = _Progress()
+        self.optimizer = self._optimizer()
+
+    @property
+    def stage(self) -> Stage:
+        return STAGES[self.progress.stage]
+
+    def finish(self) -> None:
+        """All that is left of all stages."""
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            while self.progress.stage < len(STAGES):
+                self._run_stage(pool)
+                if self.stage == "vision":
+                    _match_embedding_scale(self.model, self.optimizer)
+                self.progress = _Progress(stage=self.progress.stage + 1, seconds=self.progress.seconds)
+                if self.progress.stage < len(STAGES):
+                    self.optimizer = self._optimizer() if self.stage == "naming" else self.optimizer
+                    self.save()
+
+    def _run_stage(self, pool: ProcessPoolExecutor) -> None:
+        progress, recipe = self.progress, self.recipe
+        steps = recipe.steps[self.stage]
+        learn = self._learn_pictures if self.stage == "vision" else self._learn_text
+        started, before = time.monotonic(), progress.seconds
+        totals: dict[str, float] = {}
+        with tqdm(total=steps, initial=progress.step, desc=self.stage, disable=None) as bar:
+            for batch in self._batches(pool, steps):
+                self._set_learning_rate()
+                for name, value in learn(batch).items():
+                    totals[name] = totals.get(name, 0.0) + value / _BLOCK
+                progress.step += 1
+                progress.seconds = before + time.monotonic() - started
+                bar.update()
+                if progress.step % _BLOCK == 0:
+                    if not math.isfinite(sum(totals.values())):
+                        raise FloatingPointError(f"loss is not finite at {self.stage} step {progress.step}: {totals}")
+                    if self.stage == "vision":
+                        self._adapt_difficulty(totals["shape"])
+                        totals["difficulty"] = progress.difficulty
+                    self._log(totals)
+                    bar.set_postfix({name: f"{value:.3g}" for name, value in totals.items()})
+                    totals = {}
+                if progress.step % recipe.save_every == 0:
+                    self.save()
+                if self.stage != "vision" and progress.step % recipe.probe_every == 0 and self._passes():
+                    break
+
+    def _batches(self, pool: ProcessPoolExecutor, steps: int) -> Iterator[Any]:
+        """The batches of the steps that are left, each made a few steps ahead by the worker process."""
+        pending: list[Future[Any]] = []
+        submitted = self.progress.step
+        while submitted < steps or pending:
+            while submitted < steps and len(pending) < _AHEAD:
+                pending.append(pool.submit(self._make(submitted)))
+                submitted += 1
+            yield pending.pop(0).result()
+
+    def _make(self, step: int) -> Callable[[], PictureBatch | TextBatch]:
+        recipe = self.recipe
+        if self.stage == "vision":
+            # The difficulty of a block is settled one block before, so making ahead never changes a batch.
+            block = self.progress.step // _BLOCK
+            difficulty = self.progress.difficulty if step // _BLOCK == block else self.progress.next_difficulty
+            return partial(picture_batch, recipe.seed, step, recipe.pictures, difficulty)
+        return partial(text_batch, self.tokenizer, recipe.seed, step, self.stage, recipe.rows, recipe.images)
+
+    def _adapt_difficulty(self, accuracy: float) -> None:
+        progress = self.progress
+        progress.recent = accuracy
+        progress.difficulty = progress.next_difficulty
+        if accuracy > 0.7:
+            progress.next_difficulty = min(1.0, progress.next_difficulty + 0.03)
+
+    def _learn_pictures(self, batch: PictureBatch) -> dict[str, float]:
+        tokens = vision_tokens(self.model.model.visual, to_patches(torch.from_numpy(batch.pixels)))
+        loss, accuracy = self._visual_loss(tokens, torch.from_numpy(batch.labels))
+        self._step(loss)
+        return {"loss": loss.item(), **accuracy}
+
+    def _learn_text(self, batch: TextBatch) -> dict[str, float]:
+        visual = self.model.model.visual
+        with torch.no_grad():
+            features = vision_features(visual, to_patches(torch.from_numpy(batch.pictures.pixels)))
+        tokens = merge_patches(visual, features)
+        states = hidden_states(
+            self.model,
+            *(torch.from_numpy(array) for array in (batch.ids, batch.positions, batch.conversation)),
+            torch.from_numpy(batch.image_slots).view(-1),
+            tokens,
+        )
+        logits = self.model.lm_head(states.view(-1, states.shape[-1])[torch.from_numpy(batch.supervised)])
+        logs = logits.log_softmax(-1)[torch.from_numpy(batch.target_of), torch.from_numpy(batch.targets)]
+        text_loss = -(logs * torch.from_numpy(batch.weights)).sum() / len(batch.supervised)
+        visual_loss, accuracy = self._visual_loss(tokens, torch.from_numpy(batch.pictures.labels))
+        self._step(text_loss + self.recipe.visual_loss * visual_loss)
+        return {"loss": text_loss.item(), "visual": visual_loss.item(), "shape": accuracy["shape"]}
+
+    def _visual_loss(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """What the model's own final norm and head read off the visual tokens, one choice per group of words."""
+        normed, head = self.model.model.language_model.norm(tokens), self.model.lm_head.weight
+        losses, accuracy = [], {}
+        for group, words in enumerate(self.words):
+            wanted = labels[..., group].reshape(-1)
+            known = wanted != IGNORE
+            logits = normed[known] @ (head[words].sum(1)).T
+            losses.append(F.cross_entropy(logits, wanted[known]))
+            accuracy[_GROUPS[group]] = (logits.argmax(-1) == wanted[known]).float().mean().item()
+        return torch.stack(losses).sum(), accuracy
+
+    def _step(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._trained(), 1.0)
+        self.optimizer.step()
+
+    def _set_learning_rate(self) -> None:
+        step, steps = self.progress.step, self.recipe.steps[self.stage]
+        scale = min(1.0, (step + 1) / 60) if self.stage in ("vision", "naming") else 1.0
+        if self.stage == "vision":
+            scale *= min(1.0, max(0.05, (steps - step) / (0.3 * steps)))
+        elif self.stage == "mix":
+            scale *= 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.learning_rate * scale
+
+    def _passes(self) -> bool:
+        """Logs a probe on the val split; True when it opens the gate of this stage."""
+        kinds: tuple[Literal["one", "two"], ...] = ("one",) if self.stage == "naming" else ("one", "two")
+        topics = ("color", "shape", "size", "fill", "count", "related_shape", "exists", "relation")
+        found = [a for kind in kinds for a in probe(self.model, self.tokenizer, kind, topics=topics, questions=96)]
+        self._log({f"{a.kind}/{a.topic}": round(a.right, 1) for a in found})
+        decisive = [a.right for a in found if a.kind == kinds[-1] and a.topic in ("color", "shape")]
+        return min(decisive) >= self.recipe.gates.get(self.stage, math.inf)
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        """The tower and the embeddings in the vision stage; afterwards everything but the tower below its merger."""
+        language, visual = self.model.model.language_model, self.model.model.visual
+        if self.stage == "vision":
+            return [*visual.parameters(), language.embed_tokens.weight, language.norm.weight]
+        return [*language.parameters(), *visual.merger.parameters()]
+
+    def _optimizer(self) -> torch.optim.AdamW:
+        return torch.optim.AdamW(
+            self._trained(), lr=self.recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.02, fused=True
+        )
+
+    def _log(self, values: dict[str, float]) -> None:
+        progress = self.progress
+        line = {"stage": self.stage, "step": progress.step, "seconds": round(progress.seconds)}
+        line |= {name: round(value, 4) for name, value in values.items()}
+        logger.info("%s", line)
+        with (self.out / "log.jsonl").open("a") as log:
+            log.write(json.dumps(line) + "\n")
+
+    def save(self) -> None:
+        """One file, written aside and renamed: weights, optimizer moments and progress always belong together."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.named_parameters()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
+        aside = self.out / "state.safetensors.tmp"
+        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, aside, _metadata(self.progress))
+        os.replace(aside, self.out / "state.safetensors")
+
+    def resume(self) -> None:
+        """Takes up the saved state, if there is one."""
+        path = self.out / "state.safetensors"
+        if not path.exists():
+            return
+        with safe_open(path, "pt") as saved:
+            self.progress = _Progress(**json.loads(saved.metadata()["progress"]))
+            self.optimizer = self._optimizer()
+            state: dict[int, dict[str, Tensor]] = {}
+            for name in saved.keys():  # noqa: SIM118 (safe_open is no mapping)
+                kind, _, rest = name.partition(".")
+                if kind == "model":
+                    self.model.get_parameter(rest).data.copy_(saved.get_tensor(name))
+                else:
+                    index, _, moment = rest.partition(".")
+                    state.setdefault(int(index), {})[moment] = saved.get_tensor(name)
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        logger.info("resumed at %s step %d", self.stage, self.progress.step)
+
+
+_GROUPS = ("shape", "color", "size", "fill", "horizontal", "vertical", "background", "count")
+
+
+def _metadata(progress: _Progress) -> dict[str, str]:
+    return {"progress": json.dumps(asdict(progress))}
+
+
+def _check_recipe(out: Path, recipe: Recipe) -> None:
+    path = out / "recipe.json"
+    wanted = json.loads(json.dumps(asdict(recipe)))
+    if path.exists():
+        found = json.loads(path.read_text())
+        if found != wanted:
+            different = sorted(name for name in wanted if found.get(name) != wanted[name])
+            raise ValueError(
+                f"{out} holds a run with other values of {different}: resume with the same or choose another"
+            )
+    else:
+        aside = path.with_suffix(".tmp")
+        aside.write_text(json.dumps(wanted, indent=2) + "\n")
+        os.replace(aside, path)
+
+
+def _tokenizer(out: Path, seed: int) -> PreTrainedTokenizerFast:
+    path = out / "tokenizer"
+    if not (path / "tokenizer_config.json").exists():
+        build_tokenizer(seed=seed).save_pretrained(path)
+    return PreTrainedTokenizerFast.from_pretrained(path)
+
+
+@cache
+def _attribute_tokens(tokenizer: PreTrainedTokenizerFast) -> list[Tensor]:
+    """Per group (words, forms): the token of a word at the start of an answer and inside a sentence."""
+    groups = []
+    for words in ATTRIBUTE_WORDS:
+        rows = []
+        for word in words:
+            forms = [tokenizer(form, add_special_tokens=False)["input_ids"] for form in (word, f" {word}")]
+            single = [form[0] for form in forms if len(form) == 1]
+            if not single:
+                raise ValueError(f"the tokenizer cuts the attribute word {word!r} to pieces: {forms}")
+            rows.append([single[0], single[-1]])
+        groups.append(torch.tensor(rows))
+    return groups
+
+
+@torch.no_grad()
+def _match_embedding_scale(model: Qwen2VLForConditionalGeneration, optimizer: torch.optim.AdamW) -> None:
+    """Scales the merger's output to twice the size of a word embedding; the norm in front of the head hides its scale."""
+    pixels = torch.from_numpy(picture_batch(0, 0, 64, 1.0).pixels)
+    size = vision_tokens(model.model.visual, to_patches(pixels)).square().mean().sqrt()
+    words = model.model.language_model.embed_tokens.weight.square().mean().sqrt()
+    last = model.model.visual.merger.mlp[2]
+    last.weight.mul_(2 * words / size)
+    last.bias.mul_(2 * words / size)

@@ -26,9 +26,7 @@ __all__ = ["MAX_ASPECT_RATIO", "MAX_IMAGE_PIXELS", "ImageError", "is_url", "open
 MAX_IMAGE_PIXELS = 89_478_485  # Pillow's own threshold for a possible decompression bomb
 MAX_ASPECT_RATIO = 200  # the limit of Qwen's image processors
 MAX_DOWNLOAD_BYTES = 50_000_000
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-# Pillow registers its formats on first use, which two threads cannot do at once (KeyError in the second).
-Image.init()
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # JPEG opens MPO, the multi-picture JPEG, too
 # What Pillow's decoders raise on broken files.
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, struct.error, zlib.error)
 

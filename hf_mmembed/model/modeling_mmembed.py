@@ -23,6 +23,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_mmembed import MMEmbedConfig
+from .prefix_mmembed import states_with_shared_prefix
 
 __all__ = ["MMEmbedModel", "MMEmbedOutput", "pool"]
 
@@ -214,7 +215,9 @@ class MMEmbedModel(PreTrainedModel):
                     kwargs.pop(name, None)
         kwargs.setdefault("use_cache", False)
         kwargs["return_dict"] = True
-        states = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
+        states = states_with_shared_prefix(self.backbone, input_ids, attention_mask, **kwargs)
+        if states is None:
+            states = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
         pooled = pool(states, attention_mask, self.config.pooling)[:, : self.config.embedding_dim]
         embeddings = F.normalize(pooled.float(), dim=-1)
         return MMEmbedOutput(embeddings=embeddings, pooler_output=embeddings, last_hidden_state=states)

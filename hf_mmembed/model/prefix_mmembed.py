@@ -1,0 +1,169 @@
+"""The system prompt, which every row of a batch begins with, computed once per batch instead of once per row.
+
+In: a batch `(batch, seq_len)` whose rows begin with the same tokens. Out: the same last hidden states as without
+sharing, up to rounding. In a causal language model the states of a prefix do not depend on what follows, so its keys
+and values are computed for one row and handed to all. The hierarchical prompt makes this worth while: its system
+prompt is longer than most queries. This file travels with the checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+__all__ = ["shared_prefix_length", "states_with_shared_prefix"]
+
+# Families whose text tokens attend strictly to what lies before them. Gemma 3 and PaliGemma look both ways in images.
+CAUSAL_FAMILIES = frozenset(
+    {
+        "idefics3",
+        "internvl",
+        "llava",
+        "llava_next",
+        "llava_onevision",
+        "qwen2_5_vl",
+        "qwen2_vl",
+        "qwen3_vl",
+        "smolvlm",
+    }
+)
+# Positions of these are three-dimensional and follow from the whole row.
+MULTIMODAL_ROPE = frozenset({"qwen2_5_vl", "qwen2_vl", "qwen3_vl"})
+# The attention implementations in which queries that are fewer than the keys were tested.
+ATTENTION = frozenset({"eager", "sdpa"})
+# Arguments that name parts of a row, and those that are about images and stay whole.
+ROW_ARGUMENTS = frozenset({"mm_token_type_ids", "token_type_ids"})
+IMAGE_ARGUMENTS = frozenset(
+    {
+        "pixel_values",
+        "pixel_attention_mask",
+        "image_sizes",
+        "image_grid_thw",
+        "batch_num_images",
+        "return_dict",
+        "use_cache",
+    }
+)
+# The additional pass over the prefix costs the launch of every kernel once more, which only a GPU feels.
+LEAST_SAVED_TOKENS = {"cpu": 1}
+LEAST_SAVED_TOKENS_ELSEWHERE = 2048
+LEAST_SAVED_SHARE = 0.05
+
+
+def shared_prefix_length(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, image_token_id: int | None = None
+) -> tuple[int, torch.Tensor]:
+    """How many tokens all rows begin with, and where each row begins.
+
+    At least one token of every row is left over, and images are never part of the prefix.
+
+    Args:
+        input_ids (`torch.Tensor` of shape `(batch, seq_len)`): Padded on either side.
+        attention_mask (`torch.Tensor` of shape `(batch, seq_len)`): 1 for real tokens, 0 for padding.
+        image_token_id (`int`, *optional*): The prefix ends before the first such token.
+
+    Returns:
+        `tuple[int, torch.Tensor]`: The length, and the first real column of each row, `(batch,)`.
+
+    Example:
+
+        >>> ids = torch.tensor([[0, 7, 8, 3], [7, 8, 4, 5]])
+        >>> shared_prefix_length(ids, (ids > 0).long())
+        (2, tensor([1, 0]))
+    """
+    starts = attention_mask.argmax(dim=1)
+    shortest = int(attention_mask.sum(dim=1).min())
+    columns = starts[:, None] + torch.arange(shortest - 1, device=input_ids.device)
+    heads = input_ids.gather(1, columns)
+    same = (heads == heads[0]).all(dim=0)
+    if image_token_id is not None:
+        same &= heads[0] != image_token_id
+    return int(same.cumprod(dim=0).sum()), starts
+
+
+def states_with_shared_prefix(
+    backbone: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
+) -> torch.Tensor | None:
+    """The backbone's last hidden states, with the common prefix of the rows computed once.
+
+    Args:
+        backbone (`PreTrainedModel`): The inner model.
+        input_ids (`torch.Tensor` of shape `(batch, seq_len)`): Padded on one side.
+        attention_mask (`torch.Tensor` of shape `(batch, seq_len)`, *optional*): 1 for real tokens, 0 for padding.
+        **kwargs: What else the backbone takes.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, seq_len, hidden)`, zero where there is padding; or None where sharing is not
+        possible (training, a family that is not causal, arguments that it does not know) or saves too little.
+    """
+    if not _possible(backbone, input_ids, attention_mask, kwargs):
+        return None
+    batch, length = input_ids.shape
+    config = backbone.config
+    image_token = getattr(config, "image_token_id", None)
+    prefix, starts = shared_prefix_length(input_ids, attention_mask, image_token)
+    saved = (batch - 1) * prefix
+    least = LEAST_SAVED_TOKENS.get(input_ids.device.type, LEAST_SAVED_TOKENS_ELSEWHERE)
+    if saved < max(least, LEAST_SAVED_SHARE * batch * length):
+        return None
+    # What follows the prefix begins `prefix` columns further right, in rows with padding on the left too.
+    if bool(attention_mask[:, -1].all()):
+        rest_mask = attention_mask[:, : length - prefix]
+    elif not bool(starts.any()):
+        rest_mask = attention_mask[:, prefix:]
+    else:
+        return None
+
+    first = int(starts[0])
+    cache = DynamicCache(config=config.get_text_config(decoder=True))
+    prefix_states = backbone.get_decoder()(
+        input_ids=input_ids[:1, first : first + prefix], past_key_values=cache, use_cache=True
+    ).last_hidden_state
+    cache.batch_repeat_interleave(batch)
+
+    if config.model_type in MULTIMODAL_ROPE and kwargs.get("image_grid_thw") is not None:
+        positions, _ = backbone.get_rope_index(
+            input_ids,
+            mm_token_type_ids=kwargs["mm_token_type_ids"],
+            image_grid_thw=kwargs["image_grid_thw"],
+            attention_mask=attention_mask,
+        )
+        positions = positions[..., prefix:]
+    else:
+        positions = (prefix + rest_mask.cumsum(dim=1) - 1).clamp(min=prefix)
+    kwargs = {name: value[:, prefix:] if name in ROW_ARGUMENTS else value for name, value in kwargs.items()}
+    kwargs["use_cache"] = True
+    rest_states = backbone(
+        input_ids=input_ids[:, prefix:],
+        attention_mask=torch.cat([attention_mask.new_ones(batch, prefix), rest_mask], dim=1),
+        position_ids=positions,
+        past_key_values=cache,
+        **kwargs,
+    ).last_hidden_state
+
+    states = rest_states.new_zeros(batch, length, rest_states.shape[-1])
+    states[:, prefix:] = rest_states * rest_mask.unsqueeze(-1).to(rest_states.dtype)
+    columns = starts[:, None] + torch.arange(prefix, device=input_ids.device)
+    states[torch.arange(batch, device=input_ids.device)[:, None], columns] = prefix_states
+    return states
+
+
+def _possible(
+    backbone: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, kwargs: dict[str, Any]
+) -> bool:
+    config, text_config = backbone.config, backbone.config.get_text_config(decoder=True)
+    window = getattr(text_config, "sliding_window", None)
+    return (
+        not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and attention_mask is not None
+        and attention_mask.dim() == 2
+        and input_ids.shape[0] > 1
+        and config.model_type in CAUSAL_FAMILIES
+        and text_config._attn_implementation in ATTENTION
+        and (window is None or input_ids.shape[1] <= window)
+        and kwargs.keys() <= ROW_ARGUMENTS | IMAGE_ARGUMENTS
+        and all(kwargs[name].shape == input_ids.shape for name in ROW_ARGUMENTS & kwargs.keys())
+    )

@@ -13,11 +13,13 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+from transformers.utils import logging as transformers_logging
 
 from .modeling_mmembed import MMEmbedModel
 from .presets import load_prompt
@@ -75,17 +77,7 @@ def convert(
         "base_revision": getattr(config, "_commit_hash", None) or revision,
     }
     processor = wrap_processor(base, config, prompt, revision=revision)
-    try:
-        backbone, info = AutoModel.from_pretrained(
-            base, revision=revision, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True
-        )
-    except SafetensorError as error:
-        raise OSError(f"the weights of {base} cannot be read ({error}); download or copy them again.") from error
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise ValueError(
-            f"{base} lacks {len(missing)} weights, the first is {missing[0]!r}; the checkpoint is incomplete."
-        )
+    backbone = _load_inner_model(base, dtype=dtype or "auto", revision=revision)
     backbone.config._name_or_path = origin["base_model"]
     # The text config says how far positions go; a tokenizer often says nothing or more.
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -150,20 +142,34 @@ def wrap_processor(
     )
 
 
+def _load_inner_model(base: str | Path, **kwargs: Any) -> PreTrainedModel:
+    """The model without its head, every weight of which comes from the checkpoint."""
+    verbosity = transformers_logging.get_verbosity()
+    # That the head is left over is the point, so transformers' table of unexpected weights is kept back.
+    transformers_logging.set_verbosity_error()
+    try:
+        model, info = AutoModel.from_pretrained(base, use_safetensors=True, output_loading_info=True, **kwargs)
+    except SafetensorError as error:
+        raise OSError(f"the weights of {base} cannot be read ({error}); download or copy them again.") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(f"{base} lacks {len(missing)} weights, the first is {missing[0]!r}; download it again.")
+    if unexpected := sorted(key for key in info["unexpected_keys"] if "lm_head" not in key):
+        logger.warning("%s holds %d weights that its architecture does not use: %s", base, len(unexpected), unexpected)
+    return model
+
+
 def _check_weight_files(base: str | Path) -> None:
     """transformers' own message for a directory without safetensors does not say what to do about pickled weights."""
     folder = Path(base)
-    if not folder.is_dir() or any(folder.glob("*.safetensors")) or any(folder.glob("*.safetensors.index.json")):
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
         return
     pickled = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-    found = (
-        f"only pickled weights ({', '.join(pickled)}), which can run code when they are read"
-        if pickled
-        else "no weights"
-    )
+    if not pickled:
+        raise OSError(f"{base} holds no weights; give a checkpoint with model.safetensors.")
     raise OSError(
-        f"{base} holds {found}; give a checkpoint with model.safetensors. Whoever trusts the pickled file can save it "
-        "again with `AutoModelForImageTextToText.from_pretrained(...).save_pretrained(...)`."
-        if pickled
-        else f"{base} holds {found}; give a checkpoint with model.safetensors."
+        f"{base} holds only pickled weights ({', '.join(pickled)}), which can run code when they are read; give a "
+        "checkpoint with model.safetensors. If you trust the file, save it again with "
+        "AutoModelForImageTextToText.from_pretrained(...).save_pretrained(...)."
     )

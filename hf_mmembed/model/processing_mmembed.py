@@ -16,10 +16,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import transformers
+from jinja2 import TemplateError
 from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
@@ -242,13 +244,22 @@ class MMEmbedProcessor(ProcessorMixin):
         return words + self.prompt.ending(task, has_image=bool(row.images))
 
     def _messages(self, row: Row, content: str) -> list[dict[str, Any]]:
-        blocks = [{"type": "image"} for _ in row.images] if self.prompt.image_style == "template" else []
-        if content:
-            blocks.append({"type": "text", "text": content})
-        messages = [{"role": "user", "content": blocks}]
-        if self.prompt.system:
-            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": self.prompt.system}]})
-        return messages
+        system = self.prompt.system
+        if system and not self._takes_system_role:
+            system, content = "", f"{system}\n{content}"
+        images = [{"type": "image"} for _ in row.images] if self.prompt.image_style == "template" else []
+        text = [{"type": "text", "text": content}] if content or not images else []
+        user = {"role": "user", "content": [*images, *text]}
+        return [{"role": "system", "content": [{"type": "text", "text": system}]}, user] if system else [user]
+
+    @cached_property
+    def _takes_system_role(self) -> bool:
+        """Whether the backbone's template writes a system message; if not, the system prompt opens the user turn."""
+        probe = [{"role": role, "content": [{"type": "text", "text": f"THE {role}"}]} for role in ("system", "user")]
+        try:
+            return "THE system" in self.backbone_processor.apply_chat_template(probe, add_generation_prompt=True)
+        except TemplateError:
+            return False
 
     def _neutralised(self, text: str) -> str:
         """`text` with a space inside every control token, so that it is read as words and never obeyed."""

@@ -15,7 +15,12 @@ import typer
 
 from hf_mmembed import __version__
 
+from .convert import convert
 from .doctor import doctor
+from .embed import embed
+from .index import index
+from .prompt import prompt
+from .search import search
 
 __all__ = ["app", "main"]
 
@@ -30,6 +35,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.command()(convert)
+app.command()(embed)
+app.command()(index)
+app.command()(search)
+app.add_typer(prompt)
 app.command()(doctor)
 
 

@@ -1,0 +1,176 @@
+"""``hf-mmembed embed``: files, folders, tables and datasets to embeddings on the disk, resumable.
+
+In: a model, an input and a directory. Out: in the directory, an Arrow dataset of embeddings (and ``embeddings.npy``
+when asked for), ``manifest.json`` and ``skipped.jsonl``. Exit code 1 when something had to be skipped.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from .config import ConfigOption
+
+if TYPE_CHECKING:
+    from hf_mmembed.index import ModelIdentity, Report
+    from hf_mmembed.sentence_transformer import MMEmbedder
+
+__all__ = [
+    "BatchSizeOption",
+    "DeviceOption",
+    "ImageColumnOption",
+    "InputArgument",
+    "ModelArgument",
+    "ShardSizeOption",
+    "StrictOption",
+    "TextColumnOption",
+    "embed",
+    "embed_input",
+    "list_skipped",
+    "load",
+]
+
+ModelArgument = Annotated[str, typer.Argument(help="Embedder: a directory, a Hub id, or mmembed-tiny.")]
+InputArgument = Annotated[
+    Path, typer.Argument(help="Picture, folder, CSV, TSV, JSONL or Parquet file, or saved `datasets` directory.")
+]
+ImageColumnOption = Annotated[
+    str | None,
+    typer.Option(help="Column with picture paths or pictures. Default: looked for by name; texts too, if there."),
+]
+TextColumnOption = Annotated[str | None, typer.Option(help="Column with texts. Default: looked for by name.")]
+BatchSizeOption = Annotated[int, typer.Option(min=1, help="Items per forward pass, at most.")]
+ShardSizeOption = Annotated[int, typer.Option(min=1, help="Items per file: what a killed run loses at most.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the best there is.")]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Stop at the first item that cannot be read.")]
+
+_SHOWN = 20  # skipped items listed on the screen; the file has them all
+
+
+def embed(
+    model: ModelArgument,
+    input: InputArgument,
+    out: Annotated[Path, typer.Argument(help="Directory for the embeddings.")],
+    image_column: ImageColumnOption = None,
+    text_column: TextColumnOption = None,
+    task: Annotated[
+        Literal["document", "query"], typer.Option(help="Which side of a search the items are.")
+    ] = "document",
+    instruction: Annotated[str | None, typer.Option(help="Instruction for every item.")] = None,
+    npy: Annotated[bool, typer.Option("--npy", help="Write embeddings.npy too, rows in the same order.")] = False,
+    batch_size: BatchSizeOption = 32,
+    shard_size: ShardSizeOption = 256,
+    device: DeviceOption = None,
+    strict: StrictOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Embed pictures and texts into an Arrow dataset; run it again to go on after an interruption.
+
+    Files that cannot be read are skipped, listed at the end and in OUT/skipped.jsonl, and the exit code is 1. Items
+    that changed since an earlier run (texts by content, files by size and modification time) are embedded again.
+
+    Example: hf-mmembed embed mmembed-tiny photos vectors --npy
+    """
+    report, _, _ = embed_input(
+        model,
+        input,
+        out,
+        image_column=image_column,
+        text_column=text_column,
+        task=task,
+        instruction=instruction,
+        batch_size=batch_size,
+        shard_size=shard_size,
+        device=device,
+        strict=strict,
+    )
+    typer.echo(f"dataset: {out / 'items'} (datasets.load_from_disk)")
+    if npy:
+        from hf_mmembed.index import write_npy
+
+        typer.echo(f"array:   {write_npy(report, out)}")
+    list_skipped(report, out)
+
+
+def load(model: str, device: str | None = None) -> tuple[MMEmbedder, ModelIdentity]:
+    """Loads the embedder that MODEL means, and works out its identity.
+
+    On a CPU it computes in float32, whatever the checkpoint is stored in: faster there, and more exact.
+    """
+    from sentence_transformers.util import get_device_name
+    from transformers.utils.logging import disable_progress_bar
+
+    from hf_mmembed.index import identify, local_checkpoint
+    from hf_mmembed.sentence_transformer import MMEmbedder
+
+    from .models import embedder as resolve
+
+    if not sys.stderr.isatty():
+        disable_progress_bar()
+    directory, revision = local_checkpoint(resolve(model))
+    device = device or get_device_name()
+    dtype = {"dtype": "float32"} if device == "cpu" else {}
+    embedder = MMEmbedder(str(directory), device=device, model_kwargs=dtype)
+    name = str(directory) if Path(model).is_dir() else model
+    return embedder, identify(name, directory, revision, embedder)
+
+
+def embed_input(
+    model: str,
+    input: Path,
+    out: Path,
+    *,
+    image_column: str | None,
+    text_column: str | None,
+    task: Literal["document", "query"] = "document",
+    instruction: str | None = None,
+    batch_size: int,
+    shard_size: int,
+    device: str | None,
+    strict: bool,
+) -> tuple[Report, MMEmbedder, ModelIdentity]:
+    """What `embed` and `index` share: opens the input, loads the model, embeds, says what was done."""
+    from hf_mmembed.data import open_source
+
+    source = open_source(input, image_column=image_column, text_column=text_column, exclude=[out])
+    for note in source.notes:
+        typer.echo(note, err=True)
+    from hf_mmembed.index import embed_source
+
+    embedder, identity = load(model, device)
+    try:
+        report = embed_source(
+            source,
+            embedder,
+            identity,
+            out,
+            task=task,
+            instruction=instruction,
+            batch_size=batch_size,
+            shard_size=shard_size,
+            strict=strict,
+        )
+    except KeyboardInterrupt:
+        typer.echo(f"\nstopped; finished shards are kept in {out}: the same command goes on from there", err=True)
+        raise typer.Exit(1) from None
+    manifest = report.manifest
+    new = manifest.embedded - report.kept
+    speed = f", {new / report.seconds:.1f} items/s" if new > 0 and report.seconds > 0 else ""
+    kept = f" ({report.kept} of them from an earlier run)" if report.kept else ""
+    typer.echo(f"embedded {manifest.embedded} of {manifest.rows} items{kept}, {identity.dimension} dimensions{speed}")
+    return report, embedder, identity
+
+
+def list_skipped(report: Report, out: Path) -> None:
+    """Names what was skipped and ends the command with exit code 1, if anything was."""
+    if not report.skipped:
+        return
+    typer.echo(f"skipped {len(report.skipped)} (all in {out / 'skipped.jsonl'}):", err=True)
+    for item in report.skipped[:_SHOWN]:
+        typer.echo(f"  {item.name}: {item.reason}", err=True)
+    if len(report.skipped) > _SHOWN:
+        typer.echo(f"  ... and {len(report.skipped) - _SHOWN} more", err=True)
+    raise typer.Exit(1)

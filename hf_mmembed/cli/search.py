@@ -1,0 +1,112 @@
+"""``hf-mmembed search``: the nearest items of an index to a text, a picture, or a picture with words about it.
+
+In: an index and a query. Out: a table on stdout, or JSON; a contact sheet as HTML or PNG when asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .config import ConfigOption
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hf_mmembed.index import Hit, Index
+
+__all__ = ["search"]
+
+
+def search(
+    index: Annotated[Path, typer.Argument(help="Directory that `hf-mmembed index` wrote.")],
+    text: Annotated[str | None, typer.Option(help="Words to search for, or about the picture.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Picture file to search for.")] = None,
+    instruction: Annotated[str | None, typer.Option(help="What kind of match is wanted.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of hits.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a contact sheet as a self-contained web page.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Write a contact sheet as a picture.")] = None,
+    model: Annotated[str | None, typer.Option(help="Where the index's own model is now, if it has moved.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the best there is.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Search an index by text, by picture, or by both.
+
+    The query is embedded with the model and prompt that the index was built with; another one is refused.
+
+    Example: hf-mmembed search photos-index --image dog.jpg --text "the same dog, asleep" -k 5 --html hits.html
+    """
+    if text is None and image is None:
+        raise typer.BadParameter("give --text, --image or both")
+    from hf_mmembed.index import Index, embed_query
+
+    from .embed import load
+
+    opened = Index(index)
+    embedder, identity = load(model or opened.manifest.model.name, device)
+    opened.check(identity)
+    query = embed_query(embedder, text=text, image=image, instruction=instruction)
+    hits = opened.search(query, k)
+    if as_json:
+        asked = {"text": text, "image": None if image is None else str(image), "instruction": instruction}
+        found = {"index": str(index), "query": asked, "hits": [hit.as_dict() for hit in hits]}
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        _print_table(hits)
+    if html is not None or png is not None:
+        _write_sheets(opened, hits, text=text, image=image, instruction=instruction, html=html, png=png)
+
+
+def _print_table(hits: Sequence[Hit]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("rank", "score", "item", box=None, pad_edge=False, header_style="bold")
+    has_text = any(hit.text for hit in hits)
+    if has_text:
+        table.add_column("text", overflow="fold")
+    for column, justify in zip(table.columns, ("right", "right", "left"), strict=False):
+        column.justify, column.overflow = justify, "fold"  # type: ignore[assignment]
+    for hit in hits:
+        cells = [str(hit.rank), f"{hit.score:.4f}", hit.path or hit.name, *([hit.text or ""] if has_text else [])]
+        table.add_row(*(Text(_printable(cell)) for cell in cells))
+    # Into a pipe or a file, lines are not broken.
+    Console(width=None if sys.stdout.isatty() else 100_000).print(table)
+
+
+def _printable(text: str) -> str:
+    """Names and texts come from anywhere: no control character reaches the terminal."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+def _write_sheets(
+    index: Index,
+    hits: Sequence[Hit],
+    *,
+    text: str | None,
+    image: Path | None,
+    instruction: str | None,
+    html: Path | None,
+    png: Path | None,
+) -> None:
+    from hf_mmembed.index import draw_contact_sheet, make_panel, write_contact_page
+    from hf_mmembed.index.manifest import write_atomically
+    from hf_mmembed.model.images_mmembed import open_image
+
+    picture = None if image is None else open_image(image)
+    panel = make_panel(index, hits, text=text, picture=picture, instruction=instruction)
+    manifest = index.manifest
+    title = f"Nearest {len(hits)} of {len(index):,} items"
+    subtitle = f"{manifest.input['path']} · {manifest.model.name} · cosine similarity"
+    if html is not None:
+        write_atomically(html, write_contact_page([panel], title=title, subtitle=subtitle).encode("utf-8"))
+        typer.echo(f"contact sheet: {html}", err=True)
+    if png is not None:
+        draw_contact_sheet([panel], title=title, subtitle=subtitle).save(png, "PNG")
+        typer.echo(f"contact sheet: {png}", err=True)

@@ -1,0 +1,170 @@
+"""Columns of CSV, TSV, JSONL and Parquet files and of saved datasets, cell by cell and on demand.
+
+In: a file or directory. Out: a mapping from column name to `Column`. No type is guessed: every CSV cell is a string.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Column", "read_csv", "read_jsonl", "read_parquet", "read_saved_dataset"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    Attributes:
+        cells: Values by row number, None where there is none.
+        holds: ``"text"`` (strings), ``"image"`` (encoded pictures) or the name of another type.
+    """
+
+    cells: Sequence[Any]
+    holds: str
+
+
+def read_csv(path: Path) -> dict[str, Column]:
+    """Reads a CSV (or, by its suffix, TSV) file in UTF-8 with a header line; an empty cell is None.
+
+    Raises:
+        ValueError: It is not UTF-8, its lines do not match its header, or two columns share a name.
+    """
+    import pyarrow as pa
+    from pyarrow import csv
+
+    parse = csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",", newlines_in_values=True)
+    try:
+        with csv.open_csv(path, parse_options=parse) as reader:
+            names = reader.schema.names
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"several columns are called {', '.join(map(repr, twice))}")
+        types = dict.fromkeys(names, pa.string())
+        convert = csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""])
+        table = csv.read_csv(path, parse_options=parse, convert_options=convert)
+    except ValueError as error:  # pyarrow's errors are ValueErrors
+        raise ValueError(f"cannot read {path}: {error}") from error
+    return {name: Column(_ArrowCells(table.column(name)), "text") for name in names}
+
+
+def read_jsonl(path: Path) -> dict[str, Column]:
+    """Reads a file of one JSON object per line; blank lines are passed over and a missing key is None.
+
+    Raises:
+        ValueError: A line is no JSON object; the message names the line.
+    """
+    rows: list[dict[str, Any]] = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"cannot read {path}: line {number} is not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"cannot read {path}: line {number} is a {type(row).__name__}, not a JSON object")
+            rows.append(row)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: Column([row.get(name) for row in rows], _kind_of_values(rows, name)) for name in names}
+
+
+def read_parquet(path: Path) -> dict[str, Column]:
+    """Opens a Parquet file; a row group is read when one of its cells is asked for.
+
+    Raises:
+        ValueError: It is no Parquet file.
+    """
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+    except ValueError as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    return {
+        field.name: Column(_ParquetCells(file, field.name), _kind_of_type(field.type)) for field in file.schema_arrow
+    }
+
+
+def read_saved_dataset(path: Path) -> dict[str, Column]:
+    """Opens a directory written by ``datasets.Dataset.save_to_disk``, memory-mapped."""
+    from datasets import load_from_disk
+
+    table = load_from_disk(str(path)).with_format("arrow")
+    return {
+        field.name: Column(_DatasetCells(table, field.name), _kind_of_type(field.type))
+        for field in table.features.arrow_schema
+    }
+
+
+class _ArrowCells(Sequence[Any]):
+    def __init__(self, array: pa.ChunkedArray) -> None:
+        self._array = array
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __getitem__(self, row: Any) -> Any:
+        return self._array[row].as_py()
+
+
+class _ParquetCells(Sequence[Any]):
+    """Keeps the last row group that was asked for: rows are mostly read in order."""
+
+    def __init__(self, file: Any, name: str) -> None:
+        self._file = file
+        self._name = name
+        self._ends: list[int] = []
+        for group in range(file.num_row_groups):
+            self._ends.append(file.metadata.row_group(group).num_rows + (self._ends[-1] if self._ends else 0))
+        self._group: int | None = None
+        self._cells: Any = None
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, row: Any) -> Any:
+        from bisect import bisect_right
+
+        group = bisect_right(self._ends, row)
+        if group != self._group:
+            self._cells = self._file.read_row_group(group, columns=[self._name]).column(self._name)
+            self._group = group
+        return self._cells[row - (self._ends[group - 1] if group else 0)].as_py()
+
+
+class _DatasetCells(Sequence[Any]):
+    def __init__(self, table: Any, name: str) -> None:
+        self._column = table.select_columns([name])
+        self._name = name
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __getitem__(self, row: Any) -> Any:
+        return self._column[row].column(self._name)[0].as_py()
+
+
+def _kind_of_type(kind: pa.DataType) -> str:
+    import pyarrow as pa
+
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value):
+        return "text"
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return "image"
+    if pa.types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}:
+        return "image"
+    return str(kind)
+
+
+def _kind_of_values(rows: list[dict[str, Any]], name: str) -> str:
+    kinds = {type(row[name]).__name__ for row in rows if row.get(name) is not None}
+    return "text" if kinds <= {"str"} else " or ".join(sorted(kinds))

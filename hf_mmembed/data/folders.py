@@ -1,0 +1,115 @@
+"""A folder of pictures, recursively, or one picture file.
+
+In: a directory. Out: a `FolderSource` with its picture files in the order of their relative paths. Symbolic links are
+followed, loops are not; hidden files and folders are left out; files of other kinds are counted and named in a note.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection
+from pathlib import Path
+
+from .rows import IMAGE_SUFFIXES, Listing, Row, Unreadable, file_state, hash_parts
+
+__all__ = ["FolderSource", "open_folder", "open_image_file"]
+
+
+class FolderSource:
+    """Picture files below one directory; see `Source`."""
+
+    def __init__(self, kind: str, path: Path, root: Path, files: list[str], listing: Listing) -> None:
+        self.kind = kind
+        self.image_column: str | None = None
+        self.text_column: str | None = None
+        self.path = path
+        self.notes = listing.notes
+        self.unreadable = listing.unreadable
+        self._root = root
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, row: int) -> Row:
+        return Row(self._files[row], image=self._root / self._files[row])
+
+    def name(self, row: int) -> str:
+        """Path relative to the folder."""
+        return self._files[row]
+
+    def fingerprint(self, row: int) -> str:
+        """Relative path, size and modification time."""
+        return hash_parts(self._files[row], file_state(self._root / self._files[row]))
+
+
+def open_image_file(path: Path) -> FolderSource:
+    """One picture file as a source of one row."""
+    return FolderSource("file", path, path.parent, [path.name], Listing())
+
+
+def open_folder(path: Path, exclude: Collection[Path] = ()) -> FolderSource:
+    """Lists the pictures below a directory.
+
+    Args:
+        path: The directory.
+        exclude: Directories below it to leave out (the output, when it lies inside the input).
+
+    Raises:
+        ValueError: There is no picture file below `path`.
+    """
+    listing = Listing()
+    others: Counter[str] = Counter()
+    files = sorted(_walk(path, {item.resolve() for item in exclude}, listing, others))
+    if others:
+        kinds = ", ".join(f"{suffix or 'no extension'} {count}" for suffix, count in sorted(others.items()))
+        listing.notes.append(f"left out {sum(others.values())} files that are no pictures by extension ({kinds})")
+    if not files and not listing.unreadable:
+        found = f"it holds {listing.notes[0].removeprefix('left out ')}" if others else "it is empty"
+        raise ValueError(
+            f"no picture in {path}: {found}. Looked for {', '.join(sorted(IMAGE_SUFFIXES))}, in sub-folders too"
+        )
+    return FolderSource("folder", path, path, files, listing)
+
+
+def _walk(root: Path, exclude: set[Path], listing: Listing, others: Counter[str]) -> list[str]:
+    files: list[str] = []
+    visited: set[tuple[int, int]] = set()
+    pending = [root]
+    while pending:
+        folder = pending.pop()
+        stat = folder.stat()
+        if (stat.st_dev, stat.st_ino) in visited or folder.resolve() in exclude:
+            continue
+        visited.add((stat.st_dev, stat.st_ino))
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except PermissionError as error:
+            if folder == root:
+                raise
+            name = folder.relative_to(root).as_posix()
+            listing.unreadable.append(Unreadable(None, name, f"the folder cannot be listed: {error.strerror}"))
+            continue
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            name = Path(entry.path).relative_to(root).as_posix()
+            if not _is_utf8(name):
+                shown = os.fsencode(name).decode("utf-8", "backslashreplace")
+                listing.unreadable.append(Unreadable(None, shown, "the name is not valid UTF-8: rename it"))
+            elif Path(entry.path).is_dir():
+                pending.append(Path(entry.path))
+            elif Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                files.append(name)  # a broken link too: reading it says so
+            else:
+                others[Path(name).suffix.lower()] += 1
+    return files
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,310 @@
+"""Embeds a source into a directory, shard by shard, and takes up where an earlier run was stopped.
+
+In: a `Source`, a loaded `MMEmbedder` and a directory. Out: in the directory, `items/` (Arrow files that
+``datasets.load_from_disk`` opens; embeddings of shape ``(rows, dim)``), `skipped.jsonl` and `manifest.json`. A row that
+cannot be read has no embedding; it is listed with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from hf_mmembed.batching import prefetch
+from hf_mmembed.data import Row, Source, Unreadable
+from hf_mmembed.data.rows import hash_parts
+from hf_mmembed.model.images_mmembed import open_image
+
+from .identity import ModelIdentity
+from .manifest import Manifest, read_manifest, write_atomically, write_manifest
+from .shards import (
+    Embedded,
+    Shard,
+    plan_shards,
+    read_embeddings,
+    read_skipped,
+    recall_rows,
+    remove_stale,
+    write_dataset_files,
+    write_shard,
+)
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from hf_mmembed.sentence_transformer import MMEmbedder
+
+__all__ = ["ITEMS", "SKIPPED", "Report", "embed_source", "write_npy"]
+
+logger = logging.getLogger(__name__)
+
+ITEMS = "items"
+SKIPPED = "skipped.jsonl"
+_OPEN_PIXELS = 64_000_000  # decoded pictures held at once, about 200 MB; and as much again in the making
+_OPEN_ROWS = 256
+_OPEN_WORKERS = 4
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run of `embed_source` did.
+
+    Attributes:
+        manifest: The manifest as written.
+        shards: Files that hold the embeddings, in row order.
+        skipped: Rows without an embedding, and what could not be listed.
+        kept: Rows whose embedding was there before this run.
+        seconds: Time from the first new row to the last.
+    """
+
+    manifest: Manifest
+    shards: list[Shard]
+    skipped: list[Unreadable]
+    kept: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Opened:
+    row: int
+    item: Row
+    inputs: dict[str, Any]
+    pixels: int
+
+
+def embed_source(
+    source: Source,
+    embedder: MMEmbedder,
+    identity: ModelIdentity,
+    out: Path,
+    *,
+    task: str = "document",
+    instruction: str | None = None,
+    batch_size: int = 32,
+    shard_size: int = 256,
+    strict: bool = False,
+) -> Report:
+    """Embeds every row of `source` into `out`, keeping what an earlier, interrupted run finished.
+
+    A run that was killed at any moment and started again gives the same bytes as one that was not. When rows of the
+    source have changed since, only those are embedded again.
+
+    Args:
+        source: What to embed.
+        embedder: The model.
+        identity: Its identity; a directory begun with another one is refused.
+        out: Directory to write to; created if needed.
+        task: ``"document"`` or ``"query"``.
+        instruction: Instruction for every row, if any.
+        batch_size: Rows per forward pass, at most. Defaults to 32.
+        shard_size: Rows per file: what at most is lost when the process dies. Defaults to 256.
+        strict: Stop at the first row that cannot be read.
+
+    Raises:
+        ValueError: `out` holds something else, or (`strict`) a row cannot be read, or no row can.
+    """
+    manifest = _begin(source, identity, out, task=task, instruction=instruction, shard_size=shard_size)
+    items = out / ITEMS
+    items.mkdir(exist_ok=True)
+    salt = hash_parts(identity.fingerprint, identity.prompt_hash, task, instruction)
+    shards = plan_shards(source, salt=salt, size=shard_size)
+    if strict and source.unreadable:
+        raise ValueError(_stopped(source.unreadable[0]))
+    todo = [shard for shard in shards if not shard.path(items).exists()]
+    known = recall_rows(items, shards, salt=salt) if todo else {}
+    encode = _encoder(embedder, task=task, instruction=instruction, batch_size=batch_size)
+    total = len(source)
+    kept = total - sum(shard.stop - shard.start for shard in todo)
+    started = time.perf_counter()
+    with tqdm(total=total, initial=kept, unit=" items", desc="embedding", disable=None, smoothing=0.1) as bar:
+        for shard in todo:
+            rows: list[Embedded] = []
+            skipped: list[Unreadable] = []
+            for done, failed in _embed_shard(source, shard, encode, known):
+                if strict and failed:
+                    raise ValueError(_stopped(failed[0]))
+                rows += done
+                skipped += failed
+                bar.update(len(done) + len(failed))
+            rows.sort(key=lambda row: row.row)
+            skipped.sort(key=lambda item: item.row or 0)
+            write_shard(items, shard, rows, skipped, salt=salt, dim=identity.dimension)
+    seconds = time.perf_counter() - started
+    return _finish(source, out, manifest, shards, kept, seconds)
+
+
+def write_npy(report: Report, out: Path) -> Path:
+    """Writes all embeddings as `embeddings.npy`, shape ``(rows, dim)``, float32, in the order of the Arrow dataset."""
+    path = out / "embeddings.npy"
+    temporary = out / f".{path.name}.{os.getpid()}.tmp"
+    shape = (report.manifest.embedded, report.manifest.model.dimension)
+    try:
+        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+        start = 0
+        for block in read_embeddings(out / ITEMS, report.shards):
+            array[start : start + len(block)] = block
+            start += len(block)
+        array.flush()
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _begin(
+    source: Source, identity: ModelIdentity, out: Path, *, task: str, instruction: str | None, shard_size: int
+) -> Manifest:
+    """Claims the directory, or makes sure that it is ours and was begun in the same way."""
+    named = {
+        "kind": source.kind,
+        "path": str(source.path),
+        "image_column": source.image_column,
+        "text_column": source.text_column,
+    }
+    manifest = Manifest(identity, task, instruction, named, rows=len(source), shard_size=shard_size)
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / "manifest.json").exists():
+        earlier = read_manifest(out)
+        found = earlier.model.differences(identity)
+        if earlier.input != named:
+            found.append(f"the input ({earlier.input['path']} there, {source.path} here, or its columns)")
+        if (earlier.task, earlier.instruction) != (task, instruction):
+            found.append(f"the task or instruction ({earlier.task}, {earlier.instruction!r} there)")
+        if found:
+            raise ValueError(
+                f"{out} was built from something else; what differs: {'; '.join(found)}. Choose another directory, or "
+                "delete this one"
+            )
+    elif any(out.iterdir()):
+        raise ValueError(f"{out} is not empty and holds no embeddings of ours: choose another directory")
+    write_manifest(out, manifest)
+    return manifest
+
+
+def _finish(source: Source, out: Path, manifest: Manifest, shards: list[Shard], kept: int, seconds: float) -> Report:
+    items = out / ITEMS
+    skipped = [*source.unreadable, *(item for shard in shards for item in read_skipped(items, shard))]
+    lines = [json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in skipped]
+    write_atomically(out / SKIPPED, "".join(lines).encode("utf-8"))
+    lost = sum(item.row is not None for item in skipped)
+    embedded = len(source) - lost
+    if embedded == 0:
+        first = f"; the first: {skipped[0].name}: {skipped[0].reason}" if skipped else ""
+        raise ValueError(f"nothing in {source.path} could be embedded ({len(skipped)} items skipped{first})")
+    write_dataset_files(items, shards)
+    manifest = manifest.changed(embedded=embedded, skipped=len(skipped), complete=True)
+    write_manifest(out, manifest)
+    remove_stale(items, shards)
+    return Report(manifest, shards, skipped, kept, seconds)
+
+
+def _embed_shard(
+    source: Source, shard: Shard, encode: Callable[[list[dict[str, Any]]], np.ndarray], known: dict[str, np.ndarray]
+) -> Iterator[tuple[list[Embedded], list[Unreadable]]]:
+    """Finished and failed rows of one shard, a group of opened pictures at a time."""
+    fingerprints = {row: source.fingerprint(row) for row in range(shard.start, shard.stop)}
+    new: list[int] = []
+    recalled: list[Embedded] = []
+    for row, fingerprint in fingerprints.items():
+        if fingerprint in known:
+            recalled.append(Embedded(row, source[row], fingerprint, known[fingerprint]))
+        else:
+            new.append(row)
+    if recalled:
+        yield recalled, []
+    for opened, failed in _open_in_groups(source, new):
+        done, refused = _encode_group(source, opened, encode)
+        yield (
+            [Embedded(item.row, item.item, fingerprints[item.row], vector) for item, vector in done],
+            failed + refused,
+        )
+
+
+def _encode_group(
+    source: Source, group: list[_Opened], encode: Callable[[list[dict[str, Any]]], np.ndarray]
+) -> tuple[list[tuple[_Opened, np.ndarray]], list[Unreadable]]:
+    """Encodes a group; where the model refuses an input (`ValueError`), finds out which one."""
+    if not group:
+        return [], []
+    try:
+        vectors = encode([item.inputs for item in group])
+    except ValueError as error:
+        if len(group) == 1:
+            return [], [Unreadable(group[0].row, source.name(group[0].row), _one_line(error))]
+        halves = [_encode_group(source, half, encode) for half in (group[: len(group) // 2], group[len(group) // 2 :])]
+        return halves[0][0] + halves[1][0], halves[0][1] + halves[1][1]
+    for item, vector in zip(group, vectors, strict=True):
+        if not np.isfinite(vector).all():
+            raise RuntimeError(f"the model gave an embedding that is not finite for {source.name(item.row)}")
+    return list(zip(group, vectors, strict=True)), []
+
+
+def _encoder(
+    embedder: MMEmbedder, *, task: str, instruction: str | None, batch_size: int
+) -> Callable[[list[dict[str, Any]]], np.ndarray]:
+    method = embedder.encode_query if task == "query" else embedder.encode_document
+
+    def encode(inputs: list[dict[str, Any]]) -> np.ndarray:
+        if instruction is not None:
+            inputs = [{**item, "instruction": instruction} for item in inputs]
+        vectors = method(inputs, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True)
+        return np.asarray(vectors, dtype=np.float32)
+
+    return encode
+
+
+def _open_in_groups(source: Source, rows: list[int]) -> Iterator[tuple[list[_Opened], list[Unreadable]]]:
+    """Opens pictures in threads and hands them on in groups of a bounded number of pixels, always the same ones."""
+    group: list[_Opened] = []
+    failed: list[Unreadable] = []
+    for row, opened in prefetch(_open, _read_rows(source, rows), workers=_OPEN_WORKERS, ahead=2 * _OPEN_WORKERS):
+        if isinstance(opened, str):
+            failed.append(Unreadable(row[0], source.name(row[0]), opened))
+            continue
+        group.append(opened)
+        if len(group) == _OPEN_ROWS or sum(item.pixels for item in group) >= _OPEN_PIXELS:
+            yield group, failed
+            group, failed = [], []
+    yield group, failed
+
+
+def _read_rows(source: Source, rows: list[int]) -> Iterator[tuple[int, Row | str]]:
+    for row in rows:
+        try:
+            yield row, source[row]
+        except ValueError as error:
+            yield row, _one_line(error)
+
+
+def _open(numbered: tuple[int, Row | str]) -> _Opened | str:
+    """The row with its picture decoded, or why it has none. Runs in a worker thread."""
+    row, item = numbered
+    if isinstance(item, str):
+        return item
+    inputs: dict[str, Any] = {} if item.text is None else {"text": item.text}
+    pixels = 0
+    if item.image is not None:
+        try:
+            image: Image = open_image(item.image)
+        except ValueError as error:
+            return _one_line(error)
+        inputs["image"] = image
+        pixels = image.width * image.height
+    return _Opened(row, item, inputs, pixels)
+
+
+def _stopped(item: Unreadable) -> str:
+    return f"{item.name}: {item.reason} (stopped by --strict; finished shards are kept)"
+
+
+def _one_line(error: ValueError) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,138 @@
+"""Which model, with which prompt, made a set of embeddings.
+
+In: a checkpoint directory or Hub id. Out: a `ModelIdentity` that is written beside the embeddings and compared before
+anything is added to them or searched in them: vectors of two models, or of one model under two prompts, do not live
+in one space.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+if TYPE_CHECKING:
+    from hf_mmembed.sentence_transformer import MMEmbedder
+
+__all__ = ["ModelIdentity", "identify", "local_checkpoint", "prompt_hash"]
+
+# What decides the numbers. Not the README, not the *.py files: `hf_mmembed` runs its own.
+_FILES = (
+    "*.safetensors",
+    "adapter_config.json",
+    "config.json",
+    "config_sentence_transformers.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.jinja",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+_VOLATILE = ("transformers_version", "__version__")
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What two sets of embeddings must share to be comparable.
+
+    Attributes:
+        name: The directory or Hub id that the user gave.
+        revision: Commit of the Hub repository; None for a local directory.
+        fingerprint: Digest of `files`.
+        files: Digest of each file of the checkpoint that decides the numbers.
+        prompt_hash: Digest of what the model reads around any query or document.
+        dimension: Length of an embedding.
+    """
+
+    name: str
+    revision: str | None
+    fingerprint: str
+    files: dict[str, str]
+    prompt_hash: str
+    dimension: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the manifest."""
+        return asdict(self)
+
+    def differences(self, other: ModelIdentity) -> list[str]:
+        """What makes `other` a different embedder, most telling first; empty when it is the same one."""
+        found = []
+        if self.prompt_hash != other.prompt_hash:
+            found.append(f"the prompt (hash {self.prompt_hash[:12]} there, {other.prompt_hash[:12]} here)")
+        if self.dimension != other.dimension:
+            found.append(f"the dimension ({self.dimension} there, {other.dimension} here)")
+        changed = sorted(name for name in {*self.files, *other.files} if self.files.get(name) != other.files.get(name))
+        if changed:
+            found.append(f"the model files {', '.join(changed)}")
+        return found
+
+
+def local_checkpoint(model: str | Path, revision: str | None = None) -> tuple[Path, str | None]:
+    """Directory of a checkpoint, downloaded when `model` is a Hub id, and the commit it is of.
+
+    Args:
+        model: A directory, or the id of a repository on the Hub.
+        revision: Branch, tag or commit on the Hub. Defaults to its main branch.
+
+    Raises:
+        ValueError: `model` looks like a path and does not exist.
+    """
+    path = Path(model)
+    if path.is_dir():
+        return path.resolve(), None
+    if str(model).count("/") > 1 or str(model).startswith((".", "/", "~")) or path.exists():
+        raise ValueError(f"no checkpoint directory at {model}")
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]
+    snapshot = Path(snapshot_download(str(model), revision=revision, allow_patterns=patterns))
+    return snapshot, snapshot.name
+
+
+def identify(name: str, directory: Path, revision: str | None, embedder: MMEmbedder) -> ModelIdentity:
+    """Identity of a loaded embedder: reads and hashes the weights (about a second per gigabyte).
+
+    Args:
+        name: What the user called it.
+        directory: The checkpoint it was loaded from.
+        revision: Its commit, if it came from the Hub.
+        embedder: The loaded model.
+
+    Raises:
+        ValueError: There are no weights in `directory`.
+    """
+    paths = sorted({path for pattern in _FILES for path in directory.glob(pattern)})
+    files = {path.name: _digest(path) for path in paths}
+    if not any(name.endswith(".safetensors") for name in files):
+        raise ValueError(f"no *.safetensors in {directory}: only safetensors weights are read")
+    fingerprint = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:32]
+    dimension = embedder.get_embedding_dimension()
+    assert dimension is not None  # None only for models without a fixed dimension
+    return ModelIdentity(name, revision, fingerprint, files, prompt_hash(embedder), dimension)
+
+
+def prompt_hash(embedder: MMEmbedder) -> str:
+    """Digest of what the model reads around the words of a query and of a document, with a picture and without."""
+    text, image = {"type": "text", "text": "words"}, {"type": "image", "image": Image.new("RGB", (64, 64))}
+    rendered = [
+        embedder.processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False, task=task)
+        for task in ("query", "document")
+        for content in ([text], [image, text])
+    ]
+    return hashlib.sha256(json.dumps([rendered, embedder.prompts], sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _digest(path: Path) -> str:
+    if path.suffix == ".json":
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(settings, dict):
+            for key in _VOLATILE:  # rewritten by every save, whatever the numbers
+                settings.pop(key, None)
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

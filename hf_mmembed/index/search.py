@@ -1,0 +1,192 @@
+"""Building an index from embeddings, opening it, and searching it.
+
+In: a directory of embeddings; then a query of text, picture and instruction. Out: `index.faiss` beside the embeddings;
+then `Hit` objects, best first, with cosine similarities.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_mmembed.data import Source, open_source
+from hf_mmembed.model.images_mmembed import open_image
+
+from . import vectors
+from .embedding import ITEMS, Report
+from .identity import ModelIdentity
+from .manifest import Manifest, read_manifest, write_manifest
+from .shards import read_embeddings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from hf_mmembed.sentence_transformer import MMEmbedder
+
+__all__ = ["Hit", "Index", "build_index", "embed_query"]
+
+_FAISS = "index.faiss"
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One result.
+
+    Attributes:
+        rank: From 1.
+        score: Cosine similarity with the query.
+        row: Row of the input.
+        name: The item's name: path relative to the input, or table and row.
+        path: Its picture file, if it has one.
+        text: Its text, if it has one.
+    """
+
+    rank: int
+    score: float
+    row: int
+    name: str
+    path: str | None
+    text: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return asdict(self)
+
+
+def build_index(out: Path, report: Report, *, kind: vectors.Kind | None = None) -> Manifest:
+    """Adds a FAISS index to a directory that `embed_source` finished.
+
+    Args:
+        out: The directory.
+        report: What `embed_source` returned for it.
+        kind: See `vectors.build`. Defaults to flat up to 200,000 rows.
+    """
+    index, info = vectors.build(
+        lambda: read_embeddings(out / ITEMS, report.shards),
+        rows=report.manifest.embedded,
+        dim=report.manifest.model.dimension,
+        kind=kind,
+    )
+    vectors.save(index, out / _FAISS)
+    manifest = report.manifest.changed(faiss=info)
+    write_manifest(out, manifest)
+    return manifest
+
+
+def embed_query(
+    embedder: MMEmbedder,
+    *,
+    text: str | None = None,
+    image: Image | str | os.PathLike[str] | None = None,
+    instruction: str | None = None,
+) -> np.ndarray:
+    """Embeds one query: a text, a picture, or a picture with words about it. Shape ``(dim,)``, float32.
+
+    Raises:
+        ValueError: Neither text nor picture is given, or the picture cannot be read.
+    """
+    query: dict[str, Any] = {}
+    if text is not None and text.strip():
+        query["text"] = text
+    if image is not None:
+        query["image"] = open_image(Path(image) if isinstance(image, (str, os.PathLike)) else image)
+    if not query:
+        raise ValueError("the query is empty: give a text, a picture or both")
+    if instruction is not None:
+        query["instruction"] = instruction
+    return np.asarray(embedder.encode_query([query], show_progress_bar=False), dtype=np.float32)[0]
+
+
+class Index:
+    """A finished index on the disk, opened for searching.
+
+    Raises:
+        ValueError: The directory is no index, is unfinished, or holds embeddings without a FAISS index.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self.manifest = read_manifest(self.directory)
+        again = f"hf-mmembed index {self.manifest.model.name} {self.manifest.input['path']} {directory}"
+        if not self.manifest.complete:
+            raise ValueError(f"{directory} is unfinished; this goes on where it stopped: {again}")
+        if self.manifest.faiss is None:
+            raise ValueError(f"{directory} holds embeddings without an index; this adds it: {again}")
+        self._faiss = vectors.load(self.directory / _FAISS)
+
+    def __len__(self) -> int:
+        return self.manifest.embedded
+
+    @cached_property
+    def _items(self) -> Any:
+        from datasets import load_from_disk
+
+        return load_from_disk(str(self.directory / ITEMS)).remove_columns("embedding")
+
+    @cached_property
+    def _source(self) -> Source:
+        settings = self.manifest.input
+        return open_source(
+            str(settings["path"]), image_column=settings["image_column"], text_column=settings["text_column"]
+        )
+
+    def check(self, identity: ModelIdentity) -> None:
+        """Makes sure that queries embedded by `identity` may be compared with this index.
+
+        Raises:
+            ValueError: The index was built with another model or prompt; the message says what differs.
+        """
+        found = self.manifest.model.differences(identity)
+        if found:
+            built = self.manifest.model
+            raise ValueError(
+                f"{self.directory} was built with another embedder ({built.name}, revision {built.revision}) than the "
+                f"one to search with ({identity.name}, revision {identity.revision}); what differs: {'; '.join(found)}. "
+                "Search with the same model and prompt, or build the index again in another directory"
+            )
+
+    def search(self, query: np.ndarray, k: int = 10) -> list[Hit]:
+        """The `k` most similar items, best first; equal scores in row order.
+
+        Args:
+            query: Unit vector, shape ``(dim,)``.
+            k: Number of hits, at most. Defaults to 10.
+
+        Raises:
+            ValueError: `query` has another dimension, or `k` is not positive.
+        """
+        if query.shape != (self.manifest.model.dimension,):
+            raise ValueError(
+                f"a query of shape {query.shape} for an index of dimension {self.manifest.model.dimension}"
+            )
+        if k < 1:
+            raise ValueError(f"k is {k}; ask for at least 1 hit")
+        scores, places = self._faiss.search(np.ascontiguousarray(query[None], np.float32), min(k, len(self)))
+        found = sorted(
+            (-float(score), int(place)) for score, place in zip(scores[0], places[0], strict=True) if place >= 0
+        )
+        hits = []
+        for rank, (score, place) in enumerate(found, start=1):
+            item = self._items[place]
+            hits.append(Hit(rank, -score, item["row"], item["name"], item["path"], item["text"]))
+        return hits
+
+    def picture(self, hit: Hit) -> Image | None:
+        """The picture of a hit, read again from the input; None when it has none.
+
+        Raises:
+            ValueError: It is gone, or the input has changed since it was indexed.
+        """
+        if hit.path is not None:
+            return open_image(Path(hit.path))
+        if self.manifest.input["image_column"] is None:
+            return None
+        if len(self._source) <= hit.row:
+            raise ValueError(f"{self.manifest.input['path']} has changed since it was indexed")
+        image = self._source[hit.row].image
+        return None if image is None else open_image(image)

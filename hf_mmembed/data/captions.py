@@ -9,7 +9,7 @@ the same words, but for that attribute, when their generators start from the sam
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
@@ -60,6 +60,13 @@ _PLURALS = {"box": "boxes", "cross": "crosses", "plus": "pluses", "rhombus": "rh
 _OPENINGS = ("", "", "", "a picture of ", "an image of ", "there is ", "this shows ", "a drawing of ", "we see ")
 _BACKGROUND_PHRASES = (" on a {} background", " on {}", " in front of a {} background", ", {} background")
 _PLACE_PHRASES = (" in the {}", " at the {}", " at the {} of the image")
+_OPTIONS: dict[str, tuple[str, ...]] = {"color": tuple(COLORS), "shape": SHAPES, "size": SIZES, "fill": FILLS}
+_EDIT_WORDINGS = {
+    "color": ("make the {} {}", "change the color of the {} to {}", "paint the {} {}", "turn the {} {}"),
+    "shape": ("replace the {} with a {}", "turn the {} into a {}", "change the {} to a {}"),
+    "size": ("make the {} {}", "turn the {} {}"),
+    "fill": ("make the {} {}", "turn the {} {}"),
+}
 _SALIENCE = {"shape": 0.37, "color": 0.34, "size": 0.10, "fill": 0.12, "background": 0.07}
 
 T = TypeVar("T")
@@ -145,19 +152,19 @@ def salient_words(scene: Scene) -> dict[str, float]:
     Shapes and colours weigh most, then fill, size and background; each shape counts alike, and in a scene of several
     equal shapes their number takes a quarter.
     """
-    concepts: Counter[str] = Counter()
+    concepts: dict[str, float] = defaultdict(float)
     for shape in scene.shapes:
         for attribute, weight in _SALIENCE.items():
             concept = scene.background if attribute == "background" else getattr(shape, attribute)
             concepts[concept] += weight
     if scene.kind == "count":
-        concepts[NUMBERS[len(scene.shapes)]] += concepts.total() / 3
+        concepts[NUMBERS[len(scene.shapes)]] += sum(concepts.values()) / 3
     return _spread_over_synonyms(concepts)
 
 
 def salient_words_of_text(text: str) -> dict[str, float]:
     """The same for a text: its known concepts, weighted as in `salient_words`; empty if it names none."""
-    concepts: Counter[str] = Counter()
+    concepts: dict[str, float] = defaultdict(float)
     for word in text.replace(",", " ").replace(".", " ").split():
         if word in _CONCEPTS:
             concepts[_CONCEPTS[word]] += _WEIGHTS[_CONCEPTS[word]]
@@ -188,40 +195,40 @@ def edit(scene: Scene, rng: Random) -> tuple[str, Scene]:
             )
             instruction = pick(rng, ("remove the {}", "delete the {}", "without the {}")).format(name)
         else:
-            options = {"color": tuple(COLORS), "shape": SHAPES, "size": SIZES, "fill": FILLS}[kind]
+            options = _OPTIONS[kind]
             new = pick(rng, [option for option in options if option != getattr(target, kind)])
             if kind == "size" and (new == "large" and len(scene.shapes) > 2):
                 continue
             changed = replace(
                 scene,
                 shapes=tuple(
-                    replace(shape, **{kind: new}) if shape.attributes == target.attributes else shape
+                    _with(shape, kind, new) if shape.attributes == target.attributes else shape
                     for shape in scene.shapes
                 ),
             )
-            wordings = {
-                "color": ("make the {} {}", "change the color of the {} to {}", "paint the {} {}", "turn the {} {}"),
-                "shape": ("replace the {} with a {}", "turn the {} into a {}", "change the {} to a {}"),
-                "size": ("make the {} {}", "turn the {} {}"),
-                "fill": ("make the {} {}", "turn the {} {}"),
-            }[kind]
-            instruction = pick(rng, wordings).format(name, synonym(new, rng))
+            instruction = pick(rng, _EDIT_WORDINGS[kind]).format(name, synonym(new, rng))
         if len({shape.attributes[:2] for shape in changed.distinct}) == len(changed.distinct):
             moved = move_apart(changed, rng)
             if moved is not None:
                 return instruction, moved
 
 
+def _with(shape: Shape, attribute: str, value: str) -> Shape:
+    fields = {name: getattr(shape, name) for name in ("shape", "color", "size", "fill")} | {attribute: value}
+    return Shape(**fields, x=shape.x, y=shape.y, radius=shape.radius)
+
+
 def _words(rng: Random, *concepts: str) -> list[str]:
     return [synonym(concept, rng) for concept in concepts]
 
 
-def _spread_over_synonyms(concepts: Counter[str]) -> dict[str, float]:
-    words: Counter[str] = Counter()
+def _spread_over_synonyms(concepts: dict[str, float]) -> dict[str, float]:
+    words: dict[str, float] = defaultdict(float)
+    total = sum(concepts.values())
     for concept, weight in concepts.items():
         forms = SYNONYMS.get(concept, (concept,))
         for form in forms:
-            words[form] += weight / concepts.total() / len(forms)
+            words[form] += weight / total / len(forms)
     return dict(words)
 
 

@@ -25,12 +25,12 @@ __all__ = [
     "FILLS",
     "GRID",
     "KIND_WEIGHTS",
-    "Kind",
     "NOVEL_COMBINATIONS",
     "OPPOSITE",
     "RELATIONS",
     "SHAPES",
     "SIZES",
+    "Kind",
     "Scene",
     "Shape",
     "Split",
@@ -131,7 +131,7 @@ def split_of(scene: Scene) -> Split:
     if any((shape.shape, shape.color) in NOVEL_COMBINATIONS for shape in scene.shapes):
         return "test"
     eighth = zlib.crc32(repr(graph_key(scene)).encode()) % 8
-    return ("mine", "val", "test")[eighth] if eighth < 3 else "train"  # type: ignore[return-value]
+    return ("mine", "val", "test")[eighth] if eighth < 3 else "train"
 
 
 def random_scene(rng: Random, split: Split | None = "test", kinds: dict[Kind, float] | None = None) -> Scene:
@@ -261,7 +261,7 @@ def _moon() -> list[tuple[float, float]]:
 def _unit_outline(shape: str) -> tuple[tuple[float, float], ...]:
     """Polygon of a shape of radius 1 around the origin."""
     arm, half = 0.95, 0.33
-    outlines = {
+    outlines: dict[str, list[tuple[float, float]]] = {
         "circle": [(0.95 * math.cos(math.pi * s / 24), 0.95 * math.sin(math.pi * s / 24)) for s in range(48)],
         "square": [(-0.84, -0.84), (0.84, -0.84), (0.84, 0.84), (-0.84, 0.84)],
         "triangle": [(1.1 * math.cos(a), 1.1 * math.sin(a)) for a in map(math.radians, (-90, 30, 150))],

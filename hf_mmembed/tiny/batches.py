@@ -23,11 +23,13 @@ from hf_mmembed.data.scenes import (
     COLORS,
     FILLS,
     GRID,
+    RELATIONS,
     SHAPES,
     SIZES,
     Scene,
     draw,
     random_scene,
+    relation,
 )
 from hf_mmembed.tiny.architecture import IMAGE_PAD, IMAGE_PIXELS, IMAGE_TOKENS, segments
 from hf_mmembed.tiny.conversations import Conversation, Lesson, converse
@@ -55,8 +57,7 @@ ATTRIBUTE_WORDS: tuple[tuple[str, ...], ...] = (
     tuple(COLORS),
     SIZES,
     FILLS,
-    ("left", "center", "right"),
-    ("top", "center", "bottom"),
+    RELATIONS,
     tuple(BACKGROUNDS),
     ("one", "two", "three", "four"),
 )
@@ -65,7 +66,7 @@ ATTRIBUTE_WORDS: tuple[tuple[str, ...], ...] = (
 
 @dataclass(frozen=True)
 class PictureBatch:
-    """`pixels` (images, 64, 64, 3) uint8 and `labels` (images, 16, 8): a word index per group and cell, or -100."""
+    """`pixels` (images, 64, 64, 3) uint8 and `labels` (images, 16, 7): a word index per group and cell, or -100."""
 
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -98,18 +99,23 @@ def to_pixels(picture: Image.Image) -> NDArray[np.uint8]:
 
 
 def cell_labels(scene: Scene) -> NDArray[np.int64]:
-    """(16, 8): what each cell shows. Cells at a rim are left out, empty cells stand for background and number."""
+    """(16, 7): what each cell shows. Cells at a rim are left out, empty cells stand for background and number.
+
+    The cells of one shape of a pair also say where it stands, seen from the other.
+    """
     labels = np.full((IMAGE_TOKENS, len(ATTRIBUTE_WORDS)), IGNORE, dtype=np.int64)
     for cell in range(IMAGE_TOKENS):
         x, y = _CELL * (cell % _SIDE + 0.5), _CELL * (cell // _SIDE + 0.5)
         gaps = [np.hypot(shape.x - x, shape.y - y) - shape.radius for shape in scene.shapes]
         nearest = scene.shapes[int(np.argmin(gaps))]
         if min(gaps) < 1:
-            thirds = [0 if place < 24 else 2 if place > 40 else 1 for place in (nearest.x, nearest.y)]
-            found = [words.index(word) for words, word in zip(ATTRIBUTE_WORDS, nearest.attributes, strict=False)]
-            labels[cell, :6] = found + thirds
+            named = [words.index(word) for words, word in zip(ATTRIBUTE_WORDS[:4], nearest.attributes, strict=True)]
+            labels[cell, :4] = named
+            others = [shape for shape in scene.shapes if shape is not nearest]
+            if scene.kind == "two" and (seen := relation(nearest, others[0])) is not None:
+                labels[cell, 4] = RELATIONS.index(seen)
         elif min(gaps) > 6:
-            labels[cell, 6:] = list(BACKGROUNDS).index(scene.background), len(scene.shapes) - 1
+            labels[cell, 5:] = list(BACKGROUNDS).index(scene.background), len(scene.shapes) - 1
     return labels
 
 
@@ -138,9 +144,13 @@ def pack(drafts: Iterable[Draft], rng: Random, rows: int, images: int, *, one_pe
     ids = np.zeros((rows, ROW_TOKENS), dtype=np.int64)
     conversation = np.zeros((rows, ROW_TOKENS), dtype=np.int64)
     positions = np.zeros((3, rows, ROW_TOKENS), dtype=np.int64)
-    slots, supervised, targets, target_of, weights, scenes = [], [], [], [], [], []
-    filled = [0] * rows
-    misses = 0
+    slots: list[NDArray[np.int64]] = []
+    scenes: list[Scene] = []
+    supervised: list[int] = []
+    targets: list[int] = []
+    target_of: list[int] = []
+    weights: list[float] = []
+    filled, misses = [0] * rows, 0
     for number, draft in enumerate(drafts, start=1):
         length = len(draft.ids)
         room = 0 if one_per_row else ROW_TOKENS - length

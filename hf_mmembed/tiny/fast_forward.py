@@ -10,11 +10,11 @@ Tests hold it against the stock forward.
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import Qwen2VLForConditionalGeneration
+from torch import Tensor
 from transformers.models.qwen2_vl.modeling_qwen2_vl import rotate_half
 
 from hf_mmembed.tiny.architecture import IMAGE_PIXELS, MERGE, PATCH_PIXELS
@@ -36,7 +36,7 @@ def to_patches(pixels: Tensor) -> Tensor:
     return twice.reshape(-1, 3 * 2 * p * p)
 
 
-def vision_features(visual: nn.Module, patches: Tensor) -> Tensor:
+def vision_features(visual: Any, patches: Tensor) -> Tensor:
     """(images * 64, 384) patches to (images * 64, 192) features of the vision tower before its merger."""
     weight = visual.patch_embed.proj.weight
     states = F.linear(patches, weight.view(weight.shape[0], -1))
@@ -46,18 +46,18 @@ def vision_features(visual: nn.Module, patches: Tensor) -> Tensor:
     return states
 
 
-def merge_patches(visual: nn.Module, features: Tensor) -> Tensor:
+def merge_patches(visual: Any, features: Tensor) -> Tensor:
     """(images * 64, 192) features to (images * 16, 256) visual tokens."""
     return visual.merger(features)
 
 
-def vision_tokens(visual: nn.Module, patches: Tensor) -> Tensor:
+def vision_tokens(visual: Any, patches: Tensor) -> Tensor:
     """(images * 64, 384) patches to (images * 16, 256) visual tokens."""
     return merge_patches(visual, vision_features(visual, patches))
 
 
 def hidden_states(
-    model: Qwen2VLForConditionalGeneration,
+    model: Any,
     ids: Tensor,
     positions: Tensor,
     conversation: Tensor,
@@ -82,7 +82,7 @@ def hidden_states(
     return language.norm(states)
 
 
-def _vision_block(block: nn.Module, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _vision_block(block: Any, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     attention = block.attn
     heads, width = attention.num_heads, attention.head_dim
     qkv = attention.qkv(block.norm1(states)).view(-1, PATCHES, 3, heads, width)
@@ -94,7 +94,7 @@ def _vision_block(block: nn.Module, states: Tensor, cos: Tensor, sin: Tensor) ->
     return states + block.mlp(block.norm2(states))
 
 
-def _decoder_layer(layer: nn.Module, states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+def _decoder_layer(layer: Any, states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
     attention = layer.self_attn
     rows, length, _ = states.shape
     width = attention.head_dim
@@ -111,7 +111,7 @@ def _decoder_layer(layer: nn.Module, states: Tensor, cos: Tensor, sin: Tensor, m
     return states + layer.mlp(layer.post_attention_layernorm(states))
 
 
-def _language_rope(model: Qwen2VLForConditionalGeneration, positions: Tensor) -> tuple[Tensor, Tensor]:
+def _language_rope(model: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
     """cos, sin (rows, 1, 128, head_dim): each section of the channels turns by its own of the three positions."""
     config = model.config.text_config
     width = config.hidden_size // config.num_attention_heads

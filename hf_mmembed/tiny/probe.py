@@ -82,7 +82,9 @@ def _answers(
         pixels = torch.from_numpy(batch.pictures.pixels)
         states = hidden_states(
             model,
-            *(torch.from_numpy(array) for array in (batch.ids, batch.positions, batch.conversation)),
+            torch.from_numpy(batch.ids),
+            torch.from_numpy(batch.positions),
+            torch.from_numpy(batch.conversation),
             torch.from_numpy(batch.image_slots).view(-1),
             vision_tokens(model.model.visual, to_patches(pixels)),
         )

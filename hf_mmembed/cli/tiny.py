@@ -1,0 +1,66 @@
+"""`hf-mmembed tiny ...`: train, measure and draw with the model that ships."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["tiny"]
+
+tiny = typer.Typer(
+    name="tiny", help="The shipped model and its drawn world: train, evaluate, draw.", no_args_is_help=True
+)
+
+
+@tiny.command()
+def train(
+    out: Annotated[Path, typer.Argument(help="Where to keep the state, the log and the finished model.")],
+    seed: Annotated[int, typer.Option(help="Seed of weights, tokenizer and data.")] = 0,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Defaults to the number of cores.")] = None,
+) -> None:
+    """Train the model from nothing, or go on where a killed run stopped.
+
+    Example: hf-mmembed tiny train runs/tiny
+    """
+    from hf_mmembed.tiny.training import Recipe, train
+
+    typer.echo(f"the model is in {train(out, Recipe(seed=seed), threads=threads)}")
+
+
+@tiny.command()
+def evaluate(
+    model: Annotated[Path | None, typer.Argument(help="A generative checkpoint. Defaults to the shipped one.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the tables here, as JSON and Markdown.")] = None,
+    seeds: Annotated[int, typer.Option(help="Number of test sets, seeded 0, 1, ...", min=1)] = 3,
+    candidates: Annotated[int, typer.Option(help="Pictures and captions to retrieve from.", min=10)] = 1000,
+) -> None:
+    """Print what each prompt makes of the model without training, and how well it answers questions.
+
+    Example: hf-mmembed tiny evaluate --seeds 1
+    """
+    from hf_mmembed.tiny import generative_path
+    from hf_mmembed.tiny.evaluate import evaluate, markdown, write
+
+    results = evaluate(model or generative_path(), seeds=range(seeds), candidates=candidates)
+    if out is not None:
+        write(results, out)
+    typer.echo(markdown(results))
+
+
+@tiny.command()
+def draw(
+    out: Annotated[Path, typer.Argument(help="Folder for the pictures and metadata.jsonl; made if missing.")],
+    number: Annotated[int, typer.Option(help="How many pictures.", min=1)] = 300,
+    split: Annotated[str, typer.Option(help="train, mine, val or test.")] = "test",
+    seed: Annotated[int, typer.Option(help="Seed of the drawings.")] = 0,
+    pixels: Annotated[int, typer.Option(help="Side of a picture in pixels.", min=16)] = 192,
+) -> None:
+    """Draw pictures of the tiny model's world, with captions, as an image folder that `datasets` can load.
+
+    Example: hf-mmembed tiny draw pictures --number 100 --split train
+    """
+    from hf_mmembed.data.drawings import draw_folder
+
+    typer.echo(f"{draw_folder(out, number, split=split, seed=seed, pixels=pixels)} pictures are in {out}")

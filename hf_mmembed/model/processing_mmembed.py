@@ -103,13 +103,24 @@ class MMEmbedProcessor(ProcessorMixin):
         self.backbone_processor_kwargs = backbone_processor_kwargs or {}
         self.prompt = HierarchicalPrompt(**prompt) if isinstance(prompt, dict) else prompt
         self.allow_urls = allow_urls
-        self.backbone_processor = image_only_processor(backbone_processor_class)(
-            image_processor=image_processor,
-            tokenizer=tokenizer,
-            chat_template=native,
+        self.backbone_processor = self._family_processor()
+        self._control_tokens = _control_token_pattern(self.backbone_processor, native)
+
+    def _family_processor(self) -> ProcessorMixin:
+        return image_only_processor(self.backbone_processor_class)(
+            image_processor=self.image_processor,
+            tokenizer=self.tokenizer,
+            chat_template=self.chat_template.removeprefix(TASK_DECLARATION),
             **self.backbone_processor_kwargs,
         )
-        self._control_tokens = _control_token_pattern(self.backbone_processor, native)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the family's processor, whose class exists only in this process and cannot be pickled."""
+        return {name: value for name, value in self.__dict__.items() if name != "backbone_processor"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.backbone_processor = self._family_processor()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

@@ -29,7 +29,9 @@ def text_tokens(text: str) -> int:
     return -(-len(text.encode("utf-8", "replace")) // BYTES_PER_TOKEN)
 
 
-def plan_batches(tokens: Sequence[int], *, batch_size: int, token_budget: int) -> list[list[int]]:
+def plan_batches(
+    tokens: Sequence[int], *, batch_size: int, token_budget: int, batch_cost: int = 128
+) -> list[list[int]]:
     """Group inputs of similar length into batches, the longest first.
 
     Longest first, so that a batch too large for the memory fails at once and not after an hour. Sorting keeps padding
@@ -40,6 +42,8 @@ def plan_batches(tokens: Sequence[int], *, batch_size: int, token_budget: int) -
         batch_size: at most this many inputs in a batch.
         token_budget: at most this many tokens in a batch, padding included. An input longer than the budget gets a
             batch of its own.
+        batch_cost: what one more batch costs, in the time of that many tokens; a batch ends before its padding costs
+            more. Defaults to 128, which suits a CPU.
 
     Returns:
         Indices into ``tokens``, each exactly once.
@@ -56,11 +60,13 @@ def plan_batches(tokens: Sequence[int], *, batch_size: int, token_budget: int) -
             f"batch_size and token_budget must be positive integers, got {batch_size!r} and {token_budget!r}."
         )
     batches: list[list[int]] = []
-    capacity = 0
+    capacity = longest = padding = 0
     for index in sorted(range(len(tokens)), key=lambda i: -tokens[i]):
-        if not batches or len(batches[-1]) >= capacity:
+        padding += longest - tokens[index]
+        if not batches or len(batches[-1]) >= capacity or padding > batch_cost:
             batches.append([])
-            capacity = min(batch_size, max(1, token_budget // max(1, tokens[index])))
+            longest, padding = tokens[index], 0
+            capacity = min(batch_size, max(1, token_budget // max(1, longest)))
         batches[-1].append(index)
     return batches
 
@@ -76,13 +82,16 @@ def prefetch(
     Args:
         prepare: called in a worker thread.
         items: what to prepare; taken as needed, so it may be a generator.
-        workers: number of threads.
+        workers: number of threads; with 0, each item is prepared when it is asked for, in the caller's own thread.
         ahead: how many results may wait or be in the making beyond the one being consumed; bounds the memory.
 
     Example:
         >>> list(prefetch(str.upper, ["a", "b"], workers=2, ahead=1))
         [('a', 'A'), ('b', 'B')]
     """
+    if workers == 0:
+        yield from ((item, prepare(item)) for item in items)
+        return
     pending: deque[tuple[Item, Future[Result]]] = deque()
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="hf_mmembed-prefetch") as pool:
         try:

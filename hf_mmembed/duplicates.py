@@ -84,8 +84,10 @@ def _sketch(image: Any) -> Hashable:
     if isinstance(image, bytes):
         return len(image), image[-TAIL_BYTES:]
     if isinstance(image, Image.Image):
-        if (file := _undecoded_file(image)) is not None:
-            return image.size, _tail(file)
+        if getattr(image, "tile", None):
+            return image.size, _of_undecoded(image, _tail)
+        if 0 in image.size:
+            return image.mode, image.size
         return image.mode, image.size, image.resize((8, 8), Image.Resampling.NEAREST).tobytes()
     if isinstance(image, (np.ndarray, torch.Tensor)):
         return str(image.dtype), tuple(image.shape), _bytes(image[..., :: max(1, image.shape[-1] // 8)][:1])
@@ -99,8 +101,8 @@ def _digest(image: Any) -> Hashable:
     if isinstance(image, bytes):
         return _hash(image)
     if isinstance(image, Image.Image):
-        if (file := _undecoded_file(image)) is not None:
-            return image.tell(), _file_digest(file)
+        if getattr(image, "tile", None):
+            return image.tell(), _of_undecoded(image, _file_digest)
         appearance = (image.getpalette(), image.info.get("transparency"), image.getexif().get(EXIF_ORIENTATION))
         return image.mode, image.size, str(appearance), _hash(image.tobytes())
     if isinstance(image, (np.ndarray, torch.Tensor)):
@@ -117,9 +119,10 @@ def _of_file(path: str, key: Callable[[BinaryIO], Hashable]) -> Hashable:
         return path
 
 
-def _undecoded_file(image: Image.Image) -> BinaryIO | None:
-    """The open file behind an image whose pixels PIL has not read yet, else None."""
-    return getattr(image, "fp", None) if getattr(image, "tile", None) else None
+def _of_undecoded(image: Image.Image, key: Callable[[BinaryIO], Hashable]) -> Hashable:
+    """The key of the open file behind an image whose pixels are still to be read; the image alone if it is closed."""
+    file = getattr(image, "fp", None)
+    return id(image) if file is None or file.closed else key(file)
 
 
 def _tail(file: BinaryIO) -> tuple[int, bytes]:

@@ -36,6 +36,8 @@ from .model.images_mmembed import ImageError, open_image
 __all__ = ["TOKEN_BUDGET", "MMEmbedder"]
 
 TOKEN_BUDGET = 16_384
+# In tokens: a GPU needs larger batches before padding costs more than launching the kernels again.
+BATCH_COST_ON_CPU, BATCH_COST_ELSEWHERE = 128, 2_048
 PREPARED_BATCHES = 2
 # What `quantize_embeddings` returns for each precision; the binary ones hold eight dimensions in a byte.
 DTYPE_OF_PRECISION = {"float32": "float32", "int8": "int8", "uint8": "uint8", "binary": "int8", "ubinary": "uint8"}
@@ -242,12 +244,18 @@ class MMEmbedder(SentenceTransformer):
         """Embed conversations in this process; sentence-transformers calls it here and in every worker of a pool."""
         device = self._resolve_inference_device(device)
         self.eval()
-        batches = plan_batches(self._estimate_tokens(inputs, kwargs), batch_size=batch_size, token_budget=token_budget)
+        batches = plan_batches(
+            self._estimate_tokens(inputs, kwargs),
+            batch_size=batch_size,
+            token_budget=token_budget,
+            batch_cost=BATCH_COST_ON_CPU if torch.device(device).type == "cpu" else BATCH_COST_ELSEWHERE,
+        )
         prepare = partial(self._prepare, inputs, kwargs)
+        workers = min(PREPARED_BATCHES, max(0, len(batches) - 1))
         rows: list[Any] = [None] * len(inputs)
         with (
             self._last_hidden_states(wanted=output_value == "token_embeddings") as hidden_states,
-            closing(prefetch(prepare, batches, workers=PREPARED_BATCHES, ahead=PREPARED_BATCHES)) as prepared,
+            closing(prefetch(prepare, batches, workers=workers, ahead=PREPARED_BATCHES)) as prepared,
             tqdm(total=len(inputs), desc="Embedding", unit="input", disable=not show_progress_bar) as progress,
         ):
             for batch, features in prepared:
@@ -325,14 +333,15 @@ class MMEmbedder(SentenceTransformer):
 
     @contextmanager
     def _last_hidden_states(self, *, wanted: bool) -> Iterator[list[Tensor]]:
-        """A list that receives the backbone's last hidden states ``(batch, seq_len, hidden)`` in every forward pass."""
+        """A list that receives the model's last hidden states ``(batch, seq_len, hidden)`` in every forward pass."""
         states: list[Tensor] = []
         # A checkpoint exported without remote code has no `backbone`, and writes token embeddings by itself.
-        backbone = getattr(self.transformers_model, "backbone", None)
-        if not wanted or backbone is None:
+        model = self.transformers_model
+        if not wanted or not hasattr(model, "backbone"):
             yield states
             return
-        hook = backbone.register_forward_hook(lambda module, args, output: states.append(output.last_hidden_state))
+        # Not of the backbone itself: it may be given the rows without the prefix that they share.
+        hook = model.register_forward_hook(lambda module, args, output: states.append(output.last_hidden_state))
         try:
             yield states
         finally:

@@ -3,7 +3,30 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def generative(tmp_path_factory) -> Callable[[str], Path]:
+    """`generative("qwen2_vl")` is the directory of that family's tiny random checkpoint; do not write to it."""
+    from tests.tiny_families import build
+
+    return cache(lambda family: build(family, tmp_path_factory.mktemp("generative") / family))
+
+
+@pytest.fixture(scope="session")
+def embedder(generative, tmp_path_factory) -> Callable[..., Path]:
+    """`embedder("qwen2_vl", prompt="saha", ...)` is the directory of the converted checkpoint; do not write to it."""
+    from hf_mmembed.model import convert
+
+    return cache(
+        lambda family, **choices: convert(generative(family), tmp_path_factory.mktemp("embedder") / family, **choices)
+    )

@@ -15,7 +15,7 @@ import struct
 import urllib.request
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ class ImageError(ValueError):
 
 
 def is_url(source: object) -> bool:
-    """Whether `source` is a string with a URL scheme (`http:`, `data:`, `file:` ...) rather than a local path.
+    """Whether `source` is a string with a URL scheme (`http://`, `file://`, `data:` ...) rather than a local path.
 
     Example:
 
@@ -45,9 +45,8 @@ def is_url(source: object) -> bool:
     """
     if not isinstance(source, str):
         return False
-    scheme, colon, _ = source.partition(":")
-    # One letter is a Windows drive.
-    return bool(colon) and len(scheme) > 1 and scheme.isascii() and scheme.isalnum()
+    scheme, colon, rest = source.partition(":")
+    return bool(colon) and scheme.isalnum() and (rest.startswith("//") or scheme.lower() == "data")
 
 
 def open_image(source: Any, *, allow_urls: bool = False, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
@@ -73,23 +72,44 @@ def open_image(source: Any, *, allow_urls: bool = False, max_pixels: int = MAX_I
         >>> open_image(np.zeros((2, 3), dtype=np.uint8)).size
         (3, 2)
     """
+    if isinstance(source, Image.Image):
+        return _decoded(source, max_pixels)
     if isinstance(source, (np.ndarray, torch.Tensor)):
-        image: Image.Image = _from_array(source)
-    elif isinstance(source, Image.Image):
-        image = source
-    elif is_url(source):
-        image = _from_bytes(_download(source, allow_urls), "the file behind the URL")
-    elif isinstance(source, bytes):
-        image = _from_bytes(source, "the encoded image")
-    elif isinstance(source, (str, os.PathLike)):
-        try:
-            image = Image.open(Path(source), formats=FORMATS)
-        except (*DECODING_ERRORS, Image.DecompressionBombError) as error:
-            raise ImageError(_opening_error(Path(source), error)) from error
-    else:
+        return _decoded(_from_array(source), max_pixels)
+    if is_url(source):
+        return _read(io.BytesIO(_download(source, allow_urls)), "the file behind the URL", max_pixels)
+    if isinstance(source, bytes):
+        return _read(io.BytesIO(source), f"the encoded image ({len(source)} bytes)", max_pixels)
+    if not isinstance(source, (str, os.PathLike)):
         raise ImageError(
             f"a {type(source).__name__} is no image; give a PIL image, an array, a tensor, a local path or bytes."
         )
+    path = Path(source)
+    try:
+        stream = path.open("rb")
+    except FileNotFoundError as error:
+        raise ImageError(f"there is no file {path}.") from error
+    except OSError as error:
+        raise ImageError(f"{path} cannot be opened ({error.strerror}).") from error
+    with stream:
+        if path.stat().st_size == 0:
+            raise ImageError(f"{path} is empty (0 bytes).")
+        return _read(stream, str(path), max_pixels)
+
+
+def _read(stream: BinaryIO, name: str, max_pixels: int) -> Image.Image:
+    try:
+        image = Image.open(stream, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name} has too many pixels: {error}") from error
+    except DECODING_ERRORS as error:
+        raise ImageError(
+            f"{name} is not a readable image of one of the formats {', '.join(FORMATS)} ({type(error).__name__})."
+        ) from error
+    return _decoded(image, max_pixels)
+
+
+def _decoded(image: Image.Image, max_pixels: int) -> Image.Image:
     _check_size(image, max_pixels)
     try:
         image.load()
@@ -97,28 +117,6 @@ def open_image(source: Any, *, allow_urls: bool = False, max_pixels: int = MAX_I
     except (*DECODING_ERRORS, Image.DecompressionBombError) as error:
         raise ImageError(f"the picture is broken or breaks off ({type(error).__name__}).") from error
     return _to_rgb(image)
-
-
-def _opening_error(path: Path, error: BaseException) -> str:
-    if isinstance(error, Image.DecompressionBombError):
-        return f"{path} has too many pixels ({error})."
-    if isinstance(error, FileNotFoundError):
-        return f"there is no file {path}."
-    if path.is_dir():
-        return f"{path} is a folder, not an image."
-    if path.is_file() and path.stat().st_size == 0:
-        return f"{path} is empty (0 bytes)."
-    return f"{path} is not a readable image of one of the formats {', '.join(FORMATS)} ({type(error).__name__})."
-
-
-def _from_bytes(data: bytes, name: str) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-    except (*DECODING_ERRORS, Image.DecompressionBombError) as error:
-        raise ImageError(
-            f"{name} ({len(data)} bytes) is not a readable image of one of the formats {', '.join(FORMATS)} "
-            f"({type(error).__name__})."
-        ) from error
 
 
 def _download(url: str, allow_urls: bool) -> bytes:

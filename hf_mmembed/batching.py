@@ -7,7 +7,7 @@ padding (:func:`plan_batches`), and their prepared features one after the other 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -73,7 +73,7 @@ def plan_batches(
 
 def prefetch(
     prepare: Callable[[Item], Result], items: Iterable[Item], *, workers: int, ahead: int
-) -> Iterator[tuple[Item, Result]]:
+) -> Generator[tuple[Item, Result], None, None]:
     """Yield ``(item, prepare(item))`` in order, prepared in threads at most ``ahead`` items early.
 
     An exception of ``prepare`` is raised here, at the item it belongs to. When the consumer stops early, by an

@@ -129,7 +129,7 @@ class MMEmbedder(SentenceTransformer):
 
     @torch.inference_mode()
     @deprecated_kwargs(sentences="inputs")
-    def encode(  # type: ignore[override]  # one signature instead of its eleven overloads
+    def encode(
         self,
         inputs: Any,
         prompt_name: str | None = None,
@@ -190,7 +190,7 @@ class MMEmbedder(SentenceTransformer):
         messages = [as_messages(item, index=index, instruction=instruction) for index, item in enumerate(items)]
         firsts, places = unique_inputs(messages)
         embeddings = super().encode(
-            [_Conversation(index, messages[index]) for index in firsts],  # type: ignore[arg-type]
+            [_Conversation(index, messages[index]) for index in firsts],
             prompt="",
             batch_size=batch_size,
             show_progress_bar=show_progress_bar,
@@ -226,7 +226,7 @@ class MMEmbedder(SentenceTransformer):
         return torch.from_numpy(empty).to(like.device) if isinstance(like, Tensor) else empty
 
     @torch.inference_mode()
-    def _inference(  # type: ignore[override]
+    def _inference(
         self,
         inputs: list[_Conversation],
         *,
@@ -259,7 +259,10 @@ class MMEmbedder(SentenceTransformer):
             tqdm(total=len(inputs), desc="Embedding", unit="input", disable=not show_progress_bar) as progress,
         ):
             for batch, features in prepared:
-                features = self(batch_to_device(features, device), **kwargs)
+                features = batch_to_device(features, device)
+                if hidden_states is not None:
+                    features["share_prefix"] = False  # the backbone has to read whole rows for its states to be whole
+                features = self(features, **kwargs)
                 if hidden_states:
                     features["token_embeddings"] = hidden_states.pop()
                 embeddings = truncate_embeddings(features["sentence_embedding"], truncate_dim)
@@ -287,7 +290,7 @@ class MMEmbedder(SentenceTransformer):
             sizes_of.append(own)
             sizes.update(dict.fromkeys(own, 0))
         if sizes:
-            family = getattr(self.processor, "backbone_processor", self.processor)
+            family: Any = getattr(self.processor, "backbone_processor", self.processor)
             options = (kwargs.get("processing_kwargs") or {}).get("image", {})
             counted = family._get_num_multimodal_tokens(image_sizes=list(sizes), images_kwargs=options)
             sizes = dict(zip(sizes, counted.num_image_tokens, strict=True))
@@ -332,16 +335,15 @@ class MMEmbedder(SentenceTransformer):
         return messages
 
     @contextmanager
-    def _last_hidden_states(self, *, wanted: bool) -> Iterator[list[Tensor]]:
-        """A list that receives the model's last hidden states ``(batch, seq_len, hidden)`` in every forward pass."""
+    def _last_hidden_states(self, *, wanted: bool) -> Iterator[list[Tensor] | None]:
+        """A list that receives the backbone's last hidden states ``(batch, seq_len, hidden)`` in every forward pass."""
         states: list[Tensor] = []
         # A checkpoint exported without remote code has no `backbone`, and writes token embeddings by itself.
-        model = self.transformers_model
-        if not wanted or not hasattr(model, "backbone"):
-            yield states
+        backbone = getattr(self.transformers_model, "backbone", None)
+        if not wanted or backbone is None:
+            yield None
             return
-        # Not of the backbone itself: it may be given the rows without the prefix that they share.
-        hook = model.register_forward_hook(lambda module, args, output: states.append(output.last_hidden_state))
+        hook = backbone.register_forward_hook(lambda module, args, output: states.append(output.last_hidden_state))
         try:
             yield states
         finally:

@@ -193,6 +193,7 @@ class MMEmbedModel(PreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         num_images_per_sample: torch.LongTensor | None = None,
+        share_prefix: bool = True,
         **kwargs: Any,
     ) -> MMEmbedOutput:
         """Embed a batch.
@@ -202,6 +203,8 @@ class MMEmbedModel(PreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(batch, seq_len)`): 1 for real tokens, 0 for padding.
             num_images_per_sample (`torch.LongTensor` of shape `(batch,)`, *optional*): Images of each row. Given by
                 sentence-transformers, which needs it to split a batch; some families take it under another name.
+            share_prefix (`bool`, defaults to `True`): Compute the tokens that all rows begin with once, where gradients
+                are off and the family allows it. The result is the same up to rounding; padding then has states zero.
             **kwargs: The rest of what the processor returned (`pixel_values`, ...), for the backbone.
 
         Returns:
@@ -215,7 +218,9 @@ class MMEmbedModel(PreTrainedModel):
                     kwargs.pop(name, None)
         kwargs.setdefault("use_cache", False)
         kwargs["return_dict"] = True
-        states = states_with_shared_prefix(self.backbone, input_ids, attention_mask, **kwargs)
+        states = None
+        if share_prefix and input_ids is not None:
+            states = states_with_shared_prefix(self.backbone, input_ids, attention_mask, **kwargs)
         if states is None:
             states = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
         pooled = pool(states, attention_mask, self.config.pooling)[:, : self.config.embedding_dim]

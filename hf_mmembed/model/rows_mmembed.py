@@ -6,7 +6,7 @@ be embedded is an error that names it. [`HierarchicalPrompt`] is what a checkpoi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,7 +153,7 @@ def row_of_conversation(conversation: Sequence[Mapping[str, Any]], index: int) -
     """
     images: list[Any] = []
     words: dict[str, list[str]] = {"system": [], "user": []}
-    for message in conversation:
+    for message in _unwrapped(conversation):
         role, content = message.get("role", ""), message.get("content")
         if role not in words:
             raise ValueError(
@@ -181,6 +181,14 @@ def row_of_conversation(conversation: Sequence[Mapping[str, Any]], index: int) -
     if text is None and not images:
         raise ValueError(f"input {index} has neither a text nor an image; leave it out.")
     return Row(tuple(images), text, "\n".join(words["system"]) or None)
+
+
+def _unwrapped(conversation: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The messages; sentence-transformers puts a chat that is listed among texts or images into a block of its own."""
+    for message in conversation:
+        content = message.get("content")
+        wrapped = content[0].get("message") if isinstance(content, list) and len(content) == 1 else None
+        yield from [message] if wrapped is None else wrapped
 
 
 def _listed(value: Any, name: str) -> list[Any]:

@@ -279,7 +279,7 @@ class MMEmbedder(SentenceTransformer):
         if len(conversations) <= 1:
             return [1] * len(conversations)
         prompt = getattr(self.processor, "prompt", None)
-        fixed = sum(text_tokens(words) for words in vars(prompt).values() if isinstance(words, str)) if prompt else 0
+        fixed = text_tokens(prompt.system + prompt.represent_image) if prompt else 0
         sizes: dict[tuple[int, int], int] = {}
         sizes_of = []
         for conversation in conversations:

@@ -20,6 +20,7 @@ from .doctor import doctor
 from .embed import embed
 from .index import index
 from .prompt import prompt
+from .quickstart import quickstart
 from .search import search
 
 __all__ = ["app", "main"]
@@ -35,6 +36,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.command()(quickstart)
 app.command()(convert)
 app.command()(embed)
 app.command()(index)

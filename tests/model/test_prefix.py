@@ -1,0 +1,109 @@
+"""The shared prefix: found exactly, and without any effect on the result."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from hf_mmembed.model import MMEmbedModel, MMEmbedProcessor
+from hf_mmembed.model import modeling_mmembed as modeling
+from hf_mmembed.model.prefix_mmembed import CAUSAL_FAMILIES, shared_prefix_length
+from tests.tiny_families import FAMILIES
+
+IMAGE = 9
+
+
+def pictures(*sizes: tuple[int, int]) -> list[Image.Image]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        Image.fromarray(torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=generator).numpy())
+        for width, height in sizes
+    ]
+
+
+@given(
+    rows=st.lists(st.lists(st.sampled_from([1, 2, IMAGE]), min_size=1, max_size=7), min_size=2, max_size=5),
+    left=st.booleans(),
+)
+def test_length_is_that_of_a_plain_search(rows, left):
+    width = max(map(len, rows))
+    padding = [[0] * (width - len(row)) for row in rows]
+    ids = torch.tensor([pad + row if left else row + pad for row, pad in zip(rows, padding, strict=True)])
+    expected = 0
+    while all(len(row) > expected + 1 and row[expected] == rows[0][expected] != IMAGE for row in rows):
+        expected += 1
+    length, starts = shared_prefix_length(ids, (ids > 0).long(), IMAGE)
+    assert length == expected
+    assert starts.tolist() == [len(pad) if left else 0 for pad in padding]
+
+
+@pytest.fixture(scope="module")
+def loaded(embedder):
+    def load(family: str):
+        folder = embedder(family)
+        return MMEmbedModel.from_pretrained(folder).eval(), MMEmbedProcessor.from_pretrained(folder)
+
+    return load
+
+
+BATCHES = {
+    "texts": (["a red circle", "two", "a much longer text about a blue star"], None),
+    "pictures": (None, pictures((40, 24), (24, 40), (32, 32))),
+    "mixture": (["a red circle", None, "with a picture"], [None, *pictures((40, 24), (24, 40))]),
+}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sharing_changes_nothing(family, batch, side, loaded):
+    model, processor = loaded(family)
+    processor.tokenizer.padding_side = side
+    text, images = BATCHES[batch]
+    features = processor(text=text, images=images, return_tensors="pt")
+    with torch.no_grad():
+        whole = model(**features, share_prefix=False)
+        shared = model(**features)
+    real = features["attention_mask"].bool()
+    assert torch.allclose(whole.embeddings, shared.embeddings, rtol=0, atol=5e-6)
+    assert torch.allclose(whole.last_hidden_state[real], shared.last_hidden_state[real], rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("family", sorted(CAUSAL_FAMILIES))
+def test_backbone_reads_the_system_prompt_once(family, loaded):
+    model, processor = loaded(family)
+    widths = []
+    model.backbone.register_forward_pre_hook(
+        lambda module, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    features = processor(text=["red", "blue", "green"], return_tensors="pt")
+    with torch.no_grad():
+        model(**features)
+    [width] = widths
+    assert width < features["input_ids"].shape[1] // 2
+
+
+def test_no_sharing_where_gradients_are_wanted(loaded):
+    model, processor = loaded("qwen2_vl")
+    features = processor(text=["red", "blue"], return_tensors="pt")
+    model.requires_grad_(True)
+    model(**features).embeddings.sum().backward()
+    assert all(p.grad is not None for p in model.backbone.get_decoder().parameters())
+
+
+def test_families_that_look_both_ways_are_left_alone(loaded):
+    model, processor = loaded("gemma3")
+    features = processor(text=["red", "blue"], return_tensors="pt")
+    with torch.no_grad():
+        assert modeling.states_with_shared_prefix(model.backbone, **features) is None
+
+
+def test_equal_rows_leave_something_to_read(loaded):
+    model, processor = loaded("qwen2_vl")
+    features = processor(text=["red", "red"], return_tensors="pt")
+    with torch.no_grad():
+        shared, whole = model(**features), model(**features, share_prefix=False)
+    assert torch.allclose(whole.embeddings, shared.embeddings, rtol=0, atol=5e-6)

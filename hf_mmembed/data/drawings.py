@@ -29,7 +29,7 @@ def draw_folder(out: Path, number: int, *, split: str = "test", seed: int = 0, p
     lines = []
     for index in range(number):
         scene = random_scene(rng, cast(Split, split))
-        name = f"{split}-{index:05d}.png"
+        name = f"picture-{index:05d}.png"  # datasets would read a split name as the split
         draw(scene, rng, pixels=pixels).save(out / name)
         lines.append(json.dumps({"file_name": name, "text": caption(scene, rng)}))
     aside = out / "metadata.jsonl.tmp"

@@ -126,9 +126,10 @@ def _language_rope(model: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
 @cache
 def _vision_rope(width: int) -> tuple[Tensor, Tensor]:
     """cos, sin (64, head_dim) of one picture: half of the channels turn by row, half by column, in merge order."""
-    side = IMAGE_PIXELS // PATCH_PIXELS
-    places = torch.arange(side * side).view(side // MERGE, MERGE, side // MERGE, MERGE).transpose(1, 2).reshape(-1)
-    frequency = 10_000.0 ** -(torch.arange(0, width // 2, 2).float() / (width // 2))
-    angles = torch.cat([(places // side)[:, None] * frequency, (places % side)[:, None] * frequency], -1)
-    angles = torch.cat([angles, angles], -1)
-    return angles.cos(), angles.sin()
+    with torch.inference_mode(False):  # cached, so it must serve training whoever asks first
+        side = IMAGE_PIXELS // PATCH_PIXELS
+        places = torch.arange(side * side).view(side // MERGE, MERGE, side // MERGE, MERGE).transpose(1, 2).reshape(-1)
+        frequency = 10_000.0 ** -(torch.arange(0, width // 2, 2).float() / (width // 2))
+        angles = torch.cat([(places // side)[:, None] * frequency, (places % side)[:, None] * frequency], -1)
+        angles = torch.cat([angles, angles], -1)
+        return angles.cos(), angles.sin()

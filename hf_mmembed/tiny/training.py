@@ -68,7 +68,7 @@ class Recipe:
 
     seed: int = 0
     steps: dict[Stage, int] = field(
-        default_factory=lambda: {"vision": 1200, "naming": 400, "binding": 800, "mix": 2000}
+        default_factory=lambda: {"vision": 2000, "naming": 400, "binding": 800, "mix": 1800}
     )
     gates: dict[Stage, float] = field(default_factory=lambda: {"naming": 95.0, "binding": 88.0})
     pictures: int = 64

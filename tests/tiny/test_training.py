@@ -1,0 +1,72 @@
+"""A short run trains, can be killed anywhere and goes on to the very same weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+from hf_mmembed.tiny import training
+from hf_mmembed.tiny.training import Recipe, train
+
+RECIPE = Recipe(
+    steps={"vision": 4, "naming": 2, "binding": 2, "mix": 4},
+    pictures=8,
+    rows=3,
+    images=4,
+    probe_every=100,
+    save_every=2,
+)
+
+
+@pytest.fixture(autouse=True)
+def small_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = training.build_tokenizer
+    monkeypatch.setattr(training, "build_tokenizer", lambda seed: build(conversations=300, seed=seed))
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing catches it."""
+
+
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load_file(train(tmp_path / "whole", RECIPE, threads=1) / "model.safetensors")
+    step = training._Run._step
+    taken = 0
+
+    def step_until_killed(run, loss):  # type: ignore[no-untyped-def]
+        nonlocal taken
+        taken += 1
+        if taken in (4, 10):
+            raise Killed
+        step(run, loss)
+
+    monkeypatch.setattr(training._Run, "_step", step_until_killed)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            train(tmp_path / "cut", RECIPE, threads=1)
+    resumed = load_file(train(tmp_path / "cut", RECIPE, threads=1) / "model.safetensors")
+    assert taken > 10 and resumed.keys() == whole.keys()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=0, msg=name)
+
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "whole" / "model")
+    assert sum(p.numel() for p in model.parameters()) < 10_000_000
+    assert (tmp_path / "whole" / "model" / "model.safetensors").stat().st_size < 20_000_000
+
+
+def test_another_recipe_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text(json.dumps({"seed": 1}))
+    with pytest.raises(ValueError, match="learning_rate.*seed"):
+        train(tmp_path, RECIPE)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "_BLOCK", 2)
+    monkeypatch.setattr(training._Run, "_learn_pictures", lambda run, batch: {"loss": float("nan"), "shape": 0.0})
+    with pytest.raises(FloatingPointError, match="vision step 2"):
+        train(tmp_path, RECIPE, threads=1)

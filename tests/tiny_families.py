@@ -122,7 +122,7 @@ FAMILIES: dict[str, Family] = {
         "Qwen3VLConfig", "Qwen3VLProcessor", _QWEN, _QWEN_TOKENS, _QWEN_IDS,
         text={**_TEXT, **_MROPE, "head_dim": 8},
         vision={"depth": 2, "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32, "num_heads": 4,
-                "patch_size": 4, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]},
+                "patch_size": 4, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]},
         image_processor=("Qwen2VLImageProcessorPil", {**_QWEN_PIXELS, **_QWEN_SIZE}),
     ),
     "idefics3": Family(

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
@@ -240,11 +241,15 @@ class MMEmbedModel(PreTrainedModel):
         """
         kwargs["use_safetensors"] = True
         with_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        path = pretrained_model_name_or_path
+        try:
+            model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        except SafetensorError as error:
+            raise OSError(f"{path}: the weights cannot be read ({error}); download or copy them again.") from error
         missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
         if missing:
             raise ValueError(
-                f"{pretrained_model_name_or_path}: {len(missing)} weights are missing or have another shape than "
+                f"{path}: {len(missing)} weights are missing or have another shape than "
                 f"config.json says, the first is {missing[0]!r}. The checkpoint is incomplete or belongs to another "
                 "config; save or download it again."
             )

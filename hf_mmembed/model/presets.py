@@ -20,21 +20,22 @@ _SAHA_SYSTEM = (
 )
 _SAHA_TEXT = "\nRepresent the given text in one word."
 _SAHA_IMAGE = "\nRepresent the given text/image in one word."
-# E5-V and UniME end every input with the same words; they differ in the backbones and in how those were trained.
-_ONE_WORD_SUMMARY = HierarchicalPrompt(
-    system="",
-    represent_text="\nSummary above sentence in one word: ",
-    represent_image="\nSummary above image in one word: ",
-    represent_documents=True,
-    image_style="inline",
-)
+
+
+def _one_word_summary(text: str, image: str) -> HierarchicalPrompt:
+    """No system prompt; the same words end queries and documents."""
+    return HierarchicalPrompt(
+        "", f"\nSummary above {text}", f"\nSummary above {image}", represent_documents=True, image_style="inline"
+    )
+
 
 PRESETS: dict[str, HierarchicalPrompt] = {
     "saha": HierarchicalPrompt(_SAHA_SYSTEM, _SAHA_TEXT, _SAHA_IMAGE),
     # The authors' code writes a bare image token; on Qwen it lacks `<|vision_start|>` and `<|vision_end|>`.
     "saha-legacy": HierarchicalPrompt(_SAHA_SYSTEM, _SAHA_TEXT, _SAHA_IMAGE, image_style="bare"),
-    "unime": _ONE_WORD_SUMMARY,
-    "e5v": _ONE_WORD_SUMMARY,
+    "unime": _one_word_summary("sentence in one word:", "image in one word:"),
+    # E5-V's words are UniME's with a space at the end, which is a token of its own.
+    "e5v": _one_word_summary("sentence in one word: ", "image in one word: "),
     # Raw text without turns; the line break at the end is the token that VLM2Vec pools.
     "vlm2vec": HierarchicalPrompt(
         "", "\n", "\n", represent_documents=True, image_style="bare", chat=False, separator=" "
@@ -73,6 +74,6 @@ def load_prompt(name_or_path: str | Path) -> HierarchicalPrompt:
         return HierarchicalPrompt(**fields)
     except (yaml.YAMLError, TypeError) as error:
         raise ValueError(
-            f"{path} is no prompt ({error}); it needs system, represent_text and represent_image, and may have "
+            f"{path} is no prompt ({' '.join(str(error).split())}); it needs system, represent_text and represent_image, and may have "
             "represent_documents, image_style, chat and separator."
         ) from error

@@ -1,0 +1,307 @@
+"""The embedder reads out the right state, and does what users of AutoModel expect of a model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+from hf_mmembed.model import MMEmbedConfig, MMEmbedModel
+from hf_mmembed.model.modeling_mmembed import LinearPatchConv, pool
+from tests.tiny_families import FAMILIES
+
+
+def picture(height=20, width=32, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def batches(embedder):
+    """`batches(family)`: the directory, a batch of an image with text and a text, and its embeddings."""
+    known = {}
+
+    def batch(family):
+        if family not in known:
+            path = embedder(family)
+            processor = AutoProcessor.from_pretrained(path)
+            inputs = processor(text=["a dog", "b"], images=[picture(), None], task="query", return_tensors="pt")
+            known[family] = path, inputs, embed(AutoModel.from_pretrained(path), inputs)
+        return known[family]
+
+    return batch
+
+
+def embed(model, inputs):
+    with torch.no_grad():
+        return model(**inputs).embeddings
+
+
+@given(st.integers(1, 5), st.integers(1, 7), st.integers(0, 2**32 - 1), st.booleans())
+def test_pooling_is_that_of_a_loop(batch, length, seed, left):
+    rng = np.random.default_rng(seed)
+    states = torch.from_numpy(rng.normal(size=(batch, length, 3)))
+    lengths = rng.integers(1, length + 1, batch)
+    mask = torch.zeros(batch, length, dtype=torch.long)
+    for row, real in enumerate(lengths):
+        mask[row, length - real :] = 1 if left else 0
+        mask[row, :real] = mask[row, :real] if left else 1
+    for row in range(batch):
+        real = states[row][mask[row].bool()]
+        assert torch.equal(pool(states, mask, "last")[row], real[-1])
+        assert torch.allclose(pool(states, mask, "mean")[row], real.mean(dim=0), atol=1e-12)
+    assert torch.equal(pool(states, None, "last"), states[:, -1])
+    assert torch.allclose(pool(states, None, "mean"), states.mean(dim=1))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_readouts_are_states_of_the_generative_model(generative, embedder, family):
+    """Against transformers' own model: the final state, and the one that enters the last block's MLP branch."""
+    processor = AutoProcessor.from_pretrained(embedder(family))
+    inputs = processor(text=["a dog"], images=[picture()], task="query", return_tensors="pt")
+    parent = AutoModelForImageTextToText.from_pretrained(generative(family)).eval()
+    decoder = parent.model.get_decoder()
+    block, seen = decoder.layers[-1], {}
+    norm = getattr(block, "pre_feedforward_layernorm", block.post_attention_layernorm)
+    norm.register_forward_pre_hook(lambda module, arguments: seen.update(state=arguments[0]))
+    with torch.no_grad():
+        final = parent.model(**inputs).last_hidden_state
+        expected = {"final": final, "pre_mlp": decoder.norm(seen["state"])}
+    for readout, states in expected.items():
+        output = embed_all(AutoModel.from_pretrained(embedder(family, readout=readout)), inputs)
+        assert torch.allclose(output.last_hidden_state, states, atol=1e-5 * states.abs().max().item())
+        unit = torch.nn.functional.normalize(states[:, -1], dim=-1)
+        assert (output.embeddings - unit).abs().max() <= 1e-6
+        assert output.pooler_output is output.embeddings
+    assert (expected["final"] - expected["pre_mlp"]).abs().max() > 1e-3
+
+
+def embed_all(model, inputs):
+    with torch.no_grad():
+        return model(**inputs)
+
+
+def test_a_shorter_embedding_is_a_renormalised_head(embedder, batches):
+    _, inputs, full = batches("qwen2_vl")
+    short = AutoModel.from_pretrained(embedder("qwen2_vl", embedding_dim=8))
+    assert short.config.projection_dim == 8
+    expected = torch.nn.functional.normalize(full[:, :8], dim=-1)
+    assert torch.allclose(embed(short, inputs), expected, atol=1e-6)
+
+
+def test_mean_pooling_is_stored(embedder, batches):
+    _, inputs, full = batches("qwen2_vl")
+    mean = AutoModel.from_pretrained(embedder("qwen2_vl", pooling="mean"))
+    output = embed_all(mean, inputs)
+    expected = pool(output.last_hidden_state, inputs["attention_mask"], "mean")
+    assert torch.allclose(output.embeddings, torch.nn.functional.normalize(expected, dim=-1), atol=1e-6)
+    assert (output.embeddings - full).abs().max() > 1e-3
+
+
+def test_patch_embedding_is_a_matrix_product_with_the_convolution_s_numbers(embedder):
+    model = AutoModel.from_pretrained(embedder("qwen2_vl"))
+    converted = [module for module in model.modules() if isinstance(module, LinearPatchConv)]
+    assert len(converted) == 1
+    conv = converted[0]
+    patches = torch.randn(5, *conv.weight.shape[1:], dtype=torch.float64)
+    conv = conv.double()
+    assert torch.allclose(conv(patches), nn.Conv3d.forward(conv, patches), atol=1e-12)
+    clip = torch.randn(1, conv.in_channels, *(2 * side for side in conv.kernel_size), dtype=torch.float64)
+    assert torch.equal(conv(clip), nn.Conv3d.forward(conv, clip))
+
+
+def test_there_is_no_head_and_no_cache(embedder, batches):
+    path, inputs, _ = batches("qwen2_vl")
+    model = AutoModel.from_pretrained(path)
+    assert not any("lm_head" in name for name in model.state_dict())
+    assert set(embed_all(model, inputs).keys()) == {"embeddings", "pooler_output", "last_hidden_state"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_dtype(batches, dtype):
+    path, inputs, expected = batches("qwen2_vl")
+    model = AutoModel.from_pretrained(path, dtype=dtype)
+    output = embed_all(model, inputs)
+    assert model.dtype == output.last_hidden_state.dtype == dtype
+    assert output.embeddings.dtype == torch.float32
+    assert torch.allclose(output.embeddings.norm(dim=1), torch.ones(2), atol=1e-6)
+    assert ((output.embeddings * expected).sum(dim=1) > 0.999).all()
+
+
+def test_device_map(batches):
+    path, inputs, expected = batches("qwen2_vl")
+    assert torch.equal(embed(AutoModel.from_pretrained(path, device_map="cpu"), inputs), expected)
+    # Accelerate splits by blocks; these must not be cut in two.
+    assert {"Qwen2VLVisionBlock", "Qwen2VLDecoderLayer"} <= set(AutoModel.from_pretrained(path)._no_split_modules)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_implementation_as_a_whole_and_by_part(batches, family):
+    path, inputs, expected = batches(family)
+    parts = {"text_config": "eager", "vision_config": "sdpa"}
+    for choice, (text, vision) in {
+        "eager": ("eager", "eager"),
+        "parts": ("eager", "sdpa"),
+    }.items():
+        model = AutoModel.from_pretrained(
+            path, attn_implementation={"backbone_config": parts} if choice == "parts" else choice
+        )
+        config = model.config.backbone_config
+        assert (config.text_config._attn_implementation, config.vision_config._attn_implementation) == (text, vision)
+        assert torch.allclose(embed(model, inputs), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_checkpointing_changes_no_gradient(batches, family):
+    path, inputs, _ = batches(family)
+    model = AutoModel.from_pretrained(path).train()
+
+    def gradient():
+        model.zero_grad()
+        first, second = model(**inputs).embeddings
+        (first @ second).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    plain = gradient()
+    assert plain.norm() > 0
+    model.activation_checkpointing_enable()
+    assert sum(getattr(module, "gradient_checkpointing", False) for module in model.modules()) >= 4
+    assert torch.allclose(gradient(), plain, rtol=1e-4, atol=1e-6 * plain.abs().max().item())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sharded_saving_and_reloading(batches, family, tmp_path):
+    path, inputs, expected = batches(family)
+    AutoModel.from_pretrained(path).save_pretrained(tmp_path, max_shard_size="60KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert torch.equal(embed(AutoModel.from_pretrained(tmp_path), inputs), expected)
+
+
+def test_resizing_the_token_embedding(batches, tmp_path):
+    path, inputs, expected = batches("qwen2_vl")
+    model = AutoModel.from_pretrained(path)
+    size = model.get_input_embeddings().num_embeddings
+    model.resize_token_embeddings(size + 8)
+    model.save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path)
+    assert again.config.get_text_config().vocab_size == again.get_input_embeddings().num_embeddings == size + 8
+    assert torch.equal(embed(again, inputs), expected)
+    embedding = nn.Embedding(size, 32)
+    again.set_input_embeddings(embedding)
+    assert again.get_input_embeddings() is embedding
+
+
+def test_peft_adapters(batches, tmp_path):
+    peft = pytest.importorskip("peft")
+    path, inputs, base = batches("qwen2_vl")
+    targets = r".*language_model.*\.(q_proj|v_proj)"
+    torch.manual_seed(0)
+    adapted = peft.get_peft_model(
+        AutoModel.from_pretrained(path), peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
+    )
+    expected = embed(adapted, inputs)
+    assert (expected - base).abs().max() > 1e-2
+    adapted.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(path)
+    loaded.load_adapter(tmp_path)
+    for model in (loaded, AutoModel.from_pretrained(tmp_path)):
+        assert torch.allclose(embed(model, inputs), expected, atol=1e-6)
+    assert torch.allclose(embed(adapted.merge_and_unload(), inputs), expected, atol=1e-5)
+
+
+def test_compile(batches):
+    # A batch of texts alone: tracing the vision tower as well takes a minute and shows nothing more.
+    path, _, _ = batches("llava")
+    inputs = AutoProcessor.from_pretrained(path)(text=["a dog", "b"], task="query", return_tensors="pt")
+    model = AutoModel.from_pretrained(path)
+    assert torch.allclose(embed(torch.compile(model, backend="eager"), inputs), embed(model, inputs), atol=1e-6)
+
+
+def test_sentence_transformers_files_are_written_once(batches, tmp_path):
+    path, _, _ = batches("qwen2_vl")
+    model = AutoModel.from_pretrained(path)
+    model.save_pretrained(tmp_path)
+    files = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
+    assert all(json.loads((tmp_path / name).read_text()) for name in files)
+    (tmp_path / files[2]).write_text('{"prompts": {"query": "mine"}}')
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / files[2]).read_text())["prompts"] == {"query": "mine"}
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_from_backbone_shares_the_weights(generative):
+    backbone = AutoModel.from_pretrained(generative("qwen2_vl"))
+    model = MMEmbedModel.from_backbone(backbone, readout="pre_mlp", embedding_dim=4)
+    assert model.backbone is backbone and not model.training
+    assert (model.config.readout, model.config.embedding_dim) == ("pre_mlp", 4)
+    assert not any(parameter.is_meta for parameter in model.parameters())
+
+
+def test_a_backbone_whose_blocks_have_no_mlp_is_refused(generative):
+    backbone = AutoModel.from_pretrained(generative("qwen2_vl"))
+    del backbone.language_model.layers[-1].mlp
+    with pytest.raises(ValueError, match="needs a last block with an `mlp`, but Qwen2VLDecoderLayer has none"):
+        MMEmbedModel.from_backbone(backbone, readout="pre_mlp")
+
+
+@pytest.fixture
+def copied(embedder, tmp_path):
+    return shutil.copytree(embedder("qwen2_vl"), tmp_path / "copy")
+
+
+def test_a_missing_weight_file_is_an_error(copied):
+    (copied / "model.safetensors").unlink()
+    with pytest.raises(OSError, match="model.safetensors"):
+        AutoModel.from_pretrained(copied)
+
+
+@pytest.mark.parametrize("damage", ["cut", "header", "garbage"])
+def test_a_corrupt_weight_file_is_an_error_that_names_it(copied, damage):
+    weights = copied / "model.safetensors"
+    data = weights.read_bytes()
+    broken = {"cut": data[: len(data) // 2], "header": b"\xff" * 8 + data[8:], "garbage": os.urandom(1000)}[damage]
+    weights.write_bytes(broken)
+    with pytest.raises(OSError, match=r"copy: the weights cannot be read.*download or copy them again"):
+        AutoModel.from_pretrained(copied)
+
+
+def test_missing_and_misshapen_weights_are_an_error_not_random_numbers(copied):
+    weights = load_file(copied / "model.safetensors")
+    name = sorted(weights)[3]
+    save_file(
+        {key: value for key, value in weights.items() if key != name}, copied / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(ValueError, match="1 weights are missing or have another shape"):
+        AutoModel.from_pretrained(copied)
+    save_file({**weights, name: torch.zeros(3, 3)}, copied / "model.safetensors", {"format": "pt"})
+    with pytest.raises((ValueError, RuntimeError), match="shape|mismatch"):
+        AutoModel.from_pretrained(copied)
+
+
+def test_pickled_weights_are_never_read(copied):
+    weights = load_file(copied / "model.safetensors")
+    (copied / "model.safetensors").unlink()
+    torch.save(weights, copied / "pytorch_model.bin")
+    with pytest.raises(OSError, match="model.safetensors"):
+        AutoModel.from_pretrained(copied)
+
+
+def test_config_may_be_built_by_hand():
+    config = MMEmbedConfig(
+        {
+            "model_type": "qwen2_vl",
+            "text_config": {**FAMILIES["qwen2_vl"].text, "vocab_size": 64, "pad_token_id": 0},
+            "vision_config": FAMILIES["qwen2_vl"].vision,
+        }
+    )
+    model = MMEmbedModel(config).eval()
+    assert embed(model, {"input_ids": torch.arange(6)[None]}).shape == (1, 32)

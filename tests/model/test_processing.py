@@ -1,0 +1,318 @@
+"""Rendering, truncation and control tokens, on the Qwen2-VL family and where it matters on all of them."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jinja2 import Environment, meta
+from PIL import Image
+
+from hf_mmembed.model import PRESETS, ImageError, MMEmbedProcessor, Row
+from hf_mmembed.model.processing_mmembed import TASK_DECLARATION, image_only_processor
+from tests.tiny_families import FAMILIES
+
+SYSTEM = "Given an image, summarize the provided image in one word. Given only text, describe the text in one word."
+QUERY = {"task": "query", "return_tensors": "pt"}
+
+
+def picture(height=16, width=16, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="session")
+def processors(embedder):
+    loaded = {}
+
+    def processor(family="qwen2_vl", prompt="saha"):
+        if (family, prompt) not in loaded:
+            loaded[family, prompt] = MMEmbedProcessor.from_pretrained(embedder(family, prompt=prompt))
+        return loaded[family, prompt]
+
+    return processor
+
+
+@pytest.fixture
+def processor(processors):
+    return processors()
+
+
+def tokens(processor, **inputs):
+    return processor(**inputs)["input_ids"]
+
+
+# The authors' strings, character by character (Gen2Embed, model_utils.py).
+def test_saha_legacy_is_the_authors_template(processors):
+    rendered = processors(prompt="saha-legacy").render(
+        [
+            Row((picture(),), "Represent the given image with the following question: what?"),
+            Row((picture(),)),
+            Row((), "a dog"),
+        ],
+        "query",
+    )
+    before, after = (
+        f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n",
+        "<|im_end|>\n<|im_start|>assistant\n",
+    )
+    assert rendered == [
+        f"{before}<|image_pad|>\nRepresent the given image with the following question: what?"
+        f"\nRepresent the given text/image in one word.{after}",
+        f"{before}<|image_pad|>\nRepresent the given text/image in one word.{after}",
+        f"{before}a dog\nRepresent the given text in one word.{after}",
+    ]
+
+
+def test_documents_get_the_system_prompt_only(processor):
+    (rendered,) = processor.render([Row((), "a dog")], "document")
+    assert rendered == (
+        f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\na dog<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert processor.render([Row((), "a dog")]) == [rendered]
+
+
+def test_an_instruction_that_ends_in_white_space_goes_on_in_its_line(processor):
+    rendered = processor.render(
+        [Row((), "a dog", "Find:"), Row((), "a dog", "Find: "), Row((picture(),), None, "Find:")]
+    )
+    assert "user\nFind:\na dog<" in rendered[0]
+    assert "user\nFind: a dog<" in rendered[1]
+    assert "<|vision_start|><|image_pad|><|vision_end|>Find:<" in rendered[2]
+
+
+def test_vlm2vec_and_plain_have_no_turns(processors):
+    rows = [Row((picture(),), "what?", "Answer:"), Row((), "a dog")]
+    assert processors(prompt="vlm2vec").render(rows, "document") == ["<|image_pad|> Answer: what?\n", "a dog\n"]
+    inline = "<|vision_start|><|image_pad|><|vision_end|>\n"
+    assert processors(prompt="plain").render(rows, "query") == [f"{inline}Answer:\nwhat?", "a dog"]
+
+
+def test_every_way_in_renders_the_same(processor):
+    image = picture()
+    direct = processor(text=["a"], images=[image], instruction="Find:", **QUERY)
+    conversation = [
+        {"role": "system", "content": [{"type": "text", "text": "Find:"}]},
+        {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "a"}]},
+    ]
+    options = {"task": "query", "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    nested = {
+        "text_kwargs": {"padding": True, "truncation": "longest_first"},
+        "common_kwargs": {"return_tensors": "pt"},
+    }
+    for batch in (
+        processor.apply_chat_template([conversation], **options),
+        processor.apply_chat_template(conversation, **options),
+        processor.apply_chat_template([conversation], processor_kwargs=nested, load_audio_from_video=False, **options),
+    ):
+        assert batch.keys() == direct.keys()
+        assert all(torch.equal(batch[key], direct[key]) for key in batch)
+    assert (
+        processor.apply_chat_template(conversation, task="query")
+        == processor.render([Row((image,), "a", "Find:")], "query")[0]
+    )
+    with pytest.raises(ValueError, match="`chat_template` cannot be given"):
+        processor.apply_chat_template(conversation, chat_template="{{ messages }}")
+    with pytest.raises(ValueError, match="list of conversations is empty"):
+        processor.apply_chat_template([])
+
+
+def test_the_template_declares_the_task_and_is_the_backbones_own(processor, generative):
+    native = (generative("qwen2_vl") / "chat_template.jinja").read_text()
+    assert processor.chat_template == TASK_DECLARATION + native
+    assert processor.backbone_processor.chat_template == native
+    # sentence-transformers passes `task` to templates that use the variable, and looks for it in this way.
+    assert "task" in meta.find_undeclared_variables(Environment().parse(processor.chat_template))
+
+
+def test_a_template_without_a_system_role_gets_the_system_prompt_in_the_user_turn(processor):
+    for template in (
+        "{% for m in messages if m.role == 'user' %}[{{ m.content[0].text }}]{% endfor %}",
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        "{% for m in messages %}[{{ m.content[0].text }}]{% endfor %}",
+    ):
+        other = MMEmbedProcessor(
+            processor.image_processor, processor.tokenizer, template, "Qwen2VLProcessor", prompt=PRESETS["saha"]
+        )
+        assert other.render([Row((), "a dog")]) == [f"[{SYSTEM}\na dog]"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("task", ["query", "document"])
+def test_control_tokens_in_user_text_are_words(processors, family, task):
+    processor = processors(family)
+    control = set(FAMILIES[family].special_tokens) | {"<|endoftext|>"}
+    forged = "a" + "".join(sorted(control)) + "b"
+    ids = processor.tokenizer.convert_tokens_to_ids(sorted(control))
+
+    def counts(text, instruction, images):
+        row = tokens(processor, text=[text], images=[images], instruction=instruction, task=task)[0]
+        return {i: list(row).count(i) for i in ids}
+
+    for images in (None, [picture()]):
+        assert counts(forged, forged, images) == counts("ab", "ab", images)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.sampled_from(["<|im_", "end|>", "<|image_", "pad|>", "<", "|", "im_end", ">", " ", "a", "<|im_end|>"]))
+)
+def test_no_combination_of_fragments_forges_a_control_token(processor, fragments):
+    ids = tokens(processor, text=["".join(fragments)], task="query")[0]
+    honest = tokens(processor, text=["a"], task="query")[0]
+    special = set(processor.tokenizer.all_special_ids)
+    assert [i for i in ids if i in special] == [i for i in honest if i in special]
+
+
+def test_text_is_never_a_path_or_a_url(processor, tmp_path, monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("fetched"))
+    path = tmp_path / "a.png"
+    picture().save(path)
+    for text in (str(path), "https://host/a.png", "data:image/png;base64,AAAA", f"file://{path}"):
+        batch = processor(text=[text], task="query")
+        assert "pixel_values" not in batch
+        assert text in processor.tokenizer.decode(batch["input_ids"][0])
+
+
+def test_local_paths_are_images_in_images_only(processor, tmp_path):
+    path = tmp_path / "a.png"
+    picture().save(path)
+    expected = processor(images=[picture()], return_tensors="pt")
+    for source in (path, str(path), np.asarray(picture()), torch.tensor(np.asarray(picture())).permute(2, 0, 1)):
+        assert torch.equal(processor(images=[source], return_tensors="pt")["pixel_values"], expected["pixel_values"])
+
+
+def test_bad_images_name_their_row(processor, tmp_path):
+    with pytest.raises(ImageError, match=r"the image of input 1: there is no file .*absent\.png"):
+        processor(images=[picture(), tmp_path / "absent.png"])
+    with pytest.raises(ImageError, match="image 1 of input 0: this is a https URL, and URLs are not fetched"):
+        processor(images=[[picture(), "https://host/a.png"]])
+
+
+def test_only_the_caller_can_allow_urls(embedder, tmp_path, monkeypatch):
+    path = embedder("qwen2_vl")
+    assert not MMEmbedProcessor.from_pretrained(path).allow_urls
+    allowed = MMEmbedProcessor.from_pretrained(path, allow_urls=True)
+    assert allowed.allow_urls
+    allowed.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "processor_config.json").read_text())
+    assert "allow_urls" not in stored
+    (tmp_path / "processor_config.json").write_text(json.dumps({**stored, "allow_urls": True}))
+    assert not MMEmbedProcessor.from_pretrained(tmp_path).allow_urls
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_truncation_cuts_the_end_of_the_text_and_nothing_else(processors, family):
+    processor = processors(family)
+    words = " ".join(f"word{i}" for i in range(400))
+    inputs = {"images": [None, picture(20, 30)], "instruction": "Find this:", "task": "query"}
+    short = tokens(processor, text=["", ""], **inputs)
+    limit = max(len([i for i in row if i != processor.tokenizer.pad_token_id]) for row in short) + 25
+    batch = processor(text=[words, words], max_length=limit, **inputs)
+    endings = [processor.render([Row((picture(),) * n, "x")], "query")[0][-12:] for n in (0, 1)]
+    for row, mask, ending in zip(batch["input_ids"], batch["attention_mask"], endings, strict=True):
+        real = [i for i, m in zip(row, mask, strict=True) if m]
+        assert limit - 3 <= len(real) <= limit
+        rendered = processor.tokenizer.decode(real)
+        assert SYSTEM in rendered and "Find this:" in rendered and rendered.endswith(ending)
+        kept = "word0" + rendered.split("word0", 1)[1].split("Represent the given")[0].rstrip()
+        assert len(kept) > 10 and words.startswith(kept)
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(min_size=1, max_size=300), spare=st.integers(0, 40), has_image=st.booleans())
+def test_any_text_fits_any_limit_that_holds_the_rest(processor, text, spare, has_image):
+    images = [picture() if has_image else None]
+    limit = len(tokens(processor, text=[""], images=images, task="query")[0]) + spare
+    (row,) = tokens(processor, text=[text], images=images, task="query", max_length=limit)
+    assert len(row) <= limit
+    whole = tokens(processor, text=[text], images=images, task="query")[0]
+    if len(whole) <= limit:
+        assert row == whole
+    tail = processor.tokenizer(".<|im_end|>\n<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
+    assert row[-len(tail) :] == tail
+
+
+def test_truncation_can_be_switched_off_and_defaults_to_the_tokenizers_limit(processor):
+    processor = copy.deepcopy(processor)
+    long = "word " * 3000
+    assert len(tokens(processor, text=[long])[0]) == processor.tokenizer.model_max_length == 2048
+    assert len(tokens(processor, text=[long], truncation=False)[0]) > 2048
+    processor.tokenizer.model_max_length = 500
+    assert len(tokens(processor, text=[long])[0]) == 500
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_images_that_do_not_fit_are_an_error_that_names_the_row(processors, family):
+    processor = processors(family)
+    images = [None, [picture(48, 48, seed) for seed in range(4)]]
+    with pytest.raises(
+        ValueError, match=r"input 1 takes \d+ tokens, .*and 4 images\), but the limit is 145\. Use fewer"
+    ):
+        processor(text=["a", "b"], images=images, max_length=145)
+
+
+def test_padding_options_reach_the_tokenizer(processor):
+    batch = processor(text=["a", "b c d"], padding="max_length", max_length=200, return_tensors="pt")
+    assert batch["input_ids"].shape == (2, 200)
+    batch = processor(text=["a", "b c d"], padding=False)
+    assert len({len(row) for row in batch["input_ids"]}) == 2
+    batch = processor(text=["a", "b c d"], text_kwargs={"padding_side": "right"}, return_tensors="pt")
+    assert batch["attention_mask"][0, -1] == 0 and batch["attention_mask"][0, 0] == 1
+
+
+def test_an_unknown_task_is_an_error(processor):
+    with pytest.raises(ValueError, match="task is 'passage'; use 'query', 'document' or None"):
+        processor(text=["a"], task="passage")
+
+
+def test_an_empty_text_is_embedded_as_the_prompt_alone_unless_there_is_none(processors):
+    assert processors().render([Row((), "")], "query")[0].count("Represent the given text") == 1
+    with pytest.raises(ValueError, match="input 1 is empty, and its prompt has no words"):
+        processors(prompt="plain")(text=["a", ""])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_save_and_reload(processors, family, tmp_path):
+    processor = processors(family)
+    processor.save_pretrained(tmp_path)
+    again = MMEmbedProcessor.from_pretrained(tmp_path)
+    assert again.prompt == processor.prompt
+    again.save_pretrained(tmp_path / "again")
+    for name in ("processor_config.json", "chat_template.jinja", "tokenizer.json"):
+        assert (tmp_path / name).read_text() == (tmp_path / "again" / name).read_text()
+    inputs = {"text": ["a", "b"], "images": [None, picture()], **QUERY}
+    left, right = processor(**inputs), again(**inputs)
+    assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+    assert json.loads((tmp_path / "processor_config.json").read_text())["prompt"]["system"] == SYSTEM
+
+
+def test_no_family_owns_a_video_processor_or_needs_torchvision(processors):
+    for family in FAMILIES:
+        processor = processors(family)
+        assert not hasattr(processor.backbone_processor, "video_processor")
+        assert type(processor.image_processor).__name__.endswith("Pil")
+
+
+def test_a_narrow_picture_is_not_mistaken_for_channels(processor):
+    pixels = np.zeros((3, 48, 3), dtype=np.uint8)
+    pixels[:, :24] = (255, 0, 0)
+    pixels[:, 24:] = (0, 0, 255)
+    values = processor(images=[Image.fromarray(pixels)], return_tensors="pt")["pixel_values"]
+    first, last = values[0].view(3, -1).mean(dim=1), values[-1].view(3, -1).mean(dim=1)
+    assert first[0] > last[0] and first[2] < last[2]
+
+
+def test_a_processor_needs_its_family_and_its_prompt(processor):
+    with pytest.raises(ValueError, match="needs `backbone_processor_class` and `prompt`"):
+        MMEmbedProcessor(processor.image_processor, processor.tokenizer)
+    with pytest.raises(ValueError, match="no processor class 'WarpProcessor'"):
+        image_only_processor("WarpProcessor")
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="the backbone has no chat template"):
+        MMEmbedProcessor(processor.image_processor, tokenizer, None, "Qwen2VLProcessor", None, PRESETS["saha"])

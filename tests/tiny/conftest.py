@@ -11,7 +11,7 @@ from hf_mmembed.tiny.architecture import build_model, build_tokenizer
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
-    return build_tokenizer(conversations=3000)
+    return build_tokenizer(conversations=1000)
 
 
 @pytest.fixture(scope="session")

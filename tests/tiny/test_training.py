@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,18 +25,33 @@ RECIPE = Recipe(
 )
 
 
-@pytest.fixture(autouse=True)
-def small_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def small_tokenizer() -> Iterator[None]:
     build = training.build_tokenizer
-    monkeypatch.setattr(training, "build_tokenizer", lambda seed: build(conversations=300, seed=seed))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "build_tokenizer", lambda seed: build(conversations=300, seed=seed))
+        yield
+
+
+@pytest.fixture
+def threads_make_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting a process takes longer than these runs; the uninterrupted run below has a real one."""
+    monkeypatch.setattr(training, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
 
 
 class Killed(BaseException):
     """Stands for a signal: nothing catches it."""
 
 
-def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = load_file(train(tmp_path / "whole", RECIPE, threads=1) / "model.safetensors")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("whole"), RECIPE, threads=1)
+
+
+@pytest.mark.usefixtures("threads_make_batches")
+def test_a_killed_run_resumes_to_the_same_weights(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     step = training._Run._step
     taken = 0
 
@@ -50,13 +67,16 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: p
         with pytest.raises(Killed):
             train(tmp_path / "cut", RECIPE, threads=1)
     resumed = load_file(train(tmp_path / "cut", RECIPE, threads=1) / "model.safetensors")
-    assert taken > 10 and resumed.keys() == whole.keys()
-    for name, tensor in whole.items():
+    uninterrupted = load_file(whole / "model.safetensors")
+    assert taken > 10 and resumed.keys() == uninterrupted.keys()
+    for name, tensor in uninterrupted.items():
         torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=0, msg=name)
 
-    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "whole" / "model")
+
+def test_the_result_is_a_small_checkpoint_of_transformers(whole: Path) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(whole)
     assert sum(p.numel() for p in model.parameters()) < 10_000_000
-    assert (tmp_path / "whole" / "model" / "model.safetensors").stat().st_size < 20_000_000
+    assert (whole / "model.safetensors").stat().st_size < 20_000_000
 
 
 def test_another_recipe_in_the_same_folder_is_refused(tmp_path: Path) -> None:
@@ -65,6 +85,7 @@ def test_another_recipe_in_the_same_folder_is_refused(tmp_path: Path) -> None:
         train(tmp_path, RECIPE)
 
 
+@pytest.mark.usefixtures("threads_make_batches")
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "_BLOCK", 2)
     monkeypatch.setattr(training._Run, "_learn_pictures", lambda run, batch: {"loss": float("nan"), "shape": 0.0})

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .model.images_mmembed import FORMATS, is_url, open_image
+from .model.images_mmembed import DECODING_ERRORS, FORMATS, check_size, is_url, open_image
 
 __all__ = ["as_messages", "picture_size", "pictures", "texts"]
 
@@ -89,25 +89,27 @@ def picture_size(picture: Any) -> tuple[int, int] | None:
     """Height and width of a picture in pixels, from the header of a file; None for a URL, which is not asked.
 
     Raises:
-        hf_mmembed.model.images_mmembed.ImageError: the picture cannot be opened.
+        hf_mmembed.model.images_mmembed.ImageError: the picture cannot be opened, or its size is refused.
 
     Example:
         >>> picture_size(np.zeros((3, 20, 30))), picture_size(np.zeros((20, 30, 3)))
         ((20, 30), (20, 30))
     """
-    if isinstance(picture, (np.ndarray, torch.Tensor)):
-        shape = tuple(picture.shape)
-        return (shape[0], shape[1]) if len(shape) == 2 or shape[2] in (1, 3, 4) else (shape[1], shape[2])
     if is_url(picture):
         return None
-    if not isinstance(picture, Image.Image):
-        file = io.BytesIO(picture) if isinstance(picture, bytes) else picture
+    if isinstance(picture, (np.ndarray, torch.Tensor)):
+        shape = tuple(picture.shape)
+        height, width = shape[:2] if len(shape) == 2 or shape[2] in (1, 3, 4) else shape[1:]
+    elif isinstance(picture, Image.Image):
+        width, height = picture.size
+    else:
         try:
-            with Image.open(file, formats=FORMATS) as header:
-                return header.height, header.width
-        except OSError:
-            picture = open_image(picture)
-    return picture.height, picture.width
+            with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=FORMATS) as header:
+                width, height = header.size
+        except (*DECODING_ERRORS, Image.DecompressionBombError):
+            width, height = open_image(picture).size  # raises, and says what is wrong
+    check_size(width, height)
+    return height, width
 
 
 def _from_mapping(item: Mapping[str, Any], index: int, instruction: str | None) -> Messages:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-__all__ = ["MAX_ASPECT_RATIO", "MAX_IMAGE_PIXELS", "ImageError", "is_url", "open_image"]
+__all__ = ["MAX_ASPECT_RATIO", "MAX_IMAGE_PIXELS", "ImageError", "check_size", "is_url", "open_image"]
 
 MAX_IMAGE_PIXELS = 89_478_485  # Pillow's own threshold for a possible decompression bomb
 MAX_ASPECT_RATIO = 200  # the limit of Qwen's image processors
@@ -110,7 +110,7 @@ def _read(stream: BinaryIO, name: str, max_pixels: int) -> Image.Image:
 
 
 def _decoded(image: Image.Image, max_pixels: int) -> Image.Image:
-    _check_size(image, max_pixels)
+    check_size(*image.size, max_pixels=max_pixels)
     try:
         image.load()
         image = ImageOps.exif_transpose(image)
@@ -171,8 +171,12 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
     return np.round(values * (255 / limit)).astype(np.uint8)
 
 
-def _check_size(image: Image.Image, max_pixels: int) -> None:
-    width, height = image.size
+def check_size(width: int, height: int, *, max_pixels: int = MAX_IMAGE_PIXELS) -> None:
+    """Refuse a picture by its size alone, as [`open_image`] does before it decodes one.
+
+    Raises:
+        ImageError: If it has no pixels, more than `max_pixels`, or sides more than 200 times apart.
+    """
     if width == 0 or height == 0:
         raise ImageError(f"the picture is {width}x{height}: it has no pixels.")
     if width * height > max_pixels:

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hf_mmembed.inputs import as_messages, picture_size, pictures, texts
+from hf_mmembed.model.images_mmembed import ImageError
+
+PICTURE = Image.new("RGB", (30, 20), "red")
+
+
+def user(*parts):
+    return {
+        "role": "user",
+        "content": [
+            {"type": "text" if isinstance(p, str) else "image", ("text" if isinstance(p, str) else "image"): p}
+            for p in parts
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    "item, parts",
+    [
+        ("a red circle", ["a red circle"]),
+        ("", [""]),
+        (np.str_("numpy's own string"), ["numpy's own string"]),
+        (PICTURE, [PICTURE]),
+        ({"text": "a"}, ["a"]),
+        ({"image": PICTURE}, [PICTURE]),
+        ({"text": "a", "image": PICTURE}, [PICTURE, "a"]),
+        ({"text": None, "image": (PICTURE, PICTURE)}, [PICTURE, PICTURE]),
+        ({"text": "a", "image": None, "instruction": None}, ["a"]),
+        ({"text": "a", "image": []}, ["a"]),
+    ],
+)
+def test_an_input_becomes_one_user_turn_with_pictures_first(item, parts):
+    assert as_messages(item) == [user(*parts)]
+
+
+def test_arrays_and_tensors_are_pictures():
+    for array in (np.zeros((20, 30, 3)), np.zeros((20, 30)), torch.zeros(3, 20, 30)):
+        assert [array is picture for picture in pictures(as_messages(array))] == [True]
+
+
+def test_paths_go_into_the_image_field():
+    messages = as_messages({"image": [Path("a.png"), "b.png"]})
+    assert list(pictures(messages)) == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize(
+    "item, instruction",
+    [
+        ("a", "Find."),
+        ({"text": "a", "instruction": "Classify."}, "Classify."),
+        ({"text": "a", "instruction": ""}, None),
+        ({"text": "a", "instruction": None}, "Find."),
+        ([{"role": "user", "content": "a"}], "Find."),
+        ({"role": "user", "content": "a"}, "Find."),
+        ([{"role": "system", "content": "Sort."}, {"role": "user", "content": "a"}], "Sort."),
+    ],
+)
+def test_the_input_s_own_instruction_wins(item, instruction):
+    messages = as_messages(item, instruction="Find.")
+    assert list(texts(messages)) == ([instruction] if instruction else []) + ["a"]
+
+
+@pytest.mark.parametrize(
+    "item, message",
+    [
+        (None, "is None"),
+        (3, "int '3'"),
+        (float("nan"), "float 'nan'"),
+        (("a", "b"), "tuple"),
+        (Path("a.png"), "goes into a dict"),
+        (b"a", "bytes"),
+        ([], "list"),
+        (["a"], "list"),
+        ({}, "neither text nor image"),
+        ({"text": None, "image": None}, "neither text nor image"),
+        ({"image": []}, "neither text nor image"),
+        ({"txt": "a", "imge": 1}, r"unknown keys \['imge', 'txt'\].*'text', 'image', 'instruction'"),
+        ({1: "a"}, r"unknown keys \['1'\]"),
+        ({"text": 5}, r"\['text'\] is int '5'"),
+        ({"text": ["a", "b"]}, r"\['text'\] is list"),
+        ({"text": "a", "instruction": 5}, r"\['instruction'\] is int"),
+        ({"image": 5}, "int '5' for a picture"),
+        ({"image": [PICTURE, None]}, "None for a picture"),
+        ({"image": {"bytes": b""}}, "dict"),
+        (np.zeros((2, 3, 20, 30)), r"shape \(2, 3, 20, 30\).*list of inputs"),
+        (np.zeros(5), r"shape \(5,\)"),
+        ({"role": "user", "content": None}, "neither text nor parts"),
+        ({"role": "user", "content": ["a"]}, "neither text nor parts"),
+        ([{"role": "user", "content": [{"type": "text", "text": None}]}], "text is None"),
+        ([{"role": "user", "content": [{"type": "image", "image": 5}]}], "int '5' for a picture"),
+    ],
+)
+def test_what_cannot_be_embedded_is_named(item, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        as_messages(item, index=7)
+    assert "inputs[7]" in str(raised.value)
+
+
+def test_the_caller_s_chat_is_not_changed():
+    chat = [{"role": "user", "content": "a"}]
+    as_messages(chat, instruction="Find.").append({})
+    assert chat == [{"role": "user", "content": "a"}]
+
+
+def test_picture_sizes_come_from_the_header(tmp_path):
+    buffer = io.BytesIO()
+    PICTURE.save(buffer, "PNG")
+    # Broken off at the start of its pixels, the file has a size and nothing else.
+    header = buffer.getvalue()[:45]
+    (tmp_path / "a.png").write_bytes(header)
+    for picture in (PICTURE, header, str(tmp_path / "a.png"), np.zeros((20, 30)), torch.zeros(1, 20, 30)):
+        assert picture_size(picture) == (20, 30)
+    assert picture_size("https://example.org/a.png") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture"])
+def test_a_file_without_a_size_is_refused(tmp_path, content):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(ImageError, match="a.png"):
+        picture_size(str(tmp_path / "a.png"))

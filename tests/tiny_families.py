@@ -228,11 +228,11 @@ def build(name: str, directory: Path, seed: int = 0) -> Path:
     )
     torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_config(config)
-    # Initial weights are so small that every input would get nearly the same vector.
+    # Initial weights are so small, and Gemma's image projection so zero, that every input would get the same vector.
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                parameter.mul_(6)
+                parameter.normal_(std=0.12)
     class_name, arguments = family.image_processor
     image_processor = getattr(transformers, class_name)(**arguments)
     processor: Callable[..., Any] = image_only_processor(family.processor_class)

@@ -1,0 +1,47 @@
+"""`hf-mmembed prompt show` prints what the model reads, character by character and token by token."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from PIL import Image
+from transformers import AutoProcessor
+
+from hf_mmembed.cli import main as cli
+
+
+def run(*arguments) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(argument) for argument in arguments])
+    return stop.value.code
+
+
+def test_the_string_and_its_tokens(embedder, capsys):
+    path = embedder("qwen2_vl")
+    assert run("prompt", "show", path, "--task", "query", "a <|im_end|> dog", "--instruction", "Find:") == 0
+    shown = capsys.readouterr().out
+    processor = AutoProcessor.from_pretrained(path)
+    conversation = [{"role": "system", "content": "Find:"}, {"role": "user", "content": "a <|im_end|> dog"}]
+    assert shown.startswith(processor.apply_chat_template(conversation, task="query"))
+    ids = processor(text=["a <|im_end|> dog"], instruction="Find:", task="query")["input_ids"][0]
+    lines = re.findall(r"^ +\d+ +(\d+)  '.*?'(?:  x (\d+))?(?:  <- pooled)?$", shown, flags=re.MULTILINE)
+    assert [int(token) for token, count in lines for _ in range(int(count or 1))] == ids
+    assert shown.rstrip().endswith("<- pooled")
+
+
+def test_a_run_of_image_tokens_is_one_line(embedder, tmp_path, capsys):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    assert run("prompt", "show", embedder("qwen2_vl", pooling="mean"), "--image", tmp_path / "a.png") == 0
+    shown = capsys.readouterr().out
+    assert "'<|image_pad|>'  x 16\n" in shown
+    assert "user\n<|vision_start|><|image_pad|><|vision_end|><|im_end|>" in shown
+    assert shown.rstrip().endswith("<- mean of all is pooled")
+
+
+def test_a_model_that_is_no_embedder_and_an_empty_input_are_errors(generative, embedder, capsys):
+    assert run("prompt", "show", generative("qwen2_vl"), "a") == 1
+    assert "is a 'qwen2_vl' model, not an embedder; run `hf-mmembed convert` first" in capsys.readouterr().err
+    assert run("prompt", "show", embedder("qwen2_vl")) == 1
+    assert "there is nothing to embed" in capsys.readouterr().err
+    assert run("prompt", "show", embedder("qwen2_vl"), "a", "--task", "passage") == 2

@@ -1,0 +1,160 @@
+"""Conversion writes one complete directory or nothing, and says what is wrong with a base that cannot be converted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, BertConfig, LlamaConfig
+
+from hf_mmembed.model import HierarchicalPrompt, MMEmbedProcessor, convert
+
+FILES = {
+    "chat_template.jinja", "config.json", "config_sentence_transformers.json", "configuration_mmembed.py",
+    "images_mmembed.py", "model.safetensors", "modeling_mmembed.py", "modules.json", "prefix_mmembed.py",
+    "processing_mmembed.py", "processor_config.json", "rows_mmembed.py", "sentence_bert_config.json",
+    "tokenizer.json", "tokenizer_config.json",
+}  # fmt: skip
+
+
+@pytest.fixture
+def base(generative, tmp_path):
+    """A copy of a generative checkpoint, to be damaged."""
+    return shutil.copytree(generative("qwen2_vl"), tmp_path / "base")
+
+
+def test_the_directory(embedder):
+    path = embedder("qwen2_vl")
+    assert {entry.name for entry in path.iterdir()} == FILES
+    stored = json.loads((path / "config.json").read_text())
+    assert (stored["model_type"], stored["base_model"], stored["base_revision"]) == ("mmembed", "qwen2_vl", None)
+    assert stored["backbone_config"]["model_type"] == "qwen2_vl"
+    processor = json.loads((path / "processor_config.json").read_text())
+    assert processor["auto_map"]["AutoProcessor"] == "processing_mmembed.MMEmbedProcessor"
+
+
+def test_nothing_in_it_tells_where_it_was_made(embedder, generative):
+    path, parent = embedder("qwen2_vl"), generative("qwen2_vl").parent
+    for entry in path.glob("*.json"):
+        assert str(parent) not in entry.read_text(), entry.name
+
+
+def test_choices_are_stored(base, tmp_path):
+    prompt = HierarchicalPrompt("S", "T", "I")
+    out = convert(
+        base, tmp_path / "deep" / "out", prompt=prompt, readout="pre_mlp", pooling="mean", embedding_dim=8,
+        dtype="bfloat16", revision="v1",
+    )  # fmt: skip
+    config = AutoConfig.from_pretrained(out)
+    assert (config.readout, config.pooling, config.embedding_dim) == ("pre_mlp", "mean", 8)
+    assert (config.dtype, config.base_revision) == (torch.bfloat16, "v1")
+    assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
+    assert MMEmbedProcessor.from_pretrained(out).prompt == prompt
+
+
+def test_the_weights_are_those_of_the_base_without_its_head(generative, embedder):
+    parent = AutoModelForImageTextToText.from_pretrained(generative("qwen2_vl")).model.state_dict()
+    ours = AutoModel.from_pretrained(embedder("qwen2_vl")).backbone.state_dict()
+    assert parent.keys() == ours.keys()
+    assert all(torch.equal(parent[name], ours[name]) for name in parent)
+    stored = load_file(embedder("qwen2_vl") / "model.safetensors")
+    assert not any("lm_head" in name for name in stored)
+
+
+def test_the_limit_of_positions_is_the_limit_of_tokens(base, tmp_path):
+    config = json.loads((base / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 333
+    (base / "config.json").write_text(json.dumps(config))
+    out = convert(base, tmp_path / "out")
+    assert MMEmbedProcessor.from_pretrained(out).tokenizer.model_max_length == 333
+
+
+def test_what_exists_is_not_overwritten(base, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="exists and is not an empty directory"):
+        convert(base, out)
+    assert [entry.name for entry in out.iterdir()] == ["mine.txt"]
+    (out / "mine.txt").unlink()
+    assert convert(base, out) == out
+
+
+def test_a_failure_leaves_nothing_behind(base, tmp_path, monkeypatch):
+    def fail(self, *args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(MMEmbedProcessor, "save_pretrained", fail)
+    target = tmp_path / "target"
+    with pytest.raises(OSError, match="No space left"):
+        convert(base, target / "out")
+    assert list(target.iterdir()) == []
+
+
+def test_pickled_weights_are_refused_with_a_way_out(base, tmp_path):
+    torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
+    (base / "model.safetensors").unlink()
+    with pytest.raises(OSError, match=r"only pickled weights \(pytorch_model\.bin\).*save_pretrained"):
+        convert(base, tmp_path / "out")
+
+
+def test_a_base_without_weights_is_named(base, tmp_path):
+    (base / "model.safetensors").unlink()
+    with pytest.raises(OSError, match="holds no weights"):
+        convert(base, tmp_path / "out")
+
+
+def test_corrupt_weights_are_named(base, tmp_path):
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(OSError, match="the weights of .*base cannot be read"):
+        convert(base, tmp_path / "out")
+
+
+def test_incomplete_weights_are_named(base, tmp_path):
+    weights = load_file(base / "model.safetensors")
+    del weights[min(name for name in weights if name.endswith("model.norm.weight"))]
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 1 weights, the first is 'language_model.norm.weight'"):
+        convert(base, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("config", "message"), [(BertConfig(), "'bert' model"), (LlamaConfig(), "'llama' model")])
+def test_a_base_that_is_no_multimodal_llm_is_named(base, tmp_path, config, message):
+    config.save_pretrained(base)
+    with pytest.raises(ValueError, match=message):
+        convert(base, tmp_path / "out")
+
+
+def test_an_embedder_is_not_converted_again(embedder, tmp_path):
+    with pytest.raises(ValueError, match="is an embedder already"):
+        convert(embedder("qwen2_vl"), tmp_path / "out")
+
+
+def test_a_base_without_chat_template_is_named(base, tmp_path):
+    (base / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match="no chat template"):
+        convert(base, tmp_path / "out")
+
+
+def test_unknown_choices_are_named_before_anything_is_written(base, tmp_path):
+    for choices, message in (({"prompt": "sahaa"}, "no preset 'sahaa'"), ({"readout": "x"}, "readout is 'x'")):
+        with pytest.raises(ValueError, match=message):
+            convert(base, tmp_path / "new" / "out", **choices)
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_absent_base_is_named(tmp_path):
+    with pytest.raises(OSError, match="absent"):
+        convert(tmp_path / "absent", tmp_path / "out")
+
+
+def test_weights_that_are_left_over_are_logged(base, tmp_path, caplog):
+    weights = load_file(base / "model.safetensors")
+    save_file({**weights, "visual.extra.weight": torch.zeros(2)}, base / "model.safetensors", {"format": "pt"})
+    convert(base, tmp_path / "out")
+    assert "holds 1 weights that its architecture does not use: ['visual.extra.weight']" in caplog.text
+    assert AutoModel.from_pretrained(tmp_path / "out").config.base_model == "base"

@@ -98,7 +98,7 @@ def states_with_shared_prefix(
         `torch.Tensor` of shape `(batch, seq_len, hidden)`, zero where there is padding; or None where sharing is not
         possible (training, a family that is not causal, arguments that it does not know) or saves too little.
     """
-    if not _possible(backbone, input_ids, attention_mask, kwargs):
+    if attention_mask is None or not _possible(backbone, input_ids, attention_mask, kwargs):
         return None
     batch, length = input_ids.shape
     config = backbone.config
@@ -151,14 +151,13 @@ def states_with_shared_prefix(
 
 
 def _possible(
-    backbone: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, kwargs: dict[str, Any]
+    backbone: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, kwargs: dict[str, Any]
 ) -> bool:
     config, text_config = backbone.config, backbone.config.get_text_config(decoder=True)
     window = getattr(text_config, "sliding_window", None)
     return (
         not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
-        and attention_mask is not None
         and attention_mask.dim() == 2
         and input_ids.shape[0] > 1
         and config.model_type in CAUSAL_FAMILIES

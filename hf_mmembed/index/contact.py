@@ -56,7 +56,7 @@ def make_panel(
     text: str | None = None,
     picture: Image.Image | None = None,
     instruction: str | None = None,
-    right: Sequence[bool] | None = None,
+    right: Sequence[bool | None] | None = None,
     remark: str | None = None,
 ) -> Panel:
     """Gathers the pictures of some hits; one that cannot be read any more says so in its place.
@@ -68,7 +68,7 @@ def make_panel(
         text: Text of the query.
         picture: Picture of the query.
         instruction: Instruction of the query.
-        right: For each hit, whether it is right. Defaults to not known.
+        right: For each hit, whether it is right; None where that is not known or not asked. Defaults to not known.
         remark: A sentence to show below the query.
     """
     tiles = []

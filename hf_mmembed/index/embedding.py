@@ -25,7 +25,7 @@ from hf_mmembed.data.rows import hash_parts
 from hf_mmembed.model.images_mmembed import open_image
 
 from .identity import ModelIdentity
-from .manifest import Manifest, read_manifest, write_atomically, write_manifest
+from .manifest import Manifest, read_manifest, remove_leftovers, write_atomically, write_manifest
 from .shards import (
     Embedded,
     Shard,
@@ -172,6 +172,7 @@ def _begin(
     }
     manifest = Manifest(identity, task, instruction, named, rows=len(source), shard_size=shard_size)
     out.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(out)
     if (out / "manifest.json").exists():
         earlier = read_manifest(out)
         found = earlier.model.differences(identity)

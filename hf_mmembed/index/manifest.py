@@ -13,7 +13,7 @@ from typing import Any
 
 from .identity import ModelIdentity
 
-__all__ = ["Manifest", "read_manifest", "write_atomically", "write_manifest"]
+__all__ = ["Manifest", "read_manifest", "remove_leftovers", "write_atomically", "write_manifest"]
 
 FORMAT = "hf_mmembed/embeddings"
 FORMAT_VERSION = 1
@@ -80,6 +80,13 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Writes the manifest; a reader sees the old one or the new one, never a half."""
     fields = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(manifest)}
     write_atomically(directory / _NAME, json.dumps(fields, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Deletes the temporary files that a killed process left in a directory of ours."""
+    for name in (_NAME, "skipped.jsonl", "embeddings.npy", "index.faiss"):
+        for path in directory.glob(f".{name}.*.tmp"):
+            path.unlink()
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -1,0 +1,89 @@
+"""What counts as another embedder."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hf_mmembed.index import identify, local_checkpoint
+from tests.index.fake_embedder import FakeEmbedder
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "config.json").write_text(json.dumps({"hidden": 8, "transformers_version": "5.0"}))
+    (tmp_path / "README.md").write_text("a card")
+    return tmp_path
+
+
+def of(directory, prompt="prompt"):
+    return identify("name", directory, None, FakeEmbedder(prompt))
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("README.md", "another card"),
+        ("config.json", '{"transformers_version": "6.0",\n "hidden": 8}'),
+        ("training_log.txt", "x"),
+    ],
+)
+def test_what_does_not_decide_the_numbers_does_not_count(checkpoint, file, content):
+    before = of(checkpoint)
+    (checkpoint / file).write_text(content)
+    assert of(checkpoint) == before and before.differences(of(checkpoint)) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("model.safetensors", "Weights"), ("config.json", '{"hidden": 9}'), ("tokenizer.json", "{}")],
+)
+def test_what_decides_the_numbers_counts_and_is_named(checkpoint, file, content):
+    before = of(checkpoint)
+    (checkpoint / file).write_text(content)
+    after = of(checkpoint)
+    assert after.fingerprint != before.fingerprint
+    assert before.differences(after) == [f"the model files {file}"]
+
+
+def test_the_prompt_counts_by_what_the_model_reads(checkpoint):
+    one, other = of(checkpoint), of(checkpoint, "another prompt")
+    assert one.fingerprint == other.fingerprint
+    assert [text.split(" (")[0] for text in one.differences(other)] == ["the prompt"]
+
+
+def test_only_safetensors(checkpoint):
+    (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="only safetensors weights are read"):
+        of(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["./gone", "/gone/model", "a/b/c", "~/model"])
+def test_a_path_that_is_not_there_is_not_asked_from_the_hub(name):
+    with pytest.raises(ValueError, match="no checkpoint directory"):
+        local_checkpoint(name)
+
+
+def test_a_converted_model_keeps_its_identity_when_saved_again(embedder, tmp_path):
+    from hf_mmembed import MMEmbedder
+
+    directory, revision = local_checkpoint(embedder("qwen2_vl"))
+    model = MMEmbedder(str(directory), device="cpu")
+    model.save_pretrained(str(tmp_path / "again"))
+    first = identify("first", directory, revision, model)
+    again = identify("again", tmp_path / "again", None, MMEmbedder(str(tmp_path / "again"), device="cpu"))
+    assert revision is None and first.prompt_hash == again.prompt_hash
+    assert first.files["model.safetensors"] == again.files["model.safetensors"]
+    assert first.dimension == again.dimension
+
+
+def test_another_preset_is_another_prompt(embedder):
+    from hf_mmembed import MMEmbedder
+
+    found = []
+    for prompt in ("saha", "plain"):
+        directory, _ = local_checkpoint(embedder("qwen2_vl", prompt=prompt))
+        found.append(identify(prompt, directory, None, MMEmbedder(str(directory), device="cpu")))
+    assert found[0].differences(found[1])[0].startswith("the prompt (hash ")

@@ -1,0 +1,141 @@
+"""Opening and searching an index."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_mmembed.data import open_source
+from hf_mmembed.index import Index, build_index, embed_query, embed_source
+from tests.index.fake_embedder import DIM, FakeEmbedder, identity
+
+
+@pytest.fixture(scope="session")
+def index_directory(many_pictures, tmp_path_factory):
+    """An index over `many_pictures`; do not write to it."""
+    out = tmp_path_factory.mktemp("index") / "out"
+    build_index(out, embed_source(open_source(many_pictures), FakeEmbedder(), identity(), out, shard_size=7))
+    return out
+
+
+def test_hits_are_the_most_similar_items_in_order(index_directory, many_pictures, fake):
+    index = Index(index_directory)
+    query = embed_query(fake, image=many_pictures / "08.png")
+    hits = index.search(query, k=18)
+    items = datasets.load_from_disk(str(index_directory / "items"))
+    scores = np.asarray(items["embedding"][:], np.float64) @ query.astype(np.float64)
+    order = sorted(range(18), key=lambda place: (-np.float32(scores[place]), place))
+    assert hits[0].name == "08.png" and hits[0].score == pytest.approx(1, abs=1e-6)
+    assert [hit.rank for hit in hits] == list(range(1, 19))
+    np.testing.assert_allclose([hit.score for hit in hits], scores[order], atol=1e-6)
+    assert {hit.name for hit in hits} == set(items["name"][:])
+    assert [(hit.path, hit.row) for hit in hits] == [
+        (str(many_pictures / hit.name), items["row"][:][items["name"][:].index(hit.name)]) for hit in hits
+    ]
+
+
+def test_copies_tie_and_come_in_row_order(index_directory, many_pictures, fake):
+    hits = Index(index_directory).search(embed_query(fake, image=many_pictures / "03.png"), k=2)
+    assert [hit.name for hit in hits] == ["03 copy.png", "03.png"] and hits[0].score == hits[1].score
+
+
+def test_k_beyond_the_index_gives_all(index_directory, fake):
+    assert len(Index(index_directory).search(embed_query(fake, text="x"), k=1000)) == len(Index(index_directory)) == 18
+
+
+@pytest.mark.parametrize(("shape", "k", "message"), [((DIM + 1,), 1, "dimension 24"), ((DIM,), 0, "k is 0")])
+def test_unfit_arguments(index_directory, shape, k, message):
+    with pytest.raises(ValueError, match=message):
+        Index(index_directory).search(np.ones(shape, np.float32), k)
+
+
+def test_the_query_carries_text_picture_and_instruction(fake, many_pictures):
+    embed_query(fake, text="make it blue", image=many_pictures / "01.png", instruction="Find it.")
+    ((query,),) = fake.calls
+    assert (query["text"], query["instruction"]) == ("make it blue", "Find it.")
+    assert isinstance(query["image"], Image.Image)
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ({}, "query is empty"),
+        ({"text": "  "}, "query is empty"),
+        ({"image": "gone.png"}, "no file gone.png"),
+        ({"image": "https://x.org/a.png"}, "no file"),
+    ],
+)
+def test_unfit_queries(fake, query, message):
+    with pytest.raises(ValueError, match=message):
+        embed_query(fake, **query)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (identity("retrained"), "another embedder .fake, revision None.*the model files model.safetensors"),
+        (identity(prompt_hash="shorter"), "the prompt .hash prompt there, shorter here"),
+        (identity(dimension=8), "the dimension .24 there, 8 here"),
+    ],
+)
+def test_another_model_or_prompt_is_refused(index_directory, other, message):
+    index = Index(index_directory)
+    index.check(identity("fake"))
+    with pytest.raises(ValueError, match=message):
+        index.check(other)
+
+
+def test_unusable_directories_say_what_to_do(index_directory, many_pictures, tmp_path):
+    with pytest.raises(ValueError, match="no index at .*nowhere.*hf-mmembed index"):
+        Index(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="is no index: it has no manifest.json"):
+        Index(many_pictures)
+    copied = shutil.copytree(index_directory, tmp_path / "copied")
+    manifest = json.loads((copied / "manifest.json").read_text())
+
+    def rewrite(**fields):
+        (copied / "manifest.json").write_text(json.dumps({**manifest, **fields}))
+
+    for fields, message in (
+        ({"complete": False}, "is unfinished; this goes on where it stopped: hf-mmembed index fake"),
+        ({"faiss": None}, "embeddings without an index; this adds it: hf-mmembed index fake"),
+        ({"format": "other"}, "format is not"),
+        ({"format_version": 99}, "format version 99"),
+        ({"model": {}}, "cannot use .*manifest.json"),
+    ):
+        rewrite(**fields)
+        with pytest.raises(ValueError, match=message):
+            Index(copied)
+    rewrite()
+    (copied / "index.faiss").unlink()
+    with pytest.raises(ValueError, match=r"cannot read .*index.faiss"):
+        Index(copied)
+
+
+def test_pictures_stored_in_a_table_are_read_again(tmp_path, fake):
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    cells = [Image.new("RGB", (6, 6), color) for color in ("red", "blue")]
+    table = datasets.Dataset.from_dict({"image": cells, "text": ["r", None]}, features=features)
+    table.to_parquet(tmp_path / "t.parquet")
+    out = tmp_path / "out"
+    build_index(out, embed_source(open_source(tmp_path / "t.parquet"), fake, identity(), out))
+    index = Index(out)
+    hits = index.search(embed_query(fake, image=cells[1]), k=2)
+    assert (hits[0].path, hits[0].text, hits[0].name) == (None, None, "t.parquet row 1")
+    assert index.picture(hits[0]).getpixel((0, 0)) == (0, 0, 255)
+    table.select([0]).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match="has changed since it was indexed"):
+        Index(out).picture(hits[0])
+
+
+def test_texts_have_no_picture(tmp_path, fake):
+    (tmp_path / "t.csv").write_text("text\nred\nblue\n")
+    out = tmp_path / "out"
+    build_index(out, embed_source(open_source(tmp_path / "t.csv"), fake, identity(), out))
+    hit = Index(out).search(embed_query(fake, text="blue"), k=1)[0]
+    assert (hit.text, hit.path) == ("blue", None) and Index(out).picture(hit) is None

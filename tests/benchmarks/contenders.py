@@ -17,6 +17,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import transformer as st_transformer
 from transformers import (
+    AutoConfig,
     AutoImageProcessor,
     AutoModel,
     AutoTokenizer,
@@ -52,14 +53,14 @@ def _processor(base: Path) -> Qwen2VLProcessor:
 
 def ours(base: Path, folder: Path, batch_size: int) -> Encode:
     """`MMEmbedder` on the converted checkpoint."""
-    model = MMEmbedder(str(convert(base, folder / "converted")), device="cpu")
+    model = MMEmbedder(str(convert(base, folder / "converted", dtype=torch.float32)), device="cpu")
     return lambda inputs: model.encode(inputs, batch_size=batch_size, show_progress_bar=False)
 
 
 def plain_sentence_transformers(base: Path, folder: Path, batch_size: int) -> Encode:
     """`SentenceTransformer` on the stock backbone with the prompt as a template: configuration only, no code of ours."""
     out = folder / "plain"
-    AutoModel.from_pretrained(base).save_pretrained(out)
+    AutoModel.from_pretrained(base, dtype=torch.float32).save_pretrained(out)
     processor = _processor(base)
     processor.chat_template = TEMPLATE.replace("SYSTEM", json.dumps(load_prompt("saha").system))
     processor.save_pretrained(out)
@@ -86,7 +87,7 @@ def plain_sentence_transformers(base: Path, folder: Path, batch_size: int) -> En
         },
         "config_sentence_transformers.json": {"model_type": "SentenceTransformer"},
         "1_Pooling/config.json": {
-            "embedding_dimension": AutoModel.from_pretrained(base).config.get_text_config().hidden_size,
+            "embedding_dimension": AutoConfig.from_pretrained(base).get_text_config().hidden_size,
             "pooling_mode": "lasttoken",
         },
         "2_Normalize/config.json": {},
@@ -101,7 +102,7 @@ def plain_sentence_transformers(base: Path, folder: Path, batch_size: int) -> En
 
 def research_loop(base: Path, batch_size: int) -> Encode:
     """The loop of the field's research code: batches in the given order, all logits, all hidden states."""
-    model = Qwen2VLForConditionalGeneration.from_pretrained(base).eval()
+    model = Qwen2VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32).eval()
     processor = _processor(base)
     processor.tokenizer.padding_side = "left"
 

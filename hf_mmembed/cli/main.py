@@ -22,6 +22,7 @@ from .index import index
 from .prompt import prompt
 from .quickstart import quickstart
 from .search import search
+from .tiny import tiny
 
 __all__ = ["app", "main"]
 
@@ -42,6 +43,7 @@ app.command()(embed)
 app.command()(index)
 app.command()(search)
 app.add_typer(prompt)
+app.add_typer(tiny)
 app.command()(doctor)
 
 

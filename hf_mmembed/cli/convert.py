@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -32,8 +33,12 @@ def convert(
 
     Example: hf-mmembed convert Qwen/Qwen2-VL-2B-Instruct my-embedder
     """
+    from transformers.utils import logging
+
     from hf_mmembed.model import convert as convert_checkpoint
 
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     written = convert_checkpoint(
         generative(base),
         out,

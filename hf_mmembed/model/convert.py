@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ResolvedRevision, resolve_revision
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionResolutionError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
@@ -63,21 +65,22 @@ def convert(
     Raises:
         FileExistsError: If `out` holds something already.
         OSError: If `base` cannot be read or has no safetensors weights.
-        ValueError: If `base` is not a multimodal LLM with a chat template, or its weights are incomplete.
+        ValueError: If a choice is unknown, `revision` is given for a directory, `base` is not a multimodal LLM with a chat template, or its weights are incomplete.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not an empty directory; choose another one or remove it.")
     prompt = prompt if isinstance(prompt, HierarchicalPrompt) else load_prompt(prompt)
+    commit = _resolved(base, revision)
     _check_weight_files(base)
-    config = AutoConfig.from_pretrained(base, revision=revision)
+    config = AutoConfig.from_pretrained(base, revision=commit)
     # A converted checkpoint may be published: of a local base, only the directory's name is recorded.
     origin = {
         "base_model": Path(base).resolve().name if Path(base).is_dir() else str(base),
-        "base_revision": getattr(config, "_commit_hash", None) or revision,
+        "base_revision": commit.resolved if commit else None,
     }
-    processor = wrap_processor(base, config, prompt, revision=revision)
-    backbone = _load_inner_model(base, dtype=dtype or "auto", revision=revision)
+    processor = wrap_processor(base, config, prompt, revision=commit)
+    backbone = _load_inner_model(base, dtype=dtype or "auto", revision=commit)
     backbone.config._name_or_path = origin["base_model"]
     # The text config says how far positions go; a tokenizer often says nothing or more.
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -95,7 +98,6 @@ def convert(
         os.replace(written, out)
     finally:
         shutil.rmtree(written, ignore_errors=True)
-    logger.info("wrote the embedder of %s to %s", base, out)
     return out
 
 
@@ -140,6 +142,18 @@ def wrap_processor(
         backbone_processor_kwargs=extra,
         prompt=prompt,
     )
+
+
+def _resolved(base: str | Path, revision: str | None) -> ResolvedRevision | None:
+    """The commit that the revision of a Hub id means now, from which config, processor and weights are then read."""
+    if Path(base).is_dir():
+        if revision is not None:
+            raise ValueError(f"{base} is a directory, which has no revision {revision!r}; leave `revision` out.")
+        return None
+    try:
+        return resolve_revision(str(base), revision=revision)
+    except (HFValidationError, HfHubHTTPError, RevisionResolutionError) as error:
+        raise OSError(f"there is no directory {base}, and the Hub does not give it either: {error}") from error
 
 
 def _load_inner_model(base: str | Path, **kwargs: Any) -> PreTrainedModel:

@@ -282,7 +282,7 @@ class MMEmbedProcessor(ProcessorMixin):
         batch = self._tokenize(rows, task, options)
         while over := _longer_than(limit, batch):
             for index, length in over.items():
-                rows[index] = self._shortened(rows[index], task, index, length, limit)
+                rows[index] = self._shortened(rows[index], index, length, limit)
             batch = self._tokenize(rows, task, options)
         return batch
 
@@ -320,18 +320,18 @@ class MMEmbedProcessor(ProcessorMixin):
         images = [list(row.images) for row in rows] if any(row.images for row in rows) else None
         return self.backbone_processor(images=images, text=strings, **options)
 
-    def _shortened(self, row: Row, task: str | None, index: int, length: int, limit: float) -> Row:
+    def _shortened(self, row: Row, index: int, length: int, limit: float) -> Row:
         """`row` with its text cut at the end, so that about `length - limit` tokens go."""
-        text = row.text or ""
+        text = self._neutralised(row.text or "")
+        if not text:
+            raise ValueError(
+                f"input {index} takes {length} tokens without its text (prompt, instruction and {len(row.images)} "
+                f"images), but the limit is {limit:g}. Use fewer or smaller images, a shorter instruction or a higher "
+                "max_length."
+            )
         tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         keep = len(tokens["input_ids"]) - int(length - limit)
-        if keep < 0 or not text:
-            raise ValueError(
-                f"input {index} takes {length} tokens, {length - len(tokens['input_ids'])} of them without its text "
-                f"(prompt, instruction and {len(row.images)} images), but the limit is {limit:g}. Use fewer or smaller "
-                "images, a shorter instruction or a higher max_length."
-            )
-        end = tokens["offset_mapping"][keep - 1][1] if keep else 0
+        end = tokens["offset_mapping"][keep - 1][1] if keep > 0 else 0
         return replace(row, text=text[: min(end, len(text) - 1)])
 
 

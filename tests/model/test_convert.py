@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -46,11 +49,11 @@ def test_choices_are_stored(base, tmp_path):
     prompt = HierarchicalPrompt("S", "T", "I")
     out = convert(
         base, tmp_path / "deep" / "out", prompt=prompt, readout="pre_mlp", pooling="mean", embedding_dim=8,
-        dtype="bfloat16", revision="v1",
+        dtype="bfloat16",
     )  # fmt: skip
     config = AutoConfig.from_pretrained(out)
     assert (config.readout, config.pooling, config.embedding_dim) == ("pre_mlp", "mean", 8)
-    assert (config.dtype, config.base_revision) == (torch.bfloat16, "v1")
+    assert (config.dtype, config.base_revision) == (torch.bfloat16, None)
     assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
     assert MMEmbedProcessor.from_pretrained(out).prompt == prompt
 
@@ -147,9 +150,15 @@ def test_unknown_choices_are_named_before_anything_is_written(base, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_an_absent_base_is_named(tmp_path):
-    with pytest.raises(OSError, match="absent"):
-        convert(tmp_path / "absent", tmp_path / "out")
+@pytest.mark.parametrize("base", ["/nowhere/absent", "absent", "org/absent"])
+def test_an_absent_base_is_named(base, tmp_path):
+    with pytest.raises(OSError, match=f"there is no directory {base}, and the Hub does not give it either"):
+        convert(base, tmp_path / "out")
+
+
+def test_a_directory_has_no_revision(base, tmp_path):
+    with pytest.raises(ValueError, match="is a directory, which has no revision 'v1'"):
+        convert(base, tmp_path / "out", revision="v1")
 
 
 def test_weights_that_are_left_over_are_logged(base, tmp_path, caplog):
@@ -158,3 +167,18 @@ def test_weights_that_are_left_over_are_logged(base, tmp_path, caplog):
     convert(base, tmp_path / "out")
     assert "holds 1 weights that its architecture does not use: ['visual.extra.weight']" in caplog.text
     assert AutoModel.from_pretrained(tmp_path / "out").config.base_model == "base"
+
+
+def test_a_hub_id_is_recorded_with_its_commit(generative, tmp_path):
+    """Against a cache laid out as the Hub client lays it out, in a process of its own that has only this cache."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "home" / "hub" / "models--org--tiny"
+    shutil.copytree(generative("qwen2_vl"), repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "v1").write_text(commit)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-m", "hf_mmembed.cli", "convert", "org/tiny", tmp_path / "out", "--revision", "v1"]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr[-2000:]
+    config = AutoConfig.from_pretrained(tmp_path / "out")
+    assert (config.base_model, config.base_revision) == ("org/tiny", commit)

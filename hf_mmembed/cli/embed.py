@@ -157,9 +157,9 @@ def embed_input(
         typer.echo(f"\nstopped; finished shards are kept in {out}: the same command goes on from there", err=True)
         raise typer.Exit(1) from None
     manifest = report.manifest
-    new = manifest.embedded - report.kept
-    speed = f", {new / report.seconds:.1f} items/s" if new > 0 and report.seconds > 0 else ""
-    kept = f" ({report.kept} of them from an earlier run)" if report.kept else ""
+    speed = f", {report.new / report.seconds:.1f} items/s" if report.new else ""
+    earlier = manifest.embedded - report.new
+    kept = f" ({earlier} of them in an earlier run)" if earlier else ""
     typer.echo(f"embedded {manifest.embedded} of {manifest.rows} items{kept}, {identity.dimension} dimensions{speed}")
     return report, embedder, identity
 

@@ -56,8 +56,8 @@ def quickstart(
     directory = out / f"index-{identity.fingerprint[:8]}"
     report = embed_source(open_source(pictures), embedder, identity, directory)
     build_index(directory, report)
-    if report.kept < PICTURES and report.seconds > 0:
-        speed = (PICTURES - report.kept) / report.seconds
+    if report.new:
+        speed = report.new / report.seconds
         typer.echo(f"indexed them with {SHIPPED}: {identity.dimension} dimensions, {speed:.0f} pictures/s")
     else:
         typer.echo(f"the index in {directory} is up to date")
@@ -89,13 +89,15 @@ def _search(search: Search, index: Index, embedder: MMEmbedder, scenes: dict[str
     typer.echo(f"  first hit {verdict}: {hits[0].name}, {describe(scenes[hits[0].name])}, score {hits[0].score:.3f}")
     ranks = [hit.rank for hit, is_right in zip(hits, right, strict=True) if is_right]
     typer.echo(f"  {len(ranks)} right among {len(hits)} pictures, at rank {', '.join(map(str, ranks[:5]))}")
-    remark = None
+    remark = f"{len(ranks)} of {len(hits)} pictures are right."
     if search.stands is not None:
         mirrored = [hit.rank for hit in hits if _is_mirrored(search, scenes[hit.name])]
         typer.echo(f"  its mirror image is at rank {', '.join(map(str, mirrored[:5]))}. {_ABOUT_RELATIONS}")
         remark = f"{_ABOUT_RELATIONS} Here the right one is at rank {ranks[0]}, its mirror image at {mirrored[0]}."
+    # Once every right picture is found, the hits that follow cannot be right, and are not called wrong.
+    verdicts = [right[place] if hits[place].rank < ranks[-1] or right[place] else None for place in range(_HITS)]
     return make_panel(
-        index, hits[:_HITS], title=search.title, text=search.text, picture=picture, right=right[:_HITS], remark=remark
+        index, hits[:_HITS], title=search.title, text=search.text, picture=picture, right=verdicts, remark=remark
     )
 
 

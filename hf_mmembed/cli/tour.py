@@ -82,8 +82,8 @@ class Search:
 _CIRCLE_AND_STAR = (("circle", "blue"), ("star", "yellow"))
 _TRIANGLE_AND_SQUARE = (("triangle", "orange"), ("square", "blue"))
 _HEART_AND_MOON = (("heart", "purple"), ("moon", "orange"))
-_ORANGE_DIAMOND = (("diamond", "orange"),)
-_RED_DIAMOND = (("diamond", "red"),)
+_PINK_STAR = (("star", "pink"), ("square", "green"))
+_BLUE_STAR = (("star", "blue"), ("square", "green"))
 
 SEARCHES = (
     Search(
@@ -108,11 +108,11 @@ SEARCHES = (
     ),
     Search(
         "By picture and change",
-        _RED_DIAMOND,
-        text="make the diamond red",
-        shown=_ORANGE_DIAMOND,
+        _BLUE_STAR,
+        text="make the star blue",
+        shown=_PINK_STAR,
         alone=True,
-        planted=((_ORANGE_DIAMOND, None), (_RED_DIAMOND, None)),
+        planted=((_BLUE_STAR, None), (_BLUE_STAR, None)),
     ),
 )
 

@@ -5,7 +5,8 @@ In: `Panel` objects. Out: a `PIL.Image` in RGB, 1600 pixels wide, drawn with Pil
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -34,6 +35,8 @@ _SOFT = (122, 118, 112)
 _ACCENT = (74, 85, 214)
 _RIGHT = (22, 128, 74)
 _WRONG = (190, 52, 44)
+
+_LONGEST = 1000  # characters; no line of a sheet holds more
 
 # Pillow's own font covers ASCII and little else; these cover more, where the system has them.
 _WIDE_FONTS = ("NotoSansCJK-Regular.ttc", "NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
@@ -161,7 +164,7 @@ def _write(pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, 
 
 
 def _length(text: str, size: int) -> int:
-    return round(_font(size, _is_plain(text)).getlength(text))
+    return round(_font(size, _is_plain(text[:_LONGEST])).getlength(text[:_LONGEST]))
 
 
 def _is_plain(text: str) -> bool:
@@ -183,22 +186,29 @@ def _wrap(text: str, size: int, width: int, most: int) -> list[str]:
     """Breaks text into lines that fit; what is beyond `most` lines is cut with an ellipsis."""
     lines: list[str] = []
     line = ""
-    for word in text[:2000].split():
-        while _length(word, size) > width:  # a word longer than a line is broken anywhere
-            cut = max(1, next(n for n in range(len(word), 0, -1) if n == 1 or _length(word[:n], size) <= width))
-            lines += [line] if line else []
-            lines.append(word[:cut])
-            line, word = "", word[cut:]
+    for word in text.split():
         joined = f"{line} {word}".strip()
-        if _length(joined, size) > width:
-            lines.append(line)
-            line = word
-        else:
+        if _length(joined, size) <= width:
             line = joined
+            continue
+        lines += [line] if line else []
+        while _length(word, size) > width:  # a word longer than a line is broken anywhere
+            start = _start_of(word, size, width)
+            lines.append(start)
+            word = word[len(start) :]
+            if len(lines) > most:
+                break
+        line = word
+        if len(lines) > most:
+            break
     lines += [line] if line else []
     if len(lines) > most:
         lines = [*lines[: most - 1], _shorten(lines[most - 1] + " …", size, width)]
     return lines
+
+
+def _start_of(word: str, size: int, width: int) -> str:
+    return word[: max(1, _fitting(range(len(word)), lambda keep: _length(word[:keep], size) <= width))]
 
 
 def _shorten(text: str, size: int, width: int, *, middle: bool = False) -> str:
@@ -206,9 +216,14 @@ def _shorten(text: str, size: int, width: int, *, middle: bool = False) -> str:
     text = " ".join(text.split())
     if _length(text, size) <= width:
         return text
-    for keep in range(len(text) - 1, 0, -1):
+
+    def cut(keep: int) -> str:
         head = (keep + 1) // 2 if middle else keep
-        short = text[:head] + "…" + text[len(text) - (keep - head) :]
-        if _length(short, size) <= width:
-            return short
-    return "…"
+        return text[:head] + "…" + text[len(text) - (keep - head) :]
+
+    return cut(_fitting(range(len(text)), lambda keep: _length(cut(keep), size) <= width))
+
+
+def _fitting(sizes: range, fits: Callable[[int], bool]) -> int:
+    """The largest of `sizes` that fits, if those that fit come first."""
+    return max(0, bisect_left(sizes, True, key=lambda size: not fits(size)) - 1)

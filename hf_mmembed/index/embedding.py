@@ -62,14 +62,14 @@ class Report:
         manifest: The manifest as written.
         shards: Files that hold the embeddings, in row order.
         skipped: Rows without an embedding, and what could not be listed.
-        kept: Rows whose embedding was there before this run.
-        seconds: Time from the first new row to the last.
+        new: Embeddings computed by this run; the others were there before.
+        seconds: What that took.
     """
 
     manifest: Manifest
     shards: list[Shard]
     skipped: list[Unreadable]
-    kept: int
+    new: int
     seconds: float
 
 
@@ -123,15 +123,17 @@ def embed_source(
     known = recall_rows(items, shards, salt=salt) if todo else {}
     encode = _encoder(embedder, task=task, instruction=instruction, batch_size=batch_size)
     total = len(source)
-    kept = total - sum(shard.stop - shard.start for shard in todo)
+    finished = total - sum(shard.stop - shard.start for shard in todo)
+    new = 0
     started = time.perf_counter()
-    with tqdm(total=total, initial=kept, unit=" items", desc="embedding", disable=None, smoothing=0.1) as bar:
+    with tqdm(total=total, initial=finished, unit=" items", desc="embedding", disable=None, smoothing=0.1) as bar:
         for shard in todo:
             rows: list[Embedded] = []
             skipped: list[Unreadable] = []
             for done, failed in _embed_shard(source, shard, encode, known):
                 if strict and failed:
                     raise ValueError(_stopped(failed[0]))
+                new += sum(row.fingerprint not in known for row in done)
                 rows += done
                 skipped += failed
                 bar.update(len(done) + len(failed))
@@ -139,7 +141,7 @@ def embed_source(
             skipped.sort(key=lambda item: item.row or 0)
             write_shard(items, shard, rows, skipped, salt=salt, dim=identity.dimension)
     seconds = time.perf_counter() - started
-    return _finish(source, out, manifest, shards, kept, seconds)
+    return _finish(source, out, manifest, shards, new, seconds)
 
 
 def write_npy(report: Report, out: Path) -> Path:
@@ -191,7 +193,7 @@ def _begin(
     return manifest
 
 
-def _finish(source: Source, out: Path, manifest: Manifest, shards: list[Shard], kept: int, seconds: float) -> Report:
+def _finish(source: Source, out: Path, manifest: Manifest, shards: list[Shard], new: int, seconds: float) -> Report:
     items = out / ITEMS
     skipped = [*source.unreadable, *(item for shard in shards for item in read_skipped(items, shard))]
     lines = [json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in skipped]
@@ -205,7 +207,7 @@ def _finish(source: Source, out: Path, manifest: Manifest, shards: list[Shard], 
     manifest = manifest.changed(embedded=embedded, skipped=len(skipped), complete=True)
     write_manifest(out, manifest)
     remove_stale(items, shards)
-    return Report(manifest, shards, skipped, kept, seconds)
+    return Report(manifest, shards, skipped, new, seconds)
 
 
 def _embed_shard(

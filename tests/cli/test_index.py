@@ -1,0 +1,122 @@
+"""embed, index and search as commands, with a real (tiny, random) Qwen2-VL embedder."""
+
+from __future__ import annotations
+
+import json
+from random import Random
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_mmembed import MMEmbedder
+from hf_mmembed.cli import main as cli
+from hf_mmembed.data.scenes import draw, random_scene
+
+
+def run(*arguments) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(map(str, arguments)))
+    return stop.value.code
+
+
+@pytest.fixture(scope="module")
+def model(embedder):
+    return embedder("qwen2_vl")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "pic tures é"
+    folder.mkdir()
+    rng = Random(1)
+    for number in range(7):
+        draw(random_scene(rng), rng, pixels=48).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def index(model, pictures):
+    out = pictures.parent / "index"
+    assert run("index", model, pictures, out, "--device", "cpu", "--shard-size", 3) == 0
+    return out
+
+
+def test_vectors_are_those_of_the_embedder(index, model, pictures):
+    items = datasets.load_from_disk(str(index / "items"))
+    documents = [{"image": Image.open(pictures / name)} for name in items["name"]]
+    expected = MMEmbedder(str(model), device="cpu", model_kwargs={"dtype": "float32"}).encode_document(documents)
+    np.testing.assert_allclose(np.asarray(items["embedding"][:]), expected, atol=2e-5)
+
+
+def test_search_prints_a_table_of_scores_and_paths(index, pictures, capsys):
+    assert run("search", index, "--image", pictures / "4.png", "-k", 3, "--device", "cpu") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["rank", "score", "item"] and len(lines) == 4
+    rank, score, path = lines[1].split(None, 2)
+    assert (rank, len(score)) == ("1", 6) and path.strip().startswith(str(pictures))
+
+
+def test_search_as_json_with_sheets(index, pictures, tmp_path, capsys):
+    query = ("--image", pictures / "4.png", "--text", "make it blue", "--instruction", "Find the changed picture.")
+    sheets = ("--html", tmp_path / "s.html", "--png", tmp_path / "s.png")
+    assert run("search", index, *query, "-k", 2, "--json", *sheets, "--device", "cpu") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["query"]["text"] == "make it blue" and [hit["rank"] for hit in found["hits"]] == [1, 2]
+    assert found["hits"][0]["score"] >= found["hits"][1]["score"]
+    assert (tmp_path / "s.html").read_text().count("<img ") == 3 and Image.open(tmp_path / "s.png").width == 1600
+
+
+def test_an_index_refuses_another_prompt(index, embedder, capsys):
+    other = embedder("qwen2_vl", prompt="plain")
+    assert run("search", index, "--text", "x", "--model", other, "--device", "cpu") == 1
+    error = capsys.readouterr().err
+    assert "built with another embedder" in error and "the prompt (hash " in error
+
+
+def test_an_index_refuses_another_model(index, embedder, capsys):
+    other = embedder("qwen2_vl", readout="pre_mlp")
+    assert run("search", index, "--text", "x", "--model", other, "--device", "cpu") == 1
+    assert "what differs: the model files config.json" in capsys.readouterr().err
+
+
+def test_bad_files_are_listed_and_the_exit_code_says_so(model, pictures, tmp_path, capsys):
+    table = tmp_path / "t.csv"
+    table.write_text(f"image,text\n{pictures}/1.png,one\nhttps://x.org/a.png,two\ngone.png,\n,only words\n")
+    assert run("embed", model, table, tmp_path / "out", "--npy", "--device", "cpu") == 1
+    shown = capsys.readouterr()
+    assert "embedded 2 of 4 items" in shown.out and "pictures from column 'image'" in shown.err
+    assert (
+        "skipped 2" in shown.err and "URLs are not fetched" in shown.err and "gone.png: there is no file" in shown.err
+    )
+    assert np.load(tmp_path / "out/embeddings.npy").shape[0] == 2
+    assert len((tmp_path / "out/skipped.jsonl").read_text().splitlines()) == 2
+    # The same command again does nothing new and says the same.
+    assert run("embed", model, table, tmp_path / "out", "--device", "cpu") == 1
+    assert "(2 of them in an earlier run)" in capsys.readouterr().out
+
+
+def test_strict_stops(model, pictures, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.png").write_bytes(b"")
+    assert run("index", model, tmp_path / "in", tmp_path / "out", "--strict", "--device", "cpu") == 1
+    assert "a.png" in (error := capsys.readouterr().err) and "--strict" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["search", "nowhere", "--text", "x"], 1, "no index at nowhere"),
+        (["search", "nowhere"], 2, "give --text, --image or both"),
+        (["index", "./no-model", "{pictures}", "out"], 1, "no checkpoint directory at ./no-model"),
+        (["index", "{model}", "{pictures}/0.png/x", "out"], 1, "no such input"),
+        (["embed", "{model}", "{pictures}", "out", "--text-column", "text"], 1, "has no columns"),
+        (["embed", "{model}", "{pictures}", "out", "--shard-size", "0"], 2, "shard-size"),
+    ],
+)
+def test_wrong_calls(model, pictures, tmp_path, monkeypatch, capsys, arguments, code, message):
+    monkeypatch.chdir(tmp_path)
+    assert run(*(argument.format(model=model, pictures=pictures) for argument in arguments)) == code
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert list(tmp_path.iterdir()) == []

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .config import ConfigOption
 from .models import SHIPPED
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def quickstart(
     out: Annotated[Path, typer.Option(help="Directory for the pictures, the index and the contact sheet.")] = Path(
         "quickstart"
     ),
+    config: ConfigOption = None,
 ) -> None:
     """Draw 300 pictures, index them, search them by text, by a relation, by picture and by picture and change.
 

@@ -48,7 +48,12 @@ def search(
     from .embed import load
 
     opened = Index(index)
-    embedder, identity = load(model or opened.manifest.model.name, device)
+    try:
+        embedder, identity = load(model or opened.manifest.model.name, device)
+    except ValueError as error:
+        if model is not None:
+            raise
+        raise ValueError(f"{error}. If the model of the index has moved, say where with --model") from error
     opened.check(identity)
     query = embed_query(embedder, text=text, image=image, instruction=instruction)
     hits = opened.search(query, k)
@@ -105,8 +110,10 @@ def _write_sheets(
     title = f"Nearest {len(hits)} of {len(index):,} items"
     subtitle = f"{manifest.input['path']} · {manifest.model.name} · cosine similarity"
     if html is not None:
+        html.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(html, write_contact_page([panel], title=title, subtitle=subtitle).encode("utf-8"))
         typer.echo(f"contact sheet: {html}", err=True)
     if png is not None:
+        png.parent.mkdir(parents=True, exist_ok=True)
         draw_contact_sheet([panel], title=title, subtitle=subtitle).save(png, "PNG")
         typer.echo(f"contact sheet: {png}", err=True)

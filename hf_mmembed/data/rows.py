@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["IMAGE_SUFFIXES", "Row", "Source", "Unreadable", "file_state", "hash_parts"]
+__all__ = ["IMAGE_SUFFIXES", "Listing", "Row", "Source", "Unreadable", "file_state", "hash_parts"]
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 

@@ -32,7 +32,8 @@ _FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
 )
-_VOLATILE = ("transformers_version", "__version__")
+# Fields that say who wrote a file and from where; the numbers do not depend on them.
+_VOLATILE = ("transformers_version", "__version__", "_name_or_path", "base_model", "base_revision")
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def _digest(path: Path) -> str:
     if path.suffix == ".json":
         settings = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(settings, dict):
-            for key in _VOLATILE:  # rewritten by every save, whatever the numbers
+            for key in _VOLATILE:
                 settings.pop(key, None)
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     with path.open("rb") as file:

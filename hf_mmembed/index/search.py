@@ -94,7 +94,10 @@ def embed_query(
     if text is not None and text.strip():
         query["text"] = text
     if image is not None:
-        query["image"] = open_image(Path(image) if isinstance(image, (str, os.PathLike)) else image)
+        try:
+            query["image"] = open_image(Path(image) if isinstance(image, (str, os.PathLike)) else image)
+        except ValueError as error:
+            raise ValueError(f"cannot search for the picture {image}: {error}") from error
     if not query:
         raise ValueError("the query is empty: give a text, a picture or both")
     if instruction is not None:

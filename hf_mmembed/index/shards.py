@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
 from hf_mmembed.data import Row, Source, Unreadable
 from hf_mmembed.data.rows import hash_parts
@@ -69,10 +70,12 @@ def plan_shards(source: Source, *, salt: str, size: int) -> list[Shard]:
         size: Rows per shard.
     """
     shards = []
-    for start in range(0, len(source), size):
-        stop = min(start + size, len(source))
-        digest = hash_parts(salt, str(start), *(source.fingerprint(row) for row in range(start, stop)))
-        shards.append(Shard(start, stop, digest))
+    with tqdm(total=len(source), unit=" items", desc="looking for changes", delay=2, disable=None) as bar:
+        for start in range(0, len(source), size):
+            stop = min(start + size, len(source))
+            digest = hash_parts(salt, str(start), *(source.fingerprint(row) for row in range(start, stop)))
+            shards.append(Shard(start, stop, digest))
+            bar.update(stop - start)
     return shards
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import faiss
 import numpy as np
+from tqdm import tqdm
 
 __all__ = ["FLAT_LIMIT", "HNSW_LIMIT", "Kind", "build", "choose_kind", "describe", "load", "save"]
 
@@ -62,8 +63,10 @@ def build(
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
         index.nprobe = max(1, lists // 16)
         index.train(_sample(blocks(), rows, 64 * lists))
-    for block in blocks():
-        index.add(np.ascontiguousarray(block, np.float32))
+    with tqdm(total=rows, unit=" vectors", desc=f"building {kind}", delay=2, disable=None) as bar:
+        for block in blocks():
+            index.add(np.ascontiguousarray(block, np.float32))
+            bar.update(len(block))
     recall = 1.0 if kind == "flat" else _recall(index, blocks, rows)
     return index, {"kind": kind, "metric": "cosine", "vectors": rows, "recall_at_10": round(recall, 4)}
 

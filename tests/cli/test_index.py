@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 from random import Random
 
 import datasets
@@ -79,6 +81,15 @@ def test_an_index_refuses_another_model(index, embedder, capsys):
     other = embedder("qwen2_vl", readout="pre_mlp")
     assert run("search", index, "--text", "x", "--model", other, "--device", "cpu") == 1
     assert "what differs: the model files config.json" in capsys.readouterr().err
+
+
+def test_a_model_that_has_moved_is_named_again(index, model, tmp_path, capsys):
+    moved = Path(shutil.copytree(index, tmp_path / "index"))
+    manifest = (moved / "manifest.json").read_text()
+    (moved / "manifest.json").write_text(manifest.replace(json.dumps(str(model)), '"/gone/model"'))
+    assert run("search", moved, "--text", "x", "--device", "cpu") == 1
+    assert "no checkpoint directory at /gone/model. If the model" in capsys.readouterr().err
+    assert run("search", moved, "--text", "x", "--device", "cpu", "--model", model) == 0
 
 
 def test_bad_files_are_listed_and_the_exit_code_says_so(model, pictures, tmp_path, capsys):

@@ -26,7 +26,7 @@ def of(directory, prompt="prompt"):
     ("file", "content"),
     [
         ("README.md", "another card"),
-        ("config.json", '{"transformers_version": "6.0",\n "hidden": 8}'),
+        ("config.json", '{"transformers_version": "6.0",\n "hidden": 8, "base_model": "/elsewhere"}'),
         ("training_log.txt", "x"),
     ],
 )

@@ -67,7 +67,7 @@ def test_the_query_carries_text_picture_and_instruction(fake, many_pictures):
         ({}, "query is empty"),
         ({"text": "  "}, "query is empty"),
         ({"image": "gone.png"}, "no file gone.png"),
-        ({"image": "https://x.org/a.png"}, "no file"),
+        ({"image": "https://x.org/a.png"}, "cannot search for the picture https://x.org/a.png: there is no file"),
     ],
 )
 def test_unfit_queries(fake, query, message):

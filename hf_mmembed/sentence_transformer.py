@@ -343,7 +343,14 @@ class MMEmbedder(SentenceTransformer):
         if not wanted or backbone is None:
             yield None
             return
-        hook = backbone.register_forward_hook(lambda module, args, output: states.append(output.last_hidden_state))
+        thread = threading.get_ident()
+
+        def keep(module: Any, arguments: Any, output: Any) -> None:
+            # Another thread may be encoding with the same model.
+            if threading.get_ident() == thread:
+                states.append(output.last_hidden_state)
+
+        hook = backbone.register_forward_hook(keep)
         try:
             yield states
         finally:

@@ -19,6 +19,7 @@ import logging
 import math
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -68,7 +69,7 @@ class Recipe:
 
     seed: int = 0
     steps: dict[Stage, int] = field(
-        default_factory=lambda: {"vision": 2000, "naming": 400, "binding": 800, "mix": 1800}
+        default_factory=lambda: {"vision": 2000, "naming": 200, "binding": 400, "mix": 1500}
     )
     gates: dict[Stage, float] = field(default_factory=lambda: {"naming": 95.0, "binding": 88.0})
     pictures: int = 64
@@ -133,7 +134,7 @@ class _Run:
     def finish(self) -> None:
         """All that is left of all stages."""
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
+        with ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent) as pool:
             while self.progress.stage < len(STAGES):
                 self._run_stage(pool)
                 if self.stage == "vision":
@@ -311,6 +312,13 @@ class _Run:
 
 
 _GROUPS = ("shape", "color", "size", "fill", "relation", "background", "count")
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _metadata(progress: _Progress) -> dict[str, str]:

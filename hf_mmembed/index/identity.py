@@ -130,10 +130,13 @@ def prompt_hash(embedder: MMEmbedder) -> str:
 
 def _digest(path: Path) -> str:
     if path.suffix == ".json":
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(settings, dict):
-            for key in _VOLATILE:
-                settings.pop(key, None)
+        settings = _without_volatile(json.loads(path.read_text(encoding="utf-8")))
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _without_volatile(settings: Any) -> Any:
+    if isinstance(settings, dict):
+        return {key: _without_volatile(value) for key, value in settings.items() if key not in _VOLATILE}
+    return settings

@@ -13,7 +13,7 @@ from tests.index.fake_embedder import FakeEmbedder
 @pytest.fixture
 def checkpoint(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"weights")
-    (tmp_path / "config.json").write_text(json.dumps({"hidden": 8, "transformers_version": "5.0"}))
+    (tmp_path / "config.json").write_text(json.dumps({"hidden": 8, "inner": {}, "transformers_version": "5.0"}))
     (tmp_path / "README.md").write_text("a card")
     return tmp_path
 
@@ -26,7 +26,7 @@ def of(directory, prompt="prompt"):
     ("file", "content"),
     [
         ("README.md", "another card"),
-        ("config.json", '{"transformers_version": "6.0",\n "hidden": 8, "base_model": "/elsewhere"}'),
+        ("config.json", '{"transformers_version": "6.0",\n "hidden": 8, "inner": {"_name_or_path": "/elsewhere"}}'),
         ("training_log.txt", "x"),
     ],
 )

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import hf_mmembed
+from hf_mmembed.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,32 +53,48 @@ def folder(tmp_path_factory):
 def test_every_fence_is_found_and_has_a_known_language():
     assert README.count("\n```") == 2 * len(SNIPPETS)
     assert {s.language for s in SNIPPETS} <= {"python", "bash", "text"}
-    assert len(RUNNING) >= 8 and len(MARKED) == README.count("<!-- not run")
-
-
-def test_snippets_run_in_order(folder, monkeypatch):
-    """One test, not one per snippet: each builds on the files of those before it."""
-    monkeypatch.chdir(folder)
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    for snippet in RUNNING:
-        if snippet.language == "python":
-            exec(compile(snippet.code, f"README.md, line {snippet.line}", "exec"), {"__name__": "__main__"})
-        else:
-            done = subprocess.run(
-                ["bash", "-euo", "pipefail", "-c", snippet.code],
-                env={**os.environ, "PATH": path},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert done.returncode == 0, f"README.md, line {snippet.line}:\n{done.stdout}\n{done.stderr}"
-    assert (folder / "hits.html").stat().st_size > 0
+    assert len(RUNNING) >= 7 and len(MARKED) == README.count("<!-- not run")
 
 
 def commands_of(snippet: Snippet) -> list[list[str]]:
     return [
         shlex.split(line, comments=True)[1:] for line in snippet.code.splitlines() if line.startswith("hf-mmembed ")
     ]
+
+
+def run_in_bash(snippet: Snippet) -> None:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", snippet.code],
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"README.md, line {snippet.line}:\n{done.stdout}\n{done.stderr}"
+
+
+def run_here(snippet: Snippet) -> None:
+    """The same commands without a new process for each, which would take most of the time to import torch."""
+    assert len(commands_of(snippet)) == len(snippet.code.strip().splitlines()), "only hf-mmembed commands can be run"
+    for words in commands_of(snippet):
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        assert stop.value.code == 0, f"README.md, line {snippet.line}: hf-mmembed {shlex.join(words)}"
+
+
+def test_snippets_run_in_order(folder, monkeypatch):
+    """One test, not one per snippet: each builds on the files of those before it."""
+    monkeypatch.chdir(folder)
+    shell = [snippet for snippet in RUNNING if snippet.language == "bash"]
+    for snippet in RUNNING:
+        if snippet.language == "python":
+            exec(compile(snippet.code, f"README.md, line {snippet.line}", "exec"), {"__name__": "__main__"})
+        elif snippet is shell[0]:
+            run_in_bash(snippet)
+        else:
+            run_here(snippet)
+    assert (folder / "hits.html").stat().st_size > 0
 
 
 @pytest.mark.parametrize("snippet", [s for s in MARKED if s.language == "bash"], ids=str)

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
-from .modeling_mmembed import MMEmbedModel
+from .modeling_mmembed import MMEmbedModel, require_safetensors
 from .presets import load_prompt
 from .processing_mmembed import MMEmbedProcessor, image_only_processor, load_with_pillow
 from .rows_mmembed import HierarchicalPrompt
@@ -72,7 +72,7 @@ def convert(
         raise FileExistsError(f"{out} exists and is not an empty directory; choose another one or remove it.")
     prompt = prompt if isinstance(prompt, HierarchicalPrompt) else load_prompt(prompt)
     commit = _resolved(base, revision)
-    _check_weight_files(base)
+    require_safetensors(base)
     config = AutoConfig.from_pretrained(base, revision=commit)
     # A converted checkpoint may be published: of a local base, only the directory's name is recorded.
     origin = {
@@ -172,18 +172,3 @@ def _load_inner_model(base: str | Path, **kwargs: Any) -> PreTrainedModel:
     if unexpected := sorted(key for key in info["unexpected_keys"] if "lm_head" not in key):
         logger.warning("%s holds %d weights that its architecture does not use: %s", base, len(unexpected), unexpected)
     return model
-
-
-def _check_weight_files(base: str | Path) -> None:
-    """transformers' own message for a directory without safetensors does not say what to do about pickled weights."""
-    folder = Path(base)
-    if not folder.is_dir() or any(folder.glob("*.safetensors")):
-        return
-    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-    if not pickled:
-        raise OSError(f"{base} holds no weights; give a checkpoint with model.safetensors.")
-    raise OSError(
-        f"{base} holds only pickled weights ({', '.join(pickled)}), which can run code when they are read; give a "
-        "checkpoint with model.safetensors. If you trust the file, save it again with "
-        "AutoModelForImageTextToText.from_pretrained(...).save_pretrained(...)."
-    )

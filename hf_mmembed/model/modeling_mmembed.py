@@ -26,7 +26,7 @@ from transformers.utils import ModelOutput
 from .configuration_mmembed import MMEmbedConfig
 from .prefix_mmembed import states_with_shared_prefix
 
-__all__ = ["MMEmbedModel", "MMEmbedOutput", "pool"]
+__all__ = ["MMEmbedModel", "MMEmbedOutput", "pool", "require_safetensors"]
 
 IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "image_sizes", "image_grid_thw", "batch_num_images")
 
@@ -95,11 +95,34 @@ def pool(hidden: torch.Tensor, attention_mask: torch.Tensor | None, pooling: str
         return hidden[:, -1] if pooling == "last" else hidden.mean(dim=1)
     mask = attention_mask.to(hidden.device)
     if pooling == "mean":
-        weights = mask.unsqueeze(-1).to(hidden.dtype)
+        # In float32: a sum over many tokens loses its last digits in half precision.
+        weights = mask.unsqueeze(-1).float()
         return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
     # The last real token has the largest position among the real ones.
     last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
     return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
+
+
+def require_safetensors(path: str | os.PathLike) -> None:
+    """Refuse a directory without safetensors weights, and say what to do about pickled ones.
+
+    Args:
+        path (`str` or `os.PathLike`): A checkpoint; what is no directory (a Hub id) passes.
+
+    Raises:
+        OSError: If the directory holds no `*.safetensors`.
+    """
+    folder = Path(path)
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    if not pickled:
+        raise OSError(f"{path} holds no weights: model.safetensors is missing; download or copy the checkpoint again.")
+    raise OSError(
+        f"{path} holds only pickled weights ({', '.join(pickled)}), which can run code when they are read; give a "
+        "checkpoint with model.safetensors. If you trust the file, open the checkpoint with transformers' class for it "
+        "and save it again: save_pretrained writes safetensors."
+    )
 
 
 class LinearPatchConv(nn.Conv3d):
@@ -242,6 +265,8 @@ class MMEmbedModel(PreTrainedModel):
         kwargs["use_safetensors"] = True
         with_info = kwargs.pop("output_loading_info", False)
         path = pretrained_model_name_or_path
+        if path is not None:
+            require_safetensors(Path(path, kwargs.get("subfolder", "")))
         try:
             model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         except SafetensorError as error:

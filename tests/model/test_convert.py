@@ -106,7 +106,7 @@ def test_pickled_weights_are_refused_with_a_way_out(base, tmp_path):
 
 def test_a_base_without_weights_is_named(base, tmp_path):
     (base / "model.safetensors").unlink()
-    with pytest.raises(OSError, match="holds no weights"):
+    with pytest.raises(OSError, match="base holds no weights"):
         convert(base, tmp_path / "out")
 
 

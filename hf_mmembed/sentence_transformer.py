@@ -10,6 +10,7 @@ pictures are decoded in threads while the model runs.
 from __future__ import annotations
 
 import copy
+import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -87,6 +88,10 @@ class MMEmbedder(SentenceTransformer):
             documents = model.encode_document([picture, {"image": "photo.jpg"}])
             model.similarity(queries, documents)  # (2, 2)
     """
+
+    def __init__(self, model_name_or_path: str | os.PathLike[str] | None = None, **kwargs: Any) -> None:
+        # sentence-transformers takes strings alone.
+        super().__init__(None if model_name_or_path is None else os.fspath(model_name_or_path), **kwargs)
 
     def _post_init(self) -> None:
         super()._post_init()

@@ -94,6 +94,10 @@ def test_a_model_of_text_alone_is_refused(directory):
         MMEmbedder(modules=[StaticEmbedding(tokenizer.backend_tokenizer, embedding_dim=4)])
 
 
+def test_a_path_object_names_a_directory(directory, rows):
+    np.testing.assert_array_equal(MMEmbedder(Path(directory), device="cpu").encode_query(INPUTS), rows)
+
+
 def test_a_missing_directory_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         MMEmbedder(str(tmp_path / "some" / "nowhere"))

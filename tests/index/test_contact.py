@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from hf_mmembed.index import Hit, Panel, Tile, draw_contact_sheet, make_panel, write_contact_page
-from hf_mmembed.index.contact_sheet import _length, _shorten, _wrap
 
 NASTY = "<script>alert(\"1\")</script> & 'quotes' <img src=x onerror=y>"
 
@@ -81,19 +80,6 @@ def test_the_verdict_has_its_colour(right):
 def test_any_content_fits_on_sheet_and_page(content):
     assert draw_contact_sheet([content], title="t " * 500, subtitle="s " * 500).width == 1600
     assert Page(write_contact_page([content], title="t", subtitle="s")).open == []
-
-
-def test_wrapped_lines_fit_and_lose_nothing():
-    text = "an orange triangle above a blue square and incomprehensibilities everywhere"
-    lines = _wrap(text, 20, 180, 50)
-    assert all(_length(line, 20) <= 180 for line in lines)
-    assert "".join("".join(lines).split()) == "".join(text.split())
-    assert len(_wrap(text, 20, 180, 2)) == 2 and _wrap(text, 20, 180, 2)[-1].endswith("…")
-
-
-def test_shortened_names_keep_both_ends():
-    short = _shorten("holiday/2024/some very long folder name/IMG_20240801_123456.jpg", 14, 200, middle=True)
-    assert short.startswith("holiday") and short.endswith("6.jpg") and "…" in short and _length(short, 14) <= 200
 
 
 def test_the_page_is_self_contained_and_escapes_everything():

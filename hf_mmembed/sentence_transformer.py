@@ -10,6 +10,7 @@ pictures are decoded in threads while the model runs.
 from __future__ import annotations
 
 import copy
+import json
 import os
 import sys
 import threading
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -104,20 +106,18 @@ class MMEmbedder(SentenceTransformer):
 
     def _load_default_modules(self, model_name_or_path: str, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Called for a directory without ``modules.json``: a PEFT adapter over an embedder, or no embedder at all."""
-        where = {"cache_dir": kwargs["cache_folder"]} | {
-            k: kwargs[k] for k in ("token", "revision", "local_files_only")
-        }
-        if find_adapter_config_file(model_name_or_path, **where) is None:
+        where = {"cache_dir": kwargs["cache_folder"]}
+        where |= {name: kwargs[name] for name in ("token", "revision", "local_files_only")}
+        file = find_adapter_config_file(model_name_or_path, **where)
+        if file is None:
             raise ValueError(
                 f"{model_name_or_path} has no modules.json, so it is not an embedder: sentence-transformers would "
                 "average its hidden states, with the wrong prompt. Convert it first: `hf-mmembed convert "
                 f"{model_name_or_path} OUT`."
             )
-        from peft import PeftConfig
-
-        adapter = PeftConfig.from_pretrained(model_name_or_path, **where)
+        adapter = json.loads(Path(file).read_text(encoding="utf-8"))
         modules, module_kwargs = self._load_config_modules(
-            adapter.base_model_name_or_path, **{**kwargs, "revision": adapter.revision}
+            adapter["base_model_name_or_path"], **{**kwargs, "revision": adapter.get("revision")}
         )
         transformer = next(iter(modules.values()))
         transformer.model.load_adapter(model_name_or_path, adapter_kwargs=where)
@@ -319,6 +319,9 @@ class MMEmbedder(SentenceTransformer):
                         self[0].preprocess([messages], **kwargs)
                     except ValueError as error:
                         raise ValueError(f"inputs[{conversation.index}]: {error}") from error
+                raise
+            except Exception as error:
+                error.add_note(f"raised while preparing inputs {sorted(row.index for row in chosen)}")
                 raise
 
     def _open_pictures(self, conversation: _Conversation) -> list[dict[str, Any]]:

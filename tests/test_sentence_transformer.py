@@ -369,6 +369,15 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"inputs\[1\].*limit"):
             model.encode(["a", many, "c"])
 
+    def test_other_errors_of_the_preparation_keep_their_type(self, model, monkeypatch):
+        def preprocess(batch, **kwargs):
+            raise MemoryError("no room")
+
+        monkeypatch.setattr(model[0], "preprocess", preprocess)
+        with pytest.raises(MemoryError, match="no room") as raised:
+            model.encode(["a", "b"], batch_size=1)
+        assert raised.value.__notes__ == ["raised while preparing inputs [0]"]
+
     @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
     def test_a_failing_model_leaves_no_threads(self, model, monkeypatch, error):
         before = threading.active_count()

@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
+from .configuration_mmembed import MMEmbedConfig
 from .modeling_mmembed import MMEmbedModel, require_safetensors
 from .presets import load_prompt
 from .processing_mmembed import MMEmbedProcessor, image_only_processor, load_with_pillow
@@ -31,6 +33,35 @@ from .rows_mmembed import HierarchicalPrompt
 __all__ = ["convert", "wrap_processor"]
 
 logger = logging.getLogger(__name__)
+
+README = """---
+{base_model}library_name: sentence-transformers
+pipeline_tag: feature-extraction
+tags: [mmembed, sentence-transformers, transformers, {family}]
+---
+
+# {name}
+
+`{origin}` as an embedding model for text, images and both: the same weights without the language-model head, read out
+through a prompt. It was converted by hf-mmembed and not trained for embedding. The licence is that of `{origin}`.
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/directory", trust_remote_code=True)
+queries = model.encode_query([{{"text": "a red circle"}}])
+documents = model.encode_document([{{"text": "a circle that is red"}}])  # or {{"image": "picture.png"}}, or both
+print(model.similarity(queries, documents))
+```
+
+| | |
+|---|---|
+| embedding | {dimension} dimensions, unit length, compared by cosine |
+| readout, pooling | `{readout}`, `{pooling}` |
+| system prompt | {system} |
+| end of a query with text alone | {text} |
+| end of a query with an image | {image} |
+"""
 
 # SmolVLM's own processor needs num2words for its video prompts; its images are processed exactly as Idefics3's.
 PROCESSOR_CLASSES = {"smolvlm": "Idefics3Processor"}
@@ -94,6 +125,7 @@ def convert(
     try:
         model.save_pretrained(written)
         processor.save_pretrained(written)
+        (written / "README.md").write_text(_readme(out.name, model.config, prompt, commit), encoding="utf-8")
         written.chmod(0o755)
         os.replace(written, out)
     finally:
@@ -141,6 +173,23 @@ def wrap_processor(
         backbone_processor_class=name,
         backbone_processor_kwargs=extra,
         prompt=prompt,
+    )
+
+
+def _readme(name: str, config: MMEmbedConfig, prompt: HierarchicalPrompt, commit: ResolvedRevision | None) -> str:
+    """What the directory is and how to use it; the Hub links it to its base where that is a repository."""
+    words = {key: f"`{value!r}`" if value else "none" for key, value in asdict(prompt).items()}
+    return README.format(
+        base_model=f"base_model: {config.base_model}\n" if commit else "",
+        family=config.backbone_config.model_type,
+        name=name,
+        origin=config.base_model,
+        dimension=config.projection_dim,
+        readout=config.readout,
+        pooling=config.pooling,
+        system=words["system"],
+        text=words["represent_text"],
+        image=words["represent_image"],
     )
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, BertConfig, LlamaConfig
 
 from hf_mmembed.model import HierarchicalPrompt, MMEmbedProcessor, convert
 
 FILES = {
-    "chat_template.jinja", "config.json", "config_sentence_transformers.json", "configuration_mmembed.py",
+    "README.md",    "chat_template.jinja", "config.json", "config_sentence_transformers.json", "configuration_mmembed.py",
     "images_mmembed.py", "model.safetensors", "modeling_mmembed.py", "modules.json", "prefix_mmembed.py",
     "processing_mmembed.py", "processor_config.json", "rows_mmembed.py", "sentence_bert_config.json",
     "tokenizer.json", "tokenizer_config.json",
@@ -43,6 +45,18 @@ def test_nothing_in_it_tells_where_it_was_made(embedder, generative):
     path, parent = embedder("qwen2_vl"), generative("qwen2_vl").parent
     for entry in path.glob("*.json"):
         assert str(parent) not in entry.read_text(), entry.name
+
+
+def test_the_readme_is_true_and_its_snippet_runs(embedder, capsys):
+    path = embedder("qwen2_vl", readout="pre_mlp", embedding_dim=8)
+    readme = (path / "README.md").read_text()
+    header = yaml.safe_load(readme.split("---")[1])
+    assert header["pipeline_tag"] == "feature-extraction" and "base_model" not in header
+    assert "| embedding | 8 dimensions" in readme and "| readout, pooling | `pre_mlp`, `last` |" in readme
+    assert r"| end of a query with text alone | `'\nRepresent the given text in one word.'` |" in readme
+    (snippet,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    exec(compile(snippet.replace("path/to/this/directory", str(path)), "README.md", "exec"), {})
+    assert "tensor([[" in capsys.readouterr().out
 
 
 def test_choices_are_stored(base, tmp_path):
@@ -182,3 +196,4 @@ def test_a_hub_id_is_recorded_with_its_commit(generative, tmp_path):
     assert process.returncode == 0, process.stderr[-2000:]
     config = AutoConfig.from_pretrained(tmp_path / "out")
     assert (config.base_model, config.base_revision) == ("org/tiny", commit)
+    assert "base_model: org/tiny\n" in (tmp_path / "out" / "README.md").read_text()

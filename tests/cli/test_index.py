@@ -108,6 +108,15 @@ def test_bad_files_are_listed_and_the_exit_code_says_so(model, pictures, tmp_pat
     assert "(2 of them in an earlier run)" in capsys.readouterr().out
 
 
+def test_ctrl_c_says_how_to_go_on(model, pictures, tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_mmembed.index.embed_source", interrupted)
+    assert run("embed", model, pictures, tmp_path / "out", "--device", "cpu") == 1
+    assert "the same command goes on from there" in capsys.readouterr().err
+
+
 def test_strict_stops(model, pictures, tmp_path, capsys):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.png").write_bytes(b"")

@@ -35,6 +35,7 @@ from .batching import plan_batches, prefetch, text_tokens
 from .duplicates import unique_inputs
 from .inputs import as_messages, picture_size, pictures, texts
 from .model.images_mmembed import ImageError, open_image
+from .model.prefix_mmembed import PrefixMemory
 
 __all__ = ["TOKEN_BUDGET", "MMEmbedder"]
 
@@ -263,11 +264,15 @@ class MMEmbedder(SentenceTransformer):
             closing(prefetch(prepare, batches, workers=workers, ahead=PREPARED_BATCHES)) as prepared,
             tqdm(total=len(inputs), desc="Embedding", unit="input", disable=not show_progress_bar) as progress,
         ):
+            steering: dict[str, Any] = {}
+            if hidden_states is not None:
+                steering["share_prefix"] = False  # the backbone has to read whole rows for its states to be whole
+            elif hasattr(self.transformers_model, "backbone"):
+                steering["prefix_memory"] = PrefixMemory()
             for batch, features in prepared:
                 features = batch_to_device(features, device)
-                if hidden_states is not None:
-                    features["share_prefix"] = False  # the backbone has to read whole rows for its states to be whole
-                features = self(features, **kwargs)
+                features = self({**features, **steering}, **kwargs)
+                features = {name: value for name, value in features.items() if name not in steering}
                 if hidden_states:
                     features["token_embeddings"] = hidden_states.pop()
                 embeddings = truncate_embeddings(features["sentence_embedding"], truncate_dim)

@@ -24,7 +24,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_mmembed import MMEmbedConfig
-from .prefix_mmembed import states_with_shared_prefix
+from .prefix_mmembed import PrefixMemory, states_with_shared_prefix
 
 __all__ = ["MMEmbedModel", "MMEmbedOutput", "pool", "require_safetensors"]
 
@@ -218,6 +218,7 @@ class MMEmbedModel(PreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         num_images_per_sample: torch.LongTensor | None = None,
         share_prefix: bool = True,
+        prefix_memory: PrefixMemory | None = None,
         **kwargs: Any,
     ) -> MMEmbedOutput:
         """Embed a batch.
@@ -229,6 +230,8 @@ class MMEmbedModel(PreTrainedModel):
                 sentence-transformers, which needs it to split a batch; some families take it under another name.
             share_prefix (`bool`, defaults to `True`): Compute the tokens that all rows begin with once, where gradients
                 are off and the family allows it. The result is the same up to rounding; padding then has states zero.
+            prefix_memory ([`PrefixMemory`], *optional*): Given to every batch of a series, so that their common prefix is
+                computed once for all.
             **kwargs: The rest of what the processor returned (`pixel_values`, ...), for the backbone.
 
         Returns:
@@ -244,7 +247,7 @@ class MMEmbedModel(PreTrainedModel):
         kwargs["return_dict"] = True
         states = None
         if share_prefix and input_ids is not None:
-            states = states_with_shared_prefix(self.backbone, input_ids, attention_mask, **kwargs)
+            states = states_with_shared_prefix(self.backbone, input_ids, attention_mask, prefix_memory, **kwargs)
         if states is None:
             states = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
         pooled = pool(states, attention_mask, self.config.pooling)[:, : self.config.embedding_dim]

@@ -8,12 +8,14 @@ prompt is longer than most queries. This file travels with the checkpoint.
 
 from __future__ import annotations
 
+import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-__all__ = ["shared_prefix_length", "states_with_shared_prefix"]
+__all__ = ["PrefixMemory", "shared_prefix_length", "states_with_shared_prefix"]
 
 # Families whose text tokens attend strictly to what lies before them. Gemma 3 and PaliGemma look both ways in images.
 CAUSAL_FAMILIES = frozenset(
@@ -50,6 +52,46 @@ IMAGE_ARGUMENTS = frozenset(
 LEAST_SAVED_TOKENS = {"cpu": 1}
 LEAST_SAVED_TOKENS_ELSEWHERE = 2048
 LEAST_SAVED_SHARE = 0.05
+# A remembered prefix is used, shortened if need be, when it covers this much of what the rows have in common.
+LEAST_REMEMBERED_SHARE = 0.75
+
+
+@dataclass
+class PrefixMemory:
+    """The prefix of the batches so far, for a series of batches through the same unchanged weights.
+
+    Whoever runs the series makes one and hands it to every forward pass. It must not outlive a change of the weights.
+
+    Args:
+        known (`tuple`, *optional*): Its tokens `(prefix,)`, its last hidden states `(1, prefix, hidden)` and its keys and
+            values, for one row; none before the first batch.
+    """
+
+    known: tuple[torch.Tensor, torch.Tensor, DynamicCache] | None = None
+
+    def prefix(self, backbone: PreTrainedModel, ids: torch.Tensor) -> tuple[torch.Tensor, DynamicCache]:
+        """States and keys and values of `ids`, or of their beginning where that is remembered and the rest is short.
+
+        Args:
+            backbone (`PreTrainedModel`): The inner model.
+            ids (`torch.Tensor` of shape `(prefix,)`): What the rows of a batch have in common.
+
+        Returns:
+            `tuple[torch.Tensor, DynamicCache]`: States `(1, remembered, hidden)`, and a cache of the caller's own.
+        """
+        length = 0
+        if self.known is not None:
+            length = min(len(self.known[0]), len(ids))
+            length = int((self.known[0][:length] == ids[:length]).cumprod(dim=0).sum())
+        if self.known is None or length < LEAST_REMEMBERED_SHARE * len(ids):
+            length = len(ids)
+            cache = DynamicCache(config=backbone.config.get_text_config(decoder=True))
+            output = backbone.get_decoder()(input_ids=ids[None], past_key_values=cache, use_cache=True)
+            self.known = ids.clone(), output.last_hidden_state, cache
+        known_ids, states, cache = self.known
+        cache = copy.deepcopy(cache)
+        cache.crop(length - len(known_ids))
+        return states[:, :length], cache
 
 
 def shared_prefix_length(
@@ -84,7 +126,11 @@ def shared_prefix_length(
 
 
 def states_with_shared_prefix(
-    backbone: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
+    backbone: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    memory: PrefixMemory | None = None,
+    **kwargs: Any,
 ) -> torch.Tensor | None:
     """The backbone's last hidden states, with the common prefix of the rows computed once.
 
@@ -92,6 +138,7 @@ def states_with_shared_prefix(
         backbone (`PreTrainedModel`): The inner model.
         input_ids (`torch.Tensor` of shape `(batch, seq_len)`): Padded on one side.
         attention_mask (`torch.Tensor` of shape `(batch, seq_len)`, *optional*): 1 for real tokens, 0 for padding.
+        memory ([`PrefixMemory`], *optional*): Shared by a series of batches, whose prefix is then computed once for all.
         **kwargs: What else the backbone takes.
 
     Returns:
@@ -108,21 +155,15 @@ def states_with_shared_prefix(
     least = LEAST_SAVED_TOKENS.get(input_ids.device.type, LEAST_SAVED_TOKENS_ELSEWHERE)
     if saved < max(least, LEAST_SAVED_SHARE * batch * length):
         return None
-    # What follows the prefix begins `prefix` columns further right, in rows with padding on the left too.
-    if bool(attention_mask[:, -1].all()):
-        rest_mask = attention_mask[:, : length - prefix]
-    elif not bool(starts.any()):
-        rest_mask = attention_mask[:, prefix:]
-    else:
+    padded_left, padded_right = bool(starts.any()), not bool(attention_mask[:, -1].all())
+    if padded_left and padded_right:
         return None
-
-    first = int(starts[0])
-    cache = DynamicCache(config=config.get_text_config(decoder=True))
-    prefix_states = backbone.get_decoder()(
-        input_ids=input_ids[:1, first : first + prefix], past_key_values=cache, use_cache=True
-    ).last_hidden_state
+    memory = PrefixMemory() if memory is None else memory
+    prefix_states, cache = memory.prefix(backbone, input_ids[0, int(starts[0]) :][:prefix])
     cache.batch_repeat_interleave(batch)
-
+    prefix = prefix_states.shape[1]
+    # What follows the prefix begins `prefix` columns further right, in rows with padding on the left too.
+    rest_mask = attention_mask[:, prefix:] if padded_right else attention_mask[:, : length - prefix]
     if config.model_type in MULTIMODAL_ROPE and kwargs.get("image_grid_thw") is not None:
         positions, _ = backbone.get_rope_index(
             input_ids,

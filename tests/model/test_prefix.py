@@ -10,7 +10,7 @@ from PIL import Image
 
 from hf_mmembed.model import MMEmbedModel, MMEmbedProcessor
 from hf_mmembed.model import modeling_mmembed as modeling
-from hf_mmembed.model.prefix_mmembed import CAUSAL_FAMILIES, shared_prefix_length
+from hf_mmembed.model.prefix_mmembed import CAUSAL_FAMILIES, PrefixMemory, shared_prefix_length
 from tests.tiny_families import FAMILIES
 
 IMAGE = 9
@@ -107,3 +107,39 @@ def test_equal_rows_leave_something_to_read(loaded):
     with torch.no_grad():
         shared, whole = model(**features), model(**features, share_prefix=False)
     assert torch.allclose(whole.embeddings, shared.embeddings, rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "idefics3"])
+def test_memory_over_a_series_of_batches_changes_nothing(family, loaded):
+    model, processor = loaded(family)
+    memory = PrefixMemory()
+    # The second and third batch have more, the fourth less in common than the first; the fifth another beginning.
+    texts = [
+        ["red", "blue"],
+        ["a red one", "a red two"],
+        ["a red cat", "a red dog"],
+        ["red", "blue"],
+        ["x" * 60, "x" * 61],
+    ]
+    for batch in texts:
+        features = processor(text=batch, images=None, task="query", return_tensors="pt")
+        with torch.no_grad():
+            whole = model(**features, share_prefix=False).embeddings
+            shared = model(**features, prefix_memory=memory).embeddings
+        assert torch.allclose(whole, shared, rtol=0, atol=5e-6), batch
+    with_picture = processor(text=[None, None], images=pictures((40, 24), (24, 40)), return_tensors="pt")
+    with torch.no_grad():
+        whole = model(**with_picture, share_prefix=False).embeddings
+        shared = model(**with_picture, prefix_memory=memory).embeddings
+    assert torch.allclose(whole, shared, rtol=0, atol=5e-6)
+
+
+def test_memory_computes_a_prefix_once(loaded):
+    model, processor = loaded("qwen2_vl")
+    memory, calls = PrefixMemory(), []
+    hook = model.backbone.get_decoder().register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        for batch in (["red", "blue"], ["green", "yellow"], ["two", "circles"]):
+            model(**processor(text=batch, return_tensors="pt"), prefix_memory=memory)
+    hook.remove()
+    assert len(calls) == 4

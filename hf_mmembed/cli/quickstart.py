@@ -27,7 +27,8 @@ __all__ = ["quickstart"]
 _HITS = 5
 _ABOUT_RELATIONS = (
     "Shown as it comes out. Without fine-tuning, an embedding gathers which shapes and colours are there; which stands "
-    "above which it holds weakly or not at all. The mirror image (the square above the triangle) is in the folder too."
+    "above which it holds weakly at best (`hf-mmembed tiny evaluate` measures how well). The mirror image, the square "
+    "above the triangle, is in the folder too."
 )
 
 

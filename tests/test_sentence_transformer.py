@@ -380,7 +380,6 @@ class TestBadInput:
 
     @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
     def test_a_failing_model_leaves_no_threads(self, model, monkeypatch, error):
-        before = threading.active_count()
         calls = []
 
         def forward(*args, **kwargs):
@@ -393,29 +392,42 @@ class TestBadInput:
         monkeypatch.setattr(model[0], "forward", forward)
         with pytest.raises(error):
             model.encode([f"text {number}" for number in range(40)], batch_size=2)
-        assert threading.active_count() == before
+        assert not [thread for thread in threading.enumerate() if "prefetch" in thread.name]
         monkeypatch.undo()
         assert model.encode(["a", "b"], batch_size=1).shape[0] == 2
 
 
-def test_two_threads_may_encode_at_once(model, picture_file):
-    with Image.open(picture_file) as shared:
-        inputs = [["a " * n for n in range(1, 30)], [{"image": shared, "text": "b " * n} for n in range(1, 20)]]
-        expected = [model.encode(part, batch_size=3) for part in inputs]
-    with Image.open(picture_file) as shared:
-        inputs[1] = [{"image": shared, "text": "b " * n} for n in range(1, 20)]
-        results = {}
+def encode_in_threads(model: MMEmbedder, parts: list[list]) -> list[np.ndarray]:
+    results: dict[int, np.ndarray] = {}
 
-        def work(part: int) -> None:
-            results[part] = model.encode(inputs[part], batch_size=3)
+    def work(part: int) -> None:
+        results[part] = model.encode(parts[part], batch_size=3)
 
-        threads = [threading.Thread(target=work, args=(part,)) for part in (0, 1)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    for part in (0, 1):
-        assert_same(results[part], expected[part])
+    threads = [threading.Thread(target=work, args=(part,)) for part in range(len(parts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [results[part] for part in range(len(parts))]
+
+
+def test_threads_do_not_mix_up_the_tokenizer_s_settings(model, monkeypatch):
+    # Texts that are cut are tokenized without padding in between.
+    monkeypatch.setattr(model.tokenizer, "model_max_length", 200)
+    parts = [[f"{n} cut " * 200 for n in range(30)], [f"{n} " + "b " * (n % 17) for n in range(120)]]
+    expected = [model.encode(part, batch_size=3) for part in parts]
+    for rows, alone in zip(encode_in_threads(model, parts), expected, strict=True):
+        assert_same(rows, alone)
+
+
+def test_threads_do_not_decode_one_picture_twice(model, picture_file):
+    def shared() -> list[list]:
+        picture = Image.open(picture_file)
+        return [[{"image": picture, "text": f"{side} " + "b " * n} for n in range(20)] for side in ("left", "right")]
+
+    expected = [model.encode(part, batch_size=3) for part in shared()]
+    for rows, alone in zip(encode_in_threads(model, shared()), expected, strict=True):
+        assert_same(rows, alone)
 
 
 @pytest.mark.parametrize("family", ["smolvlm", "gemma3", "llava_onevision", "qwen3_vl"])

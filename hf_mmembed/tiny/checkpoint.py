@@ -51,7 +51,7 @@ def checkpoint_path() -> Path:
         from hf_mmembed.model.convert import convert
 
         try:
-            convert(generative, embedder)
+            convert(generative, embedder, dtype="float32")  # the fastest type on a CPU, where it mostly runs
         except OSError:
             if not (embedder / "config.json").is_file():  # unless another process was faster
                 raise

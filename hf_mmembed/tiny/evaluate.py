@@ -74,7 +74,9 @@ def evaluate(
     columns: dict[str, list[dict[str, float]]] = {variant.name: [] for variant in VARIANTS}
     with tempfile.TemporaryDirectory() as folder, tqdm(total=len(VARIANTS) * len(seeds), disable=None) as bar:
         embedders = {
-            readout: MMEmbedder(str(convert(generative, Path(folder, readout), readout=readout)), device="cpu")
+            readout: MMEmbedder(
+                str(convert(generative, Path(folder, readout), readout=readout, dtype=torch.float32)), device="cpu"
+            )
             for readout in ("final", "pre_mlp")
         }
         for seed in seeds:

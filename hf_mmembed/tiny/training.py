@@ -69,7 +69,7 @@ class Recipe:
 
     seed: int = 0
     steps: dict[Stage, int] = field(
-        default_factory=lambda: {"vision": 2000, "naming": 200, "binding": 400, "mix": 1500}
+        default_factory=lambda: {"vision": 2000, "naming": 200, "binding": 400, "mix": 1200}
     )
     gates: dict[Stage, float] = field(default_factory=lambda: {"naming": 95.0, "binding": 88.0})
     pictures: int = 64
@@ -316,9 +316,14 @@ _GROUPS = ("shape", "color", "size", "fill", "relation", "background", "count")
 
 def _end_with_parent() -> None:
     """A worker whose parent was killed would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _metadata(progress: _Progress) -> dict[str, str]:

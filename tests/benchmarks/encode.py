@@ -28,7 +28,8 @@ from .models import write_random_qwen2_vl
 
 __all__ = ["main", "workloads"]
 
-TOLERANCE = 2e-5
+# Rounding: up to 2.6e-5 was seen in rows of several hundred tokens, whose common prefix we compute apart.
+TOLERANCE = 5e-5
 
 
 def workloads(items: int, largest_side: int, seed: int) -> dict[str, list[dict[str, Any]]]:

@@ -32,7 +32,7 @@ def train(
 @tiny.command()
 def evaluate(
     model: Annotated[Path | None, typer.Argument(help="A generative checkpoint. Defaults to the shipped one.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Also write the tables here, as JSON and Markdown.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write all scores to this JSON file.")] = None,
     seeds: Annotated[int, typer.Option(help="Number of test sets, seeded 0, 1, ...", min=1)] = 3,
     candidates: Annotated[int, typer.Option(help="Pictures and captions to retrieve from.", min=10)] = 1000,
 ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
 import tempfile
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ from hf_mmembed.tiny.probe import Accuracy, probe
 from hf_mmembed.tiny.testset import TestSet, build_testset
 from hf_mmembed.tiny.wordings import GENERIC_SYSTEM
 
-__all__ = ["VARIANTS", "Variant", "evaluate", "markdown", "recall", "zero_shot"]
+__all__ = ["VARIANTS", "Variant", "evaluate", "markdown", "recall", "write", "zero_shot"]
 
 logger = logging.getLogger(__name__)
 
@@ -174,10 +175,11 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def write(results: dict[str, Any], out: Path) -> None:
-    """`results` as JSON, and the tables as Markdown beside it."""
+    """`results` as JSON, from which `markdown` makes the tables again; written aside and renamed."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(results, indent=1) + "\n")
-    out.with_suffix(".md").write_text(markdown(results))
+    aside = out.with_name(f"{out.name}.tmp")
+    aside.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    os.replace(aside, out)
 
 
 def _both_sides(embedder: MMEmbedder, inputs: list[dict[str, Any]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -26,6 +26,7 @@ __all__ = [
     "noun_phrase",
     "pick",
     "place_of",
+    "plural_of",
     "relation_caption",
     "salient_words",
     "salient_words_of_text",
@@ -93,12 +94,21 @@ def noun_phrase(
     size_draw, fill_draw, size_word, fill_word = rng.random(), rng.random(), *_words(rng, shape.size, shape.fill)
     words = [synonym(shape.color, rng), synonym(shape.shape, rng)]
     if plural:
-        words[-1] = _PLURALS.get(words[-1], words[-1] + "s")
+        words[-1] = plural_of(words[-1])
     if fill_draw < (fill if shape.fill == "striped" else fill / 2):
         words.insert(0, fill_word)
     if size_draw < size:
         words.insert(0, size_word)
     return with_article(" ".join(words)) if article else " ".join(words)
+
+
+def plural_of(word: str) -> str:
+    """The word in the plural.
+
+    >>> plural_of("box"), plural_of("star")
+    ('boxes', 'stars')
+    """
+    return _PLURALS.get(word, word + "s")
 
 
 def with_article(phrase: str) -> str:
@@ -254,7 +264,7 @@ def _concepts() -> tuple[dict[str, str], dict[str, float]]:
     weights = {concept: _SALIENCE[group] for group, concepts in groups.items() for concept in concepts}
     weights |= dict.fromkeys(tuple(NUMBERS.values())[1:], 0.33)
     forms = {form: concept for concept in weights for form in SYNONYMS.get(concept, (concept,))}
-    forms |= {_PLURALS.get(form, form + "s"): concept for form, concept in forms.items() if concept in SHAPES}
+    forms |= {plural_of(form): concept for form, concept in forms.items() if concept in SHAPES}
     return forms, weights
 
 

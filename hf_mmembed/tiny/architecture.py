@@ -77,7 +77,12 @@ def build_tokenizer(*, conversations: int = 20_000, seed: int = 0) -> PreTrained
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0) -> Qwen2VLForConditionalGeneration:
-    """An untrained model; embeddings start wide (0.05) so that a picture's tokens can be read as a bag of words."""
+    """An untrained model whose start is chosen for looking things up.
+
+    Embeddings start wide (0.05) so that a picture's tokens can be read as a bag of words. The first query head of each
+    key group starts as twice its keys, so it attends to tokens that resemble its own, as trained heads often do
+    (Trockman and Kolter, "Mimetic initialization of self-attention layers", 2023).
+    """
     index = tokenizer.convert_tokens_to_ids
     config = Qwen2VLConfig(
         text_config={
@@ -115,6 +120,11 @@ def build_model(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0) -> Qwen2VL
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING_STD)
+    for layer in model.model.language_model.layers:
+        attention = layer.self_attn
+        keys = attention.k_proj.weight.data.view(-1, attention.head_dim, HIDDEN)
+        queries = attention.q_proj.weight.data.view(len(keys), -1, attention.head_dim, HIDDEN)
+        queries[:, 0] = 2 * keys
     return model
 
 

@@ -16,8 +16,11 @@ from hf_mmembed.data.questions import TOPICS, Topic, ask
 from hf_mmembed.data.scenes import KIND_WEIGHTS, Scene, random_scene, split_of
 from hf_mmembed.tiny.wordings import (
     CAPTION_REQUESTS,
+    IMAGE_REPLIES,
+    LISTING_REQUESTS,
     PARAPHRASE_REQUESTS,
     SENTENCE_REQUEST,
+    TEXT_REPLIES,
     one_word_request,
     one_word_system,
     plain_system,
@@ -29,6 +32,7 @@ Lesson = Literal["naming", "binding", "mix"]
 """What a stage of the curriculum talks about: single shapes, whose attribute is whose, or everything."""
 
 _TEXT_TOPICS: tuple[Topic, ...] = ("color", "shape")
+_WHOSE_TOPICS: tuple[Topic, ...] = ("color", "color", "shape")
 _NAMING_TOPICS: tuple[Topic, ...] = ("color", "shape", "size", "fill", "background")
 
 
@@ -59,17 +63,20 @@ def converse(rng: Random, lesson: Lesson) -> Conversation:
     if lesson == "naming":
         return _naming(rng)
     if lesson == "binding":
-        return pick(rng, (_binding, _binding, _naming, _text_questions))(rng)
+        return pick(rng, (_table, _table, _table, _whose, _whose, _whose, _naming))(rng)
     tasks = (
-        (_describe, 14),
-        (_questions, 16),
+        (_describe, 12),
+        (_questions, 14),
         (_binding, 8),
-        (_one_word_image, 22),
-        (_one_word_question, 10),
+        (_whose, 4),
+        (_listing, 4),
+        (_one_word_image, 20),
+        (_one_word_question, 8),
         (_edited_image, 6),
-        (_one_word_text, 14),
-        (_text_questions, 6),
-        (_paraphrase, 4),
+        (_one_word_text, 12),
+        (_text_questions, 5),
+        (_paraphrase, 3),
+        (_reply, 8),
     )
     return rng.choices([task for task, _ in tasks], [weight for _, weight in tasks])[0](rng)
 
@@ -81,7 +88,7 @@ def _naming(rng: Random) -> Conversation:
         phrase = noun_phrase(shape, rng, size=1, fill=1)
         asked = rng.sample(("shape", "color", "size", "fill"), 2)
         return Conversation(
-            None,
+            plain_system(rng),
             tuple(
                 Turn(f"{phrase if i == 0 else ''}\nwhat {a}?".strip(), getattr(shape, a)) for i, a in enumerate(asked)
             ),
@@ -89,11 +96,14 @@ def _naming(rng: Random) -> Conversation:
     scene = random_scene(rng, "train", {"one": 1})
     if rng.random() < 0.3:
         return Conversation(
-            None,
-            (Turn("", noun_phrase(scene.shapes[0], rng, size=1, fill=1)), *_ask(scene, rng, 1, _NAMING_TOPICS)),
+            plain_system(rng),
+            (
+                Turn(pick(rng, CAPTION_REQUESTS), noun_phrase(scene.shapes[0], rng, size=1, fill=1)),
+                *_ask(scene, rng, 1, _NAMING_TOPICS),
+            ),
             scene,
         )
-    return Conversation(None, _ask(scene, rng, 3, _NAMING_TOPICS), scene)
+    return Conversation(plain_system(rng), _ask(scene, rng, 3, _NAMING_TOPICS), scene)
 
 
 def _binding(rng: Random) -> Conversation:
@@ -104,8 +114,39 @@ def _binding(rng: Random) -> Conversation:
     """
     scene = random_scene(rng, "train", {"two": 8, "three": 1, "count": 1})
     if rng.random() < 0.3:
-        return Conversation(None, (Turn("", caption(scene, rng)), *_ask(scene, rng, 2)), scene)
-    return Conversation(None, _ask(scene, rng, 3, sentences=0.5), scene)
+        request = pick(rng, CAPTION_REQUESTS)
+        return Conversation(plain_system(rng), (Turn(request, caption(scene, rng)), *_ask(scene, rng, 2)), scene)
+    return Conversation(plain_system(rng), _ask(scene, rng, 3, sentences=0.5), scene)
+
+
+def _whose(rng: Random) -> Conversation:
+    """The colour of one shape and the shape of one colour, asked of two or three shapes."""
+    while True:
+        scene = random_scene(rng, "train", {"two": 4, "three": 1})
+        turns = _ask(scene, rng, 3, _WHOSE_TOPICS, sentences=0.5)
+        if turns:  # two shapes alike in shape and colour leave nothing to ask
+            return Conversation(plain_system(rng), turns, scene)
+
+
+def _listing(rng: Random) -> Conversation:
+    """The colour next to each shape or the shape next to each colour: the shortest way from one to the other."""
+    scene = random_scene(rng, "train", {"two": 4, "three": 1})
+    by_shape = rng.random() < 0.7
+    pairs = [
+        (synonym(shape.shape, rng), synonym(shape.color, rng)) for shape in rng.sample(scene.shapes, len(scene.shapes))
+    ]
+    answer = ", ".join(f"{form} {color}" if by_shape else f"{color} {form}" for form, color in pairs)
+    request = pick(rng, LISTING_REQUESTS["shape" if by_shape else "color"])
+    return Conversation(plain_system(rng), (Turn(request, answer), *_ask(scene, rng, 1, _WHOSE_TOPICS)), scene)
+
+
+def _table(rng: Random) -> Conversation:
+    """All attributes of all shapes: after its first word, each word of a line is looked up in the picture."""
+    shapes = list((scene := random_scene(rng, "train", {"two": 1, "three": 1})).shapes)
+    rng.shuffle(shapes)
+    first, second = pick(rng, (("shape", "color"), ("color", "shape")))
+    lines = [f"{getattr(shape, first)} {getattr(shape, second)} {shape.size} {shape.fill}" for shape in shapes]
+    return Conversation(plain_system(rng), (Turn(f"Make a table by {first}.", ", ".join(lines)),), scene)
 
 
 def _describe(rng: Random) -> Conversation:
@@ -185,6 +226,23 @@ def _paraphrase(rng: Random) -> Conversation:
         text = f"{text} and {noun_phrase(other, rng, size=1, fill=1)}"
         same = f"{same} and {noun_phrase(other, rng, size=1, fill=1)}"
     return Conversation(plain_system(rng), (Turn(f"{text}\n{pick(rng, PARAPHRASE_REQUESTS)}", same),))
+
+
+def _reply(rng: Random) -> Conversation:
+    """A picture or a text without any request: a chat model repeats in a sentence what it was given."""
+    scene = random_scene(rng, "train")
+    if rng.random() < 0.4:
+        return Conversation(plain_system(rng), (Turn("", pick(rng, IMAGE_REPLIES) + caption(scene, rng)),), scene)
+    turns = []
+    for _ in range(2):
+        scene = random_scene(rng, "train")
+        kind, shape = rng.random(), pick(rng, scene.shapes)
+        if kind < 0.15:
+            text = synonym(getattr(shape, pick(rng, ("shape", "color", "size", "fill"))), rng)
+        else:
+            text = noun_phrase(shape, rng) if kind < 0.4 else caption(scene, rng)
+        turns.append(Turn(text, pick(rng, TEXT_REPLIES) + text))
+    return Conversation(plain_system(rng), tuple(turns))
 
 
 def _ask(

@@ -69,7 +69,7 @@ class Recipe:
 
     seed: int = 0
     steps: dict[Stage, int] = field(
-        default_factory=lambda: {"vision": 2000, "naming": 200, "binding": 400, "mix": 1200}
+        default_factory=lambda: {"vision": 2000, "naming": 200, "binding": 600, "mix": 2000}
     )
     gates: dict[Stage, float] = field(default_factory=lambda: {"naming": 95.0, "binding": 88.0})
     pictures: int = 64

@@ -15,8 +15,11 @@ __all__ = [
     "CAPTION_REQUESTS",
     "GENERIC_SYSTEM",
     "HELD_OUT",
+    "IMAGE_REPLIES",
+    "LISTING_REQUESTS",
     "PARAPHRASE_REQUESTS",
     "SENTENCE_REQUEST",
+    "TEXT_REPLIES",
     "normalised",
     "one_word_request",
     "one_word_system",
@@ -24,7 +27,13 @@ __all__ = [
 ]
 
 GENERIC_SYSTEM = "You are a helpful assistant."
-CAPTION_REQUESTS = ("Describe the image.", "What is in the image?", "Write a caption.", "Describe this picture.", "")
+CAPTION_REQUESTS = ("Describe the image.", "What is in the image?", "Write a caption.", "Describe this picture.")
+LISTING_REQUESTS = {
+    "shape": ("List the shapes with their colors.", "Which color has each shape?"),
+    "color": ("List the colors with their shapes.", "Which shape has each color?"),
+}
+IMAGE_REPLIES = ("I can see ", "The picture shows ", "Here we have ")
+TEXT_REPLIES = ("You write: ", "So you say: ", "I understand: ")
 SENTENCE_REQUEST = "Answer in a sentence."
 PARAPHRASE_REQUESTS = ("Say it differently:", "Paraphrase:", "Rewrite the text:")
 

@@ -25,21 +25,23 @@ HEAVY = {"PIL", "datasets", "faiss", "numpy", "pandas", "pyarrow", "sentence_tra
 # Each part may import the parts of a lower rank, and itself. `tiny` trains and evaluates, so it sits high.
 RANK = {
     "model": 0,
+    "files": 0,
     "data": 1,
     "batching": 1,
     "duplicates": 1,
     "inputs": 1,
     "sentence_transformer": 2,
-    "mining": 3,
-    "training": 4,
-    "distillation": 5,
-    "thinking": 5,
-    "index": 5,
-    "evaluation": 5,
-    "hub": 6,
-    "tiny": 6,
-    "cli": 7,
-    "__init__": 8,
+    "identity": 3,
+    "mining": 4,
+    "training": 5,
+    "distillation": 6,
+    "thinking": 6,
+    "index": 6,
+    "evaluation": 6,
+    "hub": 7,
+    "tiny": 7,
+    "cli": 8,
+    "__init__": 9,
 }
 
 

@@ -50,8 +50,8 @@ def quickstart(
     typer.echo(f"drew {PICTURES} pictures in {pictures}; the model has seen none of these scenes")
 
     from hf_mmembed.data import open_source
+    from hf_mmembed.files import write_atomically
     from hf_mmembed.index import Index, build_index, draw_contact_sheet, embed_source, write_contact_page
-    from hf_mmembed.index.manifest import write_atomically
 
     from .embed import load
 

@@ -100,8 +100,8 @@ def _write_sheets(
     html: Path | None,
     png: Path | None,
 ) -> None:
+    from hf_mmembed.files import write_atomically
     from hf_mmembed.index import draw_contact_sheet, make_panel, write_contact_page
-    from hf_mmembed.index.manifest import write_atomically
     from hf_mmembed.model.images_mmembed import open_image
 
     picture = None if image is None else open_image(image)

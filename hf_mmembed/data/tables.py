@@ -16,11 +16,20 @@ from .columns import Column, read_csv, read_jsonl, read_parquet, read_saved_data
 from .folders import open_folder
 from .rows import Row, Unreadable, file_state, hash_parts
 
-__all__ = ["METADATA_NAMES", "TABLE_SUFFIXES", "TableSource", "open_imagefolder", "open_saved_dataset", "open_table"]
+__all__ = [
+    "METADATA_NAMES",
+    "TABLE_READERS",
+    "TABLE_SUFFIXES",
+    "TableSource",
+    "open_imagefolder",
+    "open_saved_dataset",
+    "open_table",
+    "resolve_image",
+]
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-_READERS = {".csv": read_csv, ".tsv": read_csv, ".jsonl": read_jsonl, ".parquet": read_parquet}
-TABLE_SUFFIXES = frozenset(_READERS)
+TABLE_READERS = {".csv": read_csv, ".tsv": read_csv, ".jsonl": read_jsonl, ".parquet": read_parquet}
+TABLE_SUFFIXES = frozenset(TABLE_READERS)
 _IMAGE_NAMES = ("image", "image_path", "file_name")
 _TEXT_NAMES = ("text", "caption")
 
@@ -81,7 +90,7 @@ class TableSource:
 
     def __getitem__(self, row: int) -> Row:
         text = None if self._texts is None else self._texts[row]
-        image = None if self._images is None else _resolve(self._images[row], self._root)
+        image = None if self._images is None else resolve_image(self._images[row], self._root)
         if text is not None and _has_lone_surrogate(text):
             raise ValueError("the text is not valid Unicode (it holds half of a surrogate pair)")
         if image is None and not (text and text.strip()):
@@ -109,7 +118,7 @@ def open_table(path: Path, *, image_column: str | None, text_column: str | None)
     return TableSource(
         "table",
         path,
-        _READERS[path.suffix.lower()](path),
+        TABLE_READERS[path.suffix.lower()](path),
         root=path.parent,
         state=file_state(path),
         image_column=image_column,
@@ -124,7 +133,7 @@ def open_imagefolder(
     source = TableSource(
         "imagefolder",
         metadata.parent,
-        _READERS[metadata.suffix](metadata),
+        TABLE_READERS[metadata.suffix](metadata),
         root=metadata.parent,
         state=file_state(metadata),
         image_column=image_column,
@@ -154,8 +163,12 @@ def open_saved_dataset(path: Path, *, image_column: str | None, text_column: str
     )
 
 
-def _resolve(cell: Any, root: Path) -> Path | bytes | None:
-    """What a picture cell stands for: a path, or the bytes of an encoded picture."""
+def resolve_image(cell: Any, root: Path) -> Path | bytes | None:
+    """What a picture cell stands for: a path, or the bytes of an encoded picture; None when it is empty.
+
+    Raises:
+        ValueError: It is a URL, or no valid file name.
+    """
     if isinstance(cell, dict):
         cell = cell["bytes"] if cell["bytes"] is not None else cell["path"]
     if cell is None or cell == "":

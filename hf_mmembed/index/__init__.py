@@ -6,11 +6,12 @@ dataset; embeddings of shape ``(rows, dim)``, unit length), `index.faiss`, `mani
 
 from __future__ import annotations
 
+from hf_mmembed.identity import ModelIdentity, identify, local_checkpoint
+
 from .contact import Panel, Tile, make_panel
 from .contact_page import write_contact_page
 from .contact_sheet import draw_contact_sheet
 from .embedding import Report, embed_source, write_npy
-from .identity import ModelIdentity, identify, local_checkpoint
 from .manifest import Manifest, read_manifest
 from .search import Hit, Index, build_index, embed_query
 

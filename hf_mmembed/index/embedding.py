@@ -22,10 +22,11 @@ from tqdm import tqdm
 from hf_mmembed.batching import prefetch
 from hf_mmembed.data import Row, Source, Unreadable
 from hf_mmembed.data.rows import hash_parts
+from hf_mmembed.files import write_atomically
+from hf_mmembed.identity import ModelIdentity
 from hf_mmembed.model.images_mmembed import open_image
 
-from .identity import ModelIdentity
-from .manifest import Manifest, read_manifest, remove_leftovers, write_atomically, write_manifest
+from .manifest import Manifest, read_manifest, remove_leftovers, write_manifest
 from .shards import (
     Embedded,
     Shard,

@@ -6,14 +6,14 @@ In: a directory. Out: a `Manifest`, or an error that says why the directory cann
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .identity import ModelIdentity
+from hf_mmembed.files import write_atomically
+from hf_mmembed.identity import ModelIdentity
 
-__all__ = ["Manifest", "read_manifest", "remove_leftovers", "write_atomically", "write_manifest"]
+__all__ = ["Manifest", "read_manifest", "remove_leftovers", "write_manifest"]
 
 FORMAT = "hf_mmembed/embeddings"
 FORMAT_VERSION = 1
@@ -87,16 +87,3 @@ def remove_leftovers(directory: Path) -> None:
     for name in (_NAME, "skipped.jsonl", "embeddings.npy", "index.faiss"):
         for path in directory.glob(f".{name}.*.tmp"):
             path.unlink()
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes to a temporary name beside `path`, flushes it to the disk and renames it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

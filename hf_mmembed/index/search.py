@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_mmembed.data import Source, open_source
+from hf_mmembed.identity import ModelIdentity
 from hf_mmembed.model.images_mmembed import open_image
 
 from . import vectors
 from .embedding import ITEMS, Report
-from .identity import ModelIdentity
 from .manifest import Manifest, read_manifest, write_manifest
 from .shards import read_embeddings
 

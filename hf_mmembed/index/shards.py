@@ -19,8 +19,7 @@ from tqdm import tqdm
 
 from hf_mmembed.data import Row, Source, Unreadable
 from hf_mmembed.data.rows import hash_parts
-
-from .manifest import write_atomically
+from hf_mmembed.files import write_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -18,6 +18,7 @@ from hf_mmembed import __version__
 from .convert import convert
 from .doctor import doctor
 from .embed import embed
+from .evaluate import evaluate
 from .index import index
 from .prompt import prompt
 from .quickstart import quickstart
@@ -44,6 +45,7 @@ app.command()(index)
 app.command()(search)
 app.add_typer(prompt)
 app.add_typer(tiny)
+app.add_typer(evaluate)
 app.command()(doctor)
 
 

@@ -1,0 +1,144 @@
+"""``hf-mmembed evaluate``: a model on a benchmark; two results beside each other; the averages of a results file.
+
+In: a model and a folder, or results files. Out: tables on the screen, files in OUT. Exit code 1 when a data set failed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from .config import ConfigOption
+from .embed import BatchSizeOption, DeviceOption, ModelArgument
+
+__all__ = ["evaluate"]
+
+ResultsArgument = Annotated[
+    Path, typer.Argument(help="A results.json of ours, or a leaderboard file.", exists=True, dir_okay=False)
+]
+
+
+class _RunByDefault(TyperGroup):
+    """``evaluate MODEL ...`` is ``evaluate run MODEL ...``."""
+
+    def parse_args(self, ctx, args):  # type: ignore[no-untyped-def]
+        if args and args[0] not in {*self.commands, *ctx.help_option_names}:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+evaluate = typer.Typer(
+    name="evaluate",
+    cls=_RunByDefault,
+    help="Measure a model on MMEB, SugarCrepe or retrieval: `evaluate MODEL --benchmark NAME --data DIR`.",
+    epilog="Example: hf-mmembed evaluate mmembed-tiny --benchmark mmeb-v1 --data MMEB-eval. "
+    "All options: hf-mmembed evaluate run --help",
+    no_args_is_help=True,
+)
+
+
+@evaluate.command()
+def run(
+    model: ModelArgument,
+    benchmark: Annotated[
+        Literal["mmeb-v1", "mmeb-v2", "sugarcrepe", "sugarcrepe-pp", "retrieval"],
+        typer.Option(help="What to measure."),
+    ],
+    data: Annotated[Path, typer.Option(help="Folder of the benchmark, in its official layout.")],
+    subset: Annotated[
+        list[str] | None,
+        typer.Option(help="Data set, meta-task or modality; may be repeated. Default: all there are."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for results. Default: results/MODEL/BENCHMARK.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder for embeddings, shared by runs. Default: OUT/embeddings.")
+    ] = None,
+    instruction_in: Annotated[
+        Literal["user", "system"], typer.Option(help="Where instructions go: as published up to 2025, or since.")
+    ] = "user",
+    tie: Annotated[
+        Literal["strict", "legacy"], typer.Option(help="strict: a tie is never right. legacy: as the official code.")
+    ] = "strict",
+    frames: Annotated[int, typer.Option(min=1, help="Frames per video; recorded with the score.")] = 8,
+    batch_size: BatchSizeOption = 32,
+    device: DeviceOption = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code of a checkpoint that is not ours.")
+    ] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Measure a model; run it again to go on after an interruption. Several processes: accelerate launch -m.
+
+    Example: hf-mmembed evaluate mmembed-tiny --benchmark mmeb-v1 --data MMEB-eval --subset GQA
+    """
+    from hf_mmembed.evaluation import evaluate as measure
+    from hf_mmembed.evaluation import plot
+    from hf_mmembed.evaluation.engine import world
+
+    from .models import embedder
+
+    try:
+        results = measure(
+            embedder(model),
+            benchmark,
+            data,
+            subsets=subset,
+            out=out or Path("results", Path(model).name, benchmark),
+            cache=cache,
+            instruction_in=instruction_in,
+            tie=tie,
+            frames=frames,
+            batch_size=batch_size,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
+    except KeyboardInterrupt:
+        typer.echo("\nstopped; finished work is kept: the same command goes on from there", err=True)
+        raise typer.Exit(1) from None
+    folder = out or Path("results", Path(model).name, benchmark)
+    if world().main:
+        typer.echo(str(results))
+        if any(mean.value is not None for mean in results.means().values()):
+            plot(results.as_dict(), folder / "results.png")
+        typer.echo(f"results: {folder}")
+        for name, reason in results.failed.items():
+            typer.echo(f"failed: {name}: {reason}", err=True)
+    if results.failed:
+        raise typer.Exit(1)
+
+
+@evaluate.command()
+def compare(one: ResultsArgument, other: ResultsArgument) -> None:
+    """Print two results beside each other, and what keeps them from being compared.
+
+    Example: hf-mmembed evaluate compare before/results.json after/results.json
+    """
+    from hf_mmembed.evaluation.compare import compare as table
+    from hf_mmembed.evaluation.scoreboard import read_results
+
+    typer.echo(table(read_results(one), read_results(other)))
+
+
+@evaluate.command()
+def aggregate(file: ResultsArgument) -> None:
+    """Print the averages of a results file in percent: by modality, by meta-task, overall.
+
+    Example: hf-mmembed evaluate aggregate results/mmembed-tiny/mmeb-v1/results.json
+    """
+    from hf_mmembed.evaluation.scoreboard import aggregate as means_of
+    from hf_mmembed.evaluation.scoreboard import measures_of, read_results, subsets_of
+
+    results = read_results(file)
+    for measure in measures_of(results["metadata"].get("benchmark", "")):
+        if measure is not None:
+            typer.echo(f"[{measure}]")
+        means = means_of(results["metrics"], subsets_of(results), measure)
+        width = max(map(len, means))
+        for name, mean in means.items():
+            missing = (
+                f"  missing: {', '.join(mean.missing[:5])}{' ...' * (len(mean.missing) > 5)}" if mean.missing else ""
+            )
+            typer.echo(f"{name:<{width}}  {mean}{missing}")

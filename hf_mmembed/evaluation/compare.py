@@ -1,0 +1,60 @@
+"""Two results files beside each other, and what keeps their scores from being compared.
+
+In: two results files, ours or the leaderboard's. Out: a Markdown table with differences, and warnings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .scoreboard import OVERALL, aggregate, measures_of, score_of, subsets_of
+from .subsets import OLD_SPLITS
+
+__all__ = ["compare", "differences_in_protocol"]
+
+_PROTOCOL = ("benchmark", "instruction_in", "tie", "num_frames")
+
+
+def compare(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Means and data sets of two results, in percent, where both have them.
+
+    Means are over the same data sets on both sides: one that either lacks has no mean.
+    """
+    names = [results["metadata"].get("model_name", side) for results, side in ((one, "A"), (other, "B"))]
+    lines = [f"**Not comparable as they stand:** {reason}." for reason in differences_in_protocol(one, other)]
+    lines += [""] * bool(lines)
+    lines += [f"| % | {names[0]} | {names[1]} | difference |", "|---|---:|---:|---:|"]
+    subsets = subsets_of(one)
+    for measure in measures_of(one["metadata"].get("benchmark", "")):
+        suffix = f" ({measure})" if measure else ""
+        boards = [aggregate(results["metrics"], subsets, measure) for results in (one, other)]
+        for name in boards[0]:
+            values = [board[name].value for board in boards]
+            if name == OVERALL or all(value is not None for value in values):
+                lines.append(_line(f"**{name}**{suffix}", *values))
+        for subset in subsets:
+            scores = [score_of(results["metrics"], subset, measure) for results in (one, other)]
+            if all(score is not None for score in scores):
+                lines.append(_line(f"{subset.name}{suffix}", *scores))
+    return "\n".join(lines) + "\n"
+
+
+def differences_in_protocol(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """What the two were measured by that is not the same, one sentence each."""
+    found = []
+    for key in _PROTOCOL:
+        values = [results["metadata"].get(key) for results in (one, other)]
+        if None not in values and values[0] != values[1]:
+            found.append(f"{key} is {values[0]} in the first and {values[1]} in the second")
+    for fixed, old in OLD_SPLITS.items():
+        pages = [results["metrics"].get("visdoc", {}) for results in (one, other)]
+        if any(fixed in page for page in pages) and any(old in page and fixed not in page for page in pages):
+            found.append(f"{old} has its old labels in one and the mended ones ({fixed}) in the other")
+    return found
+
+
+def _line(name: str, one: float | None, other: float | None) -> str:
+    cells = ["–" if value is None else f"{100 * value:.2f}" for value in (one, other)]
+    gap = "" if one is None or other is None else f"{100 * (other - one):+.2f}"
+    return f"| {name} | {cells[0]} | {cells[1]} | {gap} |"

@@ -1,0 +1,163 @@
+"""The model under evaluation: anything that gives one vector per item.
+
+In: a directory, a Hub id or a loaded `SentenceTransformer`. Out: an `Encoder`, which knows what identifies its numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .items import Item
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+__all__ = ["Encoder", "SentenceEncoder", "load_encoder"]
+
+
+class Encoder(Protocol):
+    """What is evaluated. Implement it to evaluate a model that is no `SentenceTransformer`, such as one behind an API.
+
+    Attributes:
+        name: What to call it in tables.
+        key: Digest of everything that decides its numbers; embeddings are reused under the same key.
+        metadata: What to record with the scores.
+    """
+
+    name: str
+    key: str
+    metadata: dict[str, Any]
+
+    def __call__(self, items: Sequence[Item]) -> NDArray[np.float32]:
+        """Vectors of the items, ``(items, dim)``, of any length.
+
+        Raises:
+            ValueError: An item cannot be embedded.
+        """
+        ...
+
+
+class SentenceEncoder:
+    """An `Encoder` around a `SentenceTransformer`, `MMEmbedder` or any other.
+
+    Another model gets pictures and texts in the form it takes: a text or a picture alone as it is, both as a dict, and
+    the instruction as its prompt.
+
+    Args:
+        model: The model.
+        name: What to call it. Defaults to the name in its card.
+        batch_size: Inputs per forward pass, at most.
+    """
+
+    def __init__(self, model: SentenceTransformer, name: str | None = None, *, batch_size: int = 32) -> None:
+        from hf_mmembed.sentence_transformer import MMEmbedder
+
+        self.model = model
+        self.batch_size = batch_size
+        self.name = name or str(model.model_card_data.model_name or model.model_card_data.base_model or "model")
+        self.ours = isinstance(model, MMEmbedder)
+        self.key = _fingerprint(model)
+        self.metadata = {
+            "model_revision": self.key[:16],
+            "embedding_dimension": model.get_embedding_dimension(),
+            "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+            "max_length_tokens": model.max_seq_length,
+        }
+
+    def __call__(self, items: Sequence[Item]) -> NDArray[np.float32]:
+        """Vectors of the items, ``(items, dim)``; see `Encoder`."""
+        groups: dict[Any, list[int]] = {}
+        for place, item in enumerate(items):
+            # Ours takes an instruction with each input; others take one prompt for a whole call.
+            groups.setdefault((item.role, None if self.ours else item.instruction), []).append(place)
+        vectors: NDArray[np.float32] | None = None
+        for (role, prompt), places in groups.items():
+            encode = self.model.encode_query if role == "query" else self.model.encode_document
+            inputs = [self._input(items[place]) for place in places]
+            options = {} if prompt is None else {"prompt": prompt}
+            found = encode(
+                inputs, batch_size=self.batch_size, show_progress_bar=False, convert_to_numpy=True, **options
+            )
+            found = np.asarray(found, np.float32)
+            if vectors is None:
+                vectors = np.empty((len(items), found.shape[1]), np.float32)
+            vectors[places] = found
+        assert vectors is not None
+        return vectors
+
+    def _input(self, item: Item) -> Any:
+        pictures = [image.read() for image in item.images]
+        if self.ours:
+            parts = {"text": item.text, "image": pictures or None, "instruction": item.instruction}
+            return {key: value for key, value in parts.items() if value is not None}
+        from hf_mmembed.model.images_mmembed import open_image
+
+        opened = [open_image(picture) for picture in pictures]
+        image = opened[0] if len(opened) == 1 else opened
+        if item.text is None:
+            return image if len(opened) == 1 else {"image": image}
+        return {"text": item.text, "image": image} if opened else {"text": item.text}
+
+
+def load_encoder(
+    model: str | Path, *, device: str | None = None, batch_size: int = 32, trust_remote_code: bool = False
+) -> SentenceEncoder:
+    """Opens a directory or Hub id: as `MMEmbedder` where it is one of ours, else as `SentenceTransformer`.
+
+    On a CPU it computes in float32, whatever it is stored in.
+
+    Args:
+        model: Directory, Hub id, or ``"mmembed-tiny"``.
+        device: Defaults to the best there is.
+        batch_size: Inputs per forward pass, at most.
+        trust_remote_code: Run code that comes with a checkpoint of others. Ours need none.
+
+    Raises:
+        ValueError: There is no such directory.
+    """
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.util import get_device_name
+
+    from hf_mmembed.identity import local_checkpoint
+    from hf_mmembed.sentence_transformer import MMEmbedder
+
+    name = str(model)
+    directory, _ = local_checkpoint(model)
+    device = device or get_device_name()
+    options: dict[str, Any] = {"device": device, "trust_remote_code": trust_remote_code}
+    if device == "cpu":
+        options["model_kwargs"] = {"dtype": "float32"}
+    config = directory / "config.json"
+    ours = (directory / "adapter_config.json").is_file() or (
+        config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "mmembed"
+    )
+    opened = (MMEmbedder if ours else SentenceTransformer)(str(directory), **options)
+    return SentenceEncoder(opened, Path(name).name if Path(name).is_dir() else name, batch_size=batch_size)
+
+
+def _fingerprint(model: SentenceTransformer) -> str:
+    """Digest of the weights, the prompts and what the model reads around its inputs."""
+    import torch
+
+    from hf_mmembed.identity import prompt_hash
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    processor = getattr(model, "processor", None)
+    template = getattr(processor, "chat_template", None)
+    settings = [type(module).__name__ for module in model] + [str(model.truncate_dim), str(model.max_seq_length)]
+    pixels = str(getattr(getattr(processor, "image_processor", None), "size", None))
+    read = (
+        prompt_hash(model) if hasattr(processor, "prompt") else json.dumps([template, model.prompts], sort_keys=True)
+    )
+    digest.update("\0".join([*settings, pixels, read]).encode())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,95 @@
+"""Writes what a run found: the results file, the Hub's evaluation results, a Markdown table, predictions.
+
+In: the scores so far. Out: ``results.json`` in the leaderboard's layout, ``.eval_results/<benchmark>.yaml`` for a model
+repository, ``results.md`` and ``predictions/<data set>.jsonl``. Each file appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_mmembed.files import write_atomically
+
+from .scoreboard import OVERALL, aggregate, measures_of, score_of, subsets_of
+
+__all__ = ["markdown", "write_predictions", "write_results"]
+
+_HUB_DATASETS = {
+    "mmeb-v1": "TIGER-Lab/MMEB-eval",
+    "mmeb-v2": "TIGER-Lab/MMEB-V2",
+    "sugarcrepe-pp": "Aman-J/SugarCrepe_pp",
+}
+
+
+def write_results(results: Mapping[str, Any], out: Path) -> None:
+    """Writes `results` in all forms but the plot, replacing those of an earlier state of the run."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "results.json", (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode())
+    write_atomically(out / "results.md", markdown(results).encode())
+    metadata = results["metadata"]
+    dataset = _HUB_DATASETS.get(metadata["benchmark"])
+    if dataset is not None and "subsets" not in metadata:  # a benchmark of one's own has no place on the Hub
+        folder = out / ".eval_results"
+        folder.mkdir(exist_ok=True)
+        write_atomically(folder / f"{metadata['benchmark']}.yaml", _hub_yaml(results, dataset).encode())
+
+
+def write_predictions(name: str, predictions: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """Writes one line per query: the best 20 candidates with their scores, and which are right."""
+    folder = out / "predictions"
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in predictions]
+    write_atomically(folder / f"{name}.jsonl", "".join(lines).encode("utf-8", "surrogatepass"))
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """The scores in percent: means first, then every data set."""
+    metadata = results["metadata"]
+    subsets = subsets_of(results)
+    measures = measures_of(metadata.get("benchmark", ""))
+    titles = [measure or "score" for measure in measures]
+    boards = [aggregate(results["metrics"], subsets, measure) for measure in measures]
+    rule = f"|---|{'---:|' * len(measures)}"
+    lines = [f"# {metadata.get('model_name', 'model')} on {metadata.get('benchmark', 'MMEB')}", ""]
+    lines += ["**Partial run:** some data sets have no score, so there is no overall.", ""] * bool(_partial(boards))
+    lines += [f"| mean, % | {' | '.join(titles)} |", rule]
+    lines += [f"| {name} | {' | '.join(str(board[name]) for board in boards)} |" for name in boards[0]]
+    lines += ["", f"| data set, % | {' | '.join(titles)} | measure | queries |", f"{rule}---|---:|"]
+    for subset in subsets:
+        scores = [score_of(results["metrics"], subset, measure) for measure in measures]
+        if any(score is not None for score in scores):
+            cells = ["–" if score is None else f"{100 * score:.1f}" for score in scores]
+            row = results["metrics"][subset.modality].get(subset.name, {})
+            lines.append(f"| {subset.name} | {' | '.join(cells)} | {subset.metric} | {row.get('num_data', '')} |")
+    settings = ("instruction_in", "tie", "num_frames", "visdoc_split", "dtype", "model_revision")
+    told = [f"{key}: {metadata[key]}" for key in settings if metadata.get(key) is not None]
+    return "\n".join([*lines, "", "; ".join(told), ""])
+
+
+def _partial(boards: Sequence[Mapping[str, Any]]) -> bool:
+    return any(board[OVERALL].value is None for board in boards)
+
+
+def _hub_yaml(results: Mapping[str, Any], dataset: str) -> str:
+    """The Hub's format of a model's evaluation results; means of complete groups, and every data set."""
+    import yaml
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+    metadata = results["metadata"]
+    subsets = subsets_of(results)
+    note = f"hf_mmembed {metadata['hf_mmembed_version']}, instruction_in={metadata['instruction_in']}"
+    date = metadata["report_generated_date"][:10]
+    entries = []
+    for measure in measures_of(metadata["benchmark"]):
+        suffix = f"_{measure}" if measure else ""
+        found = {name: mean.value for name, mean in aggregate(results["metrics"], subsets, measure).items()}
+        found["overall"] = found.pop(OVERALL)
+        found |= {subset.name: score_of(results["metrics"], subset, measure) for subset in subsets}
+        for name, value in found.items():
+            if value is not None:
+                task = f"{name}{suffix}".replace(" ", "_")
+                entries.append(EvalResultEntry(dataset, task, round(100 * value, 2), date=date, notes=note))
+    return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)

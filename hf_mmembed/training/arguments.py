@@ -1,0 +1,127 @@
+"""Everything about a training run that is a number or a choice.
+
+In: keyword arguments or the ``training`` part of a recipe. Out: `SaHaTrainingArguments`, which are those of
+sentence-transformers and transformers with a few more.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sentence_transformers import SentenceTransformerTrainingArguments
+
+__all__ = ["LORA_TARGETS", "SaHaTrainingArguments"]
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "down_proj")
+
+
+@dataclass
+class SaHaTrainingArguments(SentenceTransformerTrainingArguments):
+    """Arguments of `SaHaTrainer`.
+
+    Only what is added to, or has another default than in, `SentenceTransformerTrainingArguments` is listed. Defaults
+    are the published ones of SaHa (https://arxiv.org/abs/2508.00955 and its Gen2Embed repository) where it has any.
+
+    > Parameters that control the batches
+
+    Args:
+        global_batch_size (`int`, *optional*):
+            Pairs per optimizer step over all processes and accumulation steps. Takes the place of
+            `per_device_train_batch_size`, so that the same recipe trains the same on any number of processes.
+        subsets_per_batch (`int`, *optional*):
+            Pairs of one step come from at most this many subsets. Defaults to None, which mixes freely.
+        remine_every_epoch (`bool`, *optional*, defaults to `False`):
+            Mine anew with the current model when an epoch begins, except the first.
+
+        > Parameters that control the loss
+
+        temperature (`float`, *optional*, defaults to 0.02):
+            Similarities are divided by it.
+        symmetric (`bool`, *optional*, defaults to `False`):
+            Add the loss from documents to queries.
+        false_negative_margin (`float`, *optional*):
+            Ignore negatives that score higher than the positive by more than this. Defaults to None: keep all.
+
+        > Parameters that control the memory
+
+        mini_batch_size (`int`, *optional*, defaults to 32):
+            At most this many inputs go through the model at once. Does not change the result.
+        mini_batch_num_tokens (`int`, *optional*, defaults to 8,192):
+            At most this many tokens, text and visual, padding included, go through the model at once.
+        activation_checkpointing (`bool`, *optional*, defaults to `False`):
+            Trade compute for memory once more, within a mini-batch.
+
+        > Parameters that control the adapter
+
+        lora_rank (`int`, *optional*, defaults to 8):
+            Rank of the LoRA adapter; 0 trains all weights.
+        lora_alpha (`int`, *optional*, defaults to 64):
+            The adapter is scaled by `lora_alpha / lora_rank`.
+        lora_dropout (`float`, *optional*, defaults to 0.1):
+            Dropout in front of the adapter.
+        use_dora (`bool`, *optional*, defaults to `True`):
+            Weight-decomposed LoRA (https://arxiv.org/abs/2402.09353).
+        lora_target_modules (`tuple[str]`, *optional*, defaults to the attention and `down_proj`):
+            Names of the linear layers of the language model that get an adapter; the vision tower gets none.
+        save_as (`str`, *optional*, defaults to `"adapter"`):
+            What the result is: `"adapter"`, or `"merged"` weights that need neither PEFT nor the base. Without LoRA
+            the result is whole weights in any case.
+
+        > Changed defaults
+
+        learning_rate (`float`, *optional*, defaults to 5e-5)
+        warmup_steps (`float`, *optional*, defaults to 100)
+        logging_steps (`float`, *optional*, defaults to 10)
+        logging_nan_inf_filter (`bool`, *optional*, defaults to `False`): a NaN stops the run, so there is none to hide.
+        save_total_limit (`int`, *optional*, defaults to 2)
+
+    Raises:
+        ValueError: `global_batch_size` cannot be divided among the processes and accumulation steps, or `save_as` is unknown.
+    """
+
+    global_batch_size: int | None = field(
+        default=None, metadata={"help": "Pairs per optimizer step over all processes."}
+    )
+    subsets_per_batch: int | None = field(default=None, metadata={"help": "At most this many subsets in a step."})
+    remine_every_epoch: bool = field(default=False, metadata={"help": "Mine anew with the current model every epoch."})
+
+    temperature: float = field(default=0.02, metadata={"help": "Similarities are divided by it."})
+    symmetric: bool = field(default=False, metadata={"help": "Add the loss from documents to queries."})
+    false_negative_margin: float | None = field(
+        default=None, metadata={"help": "Ignore negatives that score higher than the positive by more than this."}
+    )
+
+    mini_batch_size: int = field(default=32, metadata={"help": "Inputs that go through the model at once."})
+    mini_batch_num_tokens: int = field(default=8_192, metadata={"help": "Tokens that go through the model at once."})
+
+    lora_rank: int = field(default=8, metadata={"help": "Rank of the adapter; 0 trains all weights."})
+    lora_alpha: int = field(default=64, metadata={"help": "The adapter is scaled by lora_alpha / lora_rank."})
+    lora_dropout: float = field(default=0.1, metadata={"help": "Dropout in front of the adapter."})
+    use_dora: bool = field(default=True, metadata={"help": "Weight-decomposed LoRA."})
+    lora_target_modules: tuple[str, ...] = field(
+        default=LORA_TARGETS, metadata={"help": "Linear layers of the language model that get an adapter."}
+    )
+    save_as: Literal["adapter", "merged"] = field(default="adapter", metadata={"help": "What the result is."})
+
+    learning_rate: float = field(default=5e-5, metadata={"help": "The initial learning rate."})
+    warmup_steps: float = field(default=100, metadata={"help": "Steps of linear warm-up, or their share if below 1."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Not used: a NaN stops the run."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Keep this many checkpoints."})
+
+    def __post_init__(self) -> None:
+        if self.save_as not in ("adapter", "merged"):
+            raise ValueError(f"save_as is {self.save_as!r}; use 'adapter' or 'merged'.")
+        if self.disable_tqdm is None:
+            self.disable_tqdm = not sys.stderr.isatty()
+        super().__post_init__()
+        if self.global_batch_size is not None:
+            parts = self.world_size * self.gradient_accumulation_steps
+            if self.global_batch_size < 1 or self.global_batch_size % parts:
+                raise ValueError(
+                    f"global_batch_size is {self.global_batch_size}, which cannot be divided among {self.world_size} "
+                    f"processes and {self.gradient_accumulation_steps} accumulation steps; choose a multiple of {parts}."
+                )
+            self.per_device_train_batch_size = self.global_batch_size // parts

@@ -1,0 +1,76 @@
+"""Checkpoints that are complete or absent.
+
+In: a directory that a trainer has finished writing. Out: the same under its final name, in one rename, with a list of
+its files; and, for a run that goes on, the last checkpoint whose files are all there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+
+__all__ = ["STAGING", "last_complete", "publish", "what_is_missing"]
+
+logger = logging.getLogger(__name__)
+
+STAGING = ".unfinished"
+"""Directory, inside the output directory, in which checkpoints are written."""
+FILE_LIST = "checkpoint.json"
+
+
+def publish(staged: Path, final: Path) -> None:
+    """Give a finished directory its final name; one that is there already is replaced.
+
+    Args:
+        staged: The directory; a list of its files and their sizes is added.
+        final: On the same file system.
+    """
+    files = {str(path.relative_to(staged)): path.stat().st_size for path in staged.rglob("*") if path.is_file()}
+    (staged / FILE_LIST).write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
+    if final.exists():
+        replaced = staged.with_name(staged.name + ".replaced")
+        os.replace(final, replaced)
+        os.replace(staged, final)
+        shutil.rmtree(replaced)
+    else:
+        os.replace(staged, final)
+
+
+def what_is_missing(checkpoint: Path) -> str | None:
+    """Why a checkpoint cannot be used; None if it can."""
+    try:
+        files = json.loads((checkpoint / FILE_LIST).read_text(encoding="utf-8"))["files"]
+    except FileNotFoundError:
+        return f"{FILE_LIST} is missing, so it was not finished"
+    for name, size in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+    return None
+
+
+def last_complete(output_dir: str | Path) -> Path | None:
+    """The complete checkpoint of the highest step; incomplete ones are passed over, with a warning.
+
+    Args:
+        output_dir: Of the trainer.
+    """
+    output_dir = Path(output_dir)
+    if (output_dir / STAGING).is_dir() and any((output_dir / STAGING).iterdir()):
+        logger.warning("ignored %s: a run was stopped while it wrote a checkpoint", output_dir / STAGING)
+    found = []
+    for path in output_dir.glob("checkpoint-*"):
+        if (step := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir():
+            found.append((int(step[1]), path))
+    for _, path in sorted(found, reverse=True):
+        missing = what_is_missing(path)
+        if missing is None:
+            return path
+        logger.warning("ignored the checkpoint %s: %s", path, missing)
+    return None

@@ -1,0 +1,130 @@
+"""What can be trained, and what comes out.
+
+In: the directory or Hub id of a multimodal LLM, of an embedder, or of an adapter over one. Out: an `MMEmbedder` whose
+trainable weights are those that should be; after training, one directory that `SentenceTransformer` opens at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from peft import LoraConfig, PeftModel
+from sentence_transformers.util import is_sentence_transformer_model
+from transformers.utils import find_adapter_config_file
+
+from hf_mmembed.model.convert import convert
+from hf_mmembed.sentence_transformer import MMEmbedder
+
+from .arguments import SaHaTrainingArguments
+
+__all__ = ["add_lora", "open_for_training", "save_result"]
+
+logger = logging.getLogger(__name__)
+
+
+def open_for_training(
+    model: str | os.PathLike[str],
+    args: SaHaTrainingArguments,
+    *,
+    prompt: str | os.PathLike[str] = "saha",
+    dtype: str | torch.dtype = "auto",
+) -> MMEmbedder:
+    """An embedder with the weights to train switched on and the others off.
+
+    Args:
+        model: A converted embedder; or a multimodal LLM, which is converted into ``embedder`` inside the output
+            directory; or an adapter over an embedder, whose training goes on.
+        args: Say whether to train an adapter and of what kind. An adapter that is there already keeps its kind.
+        prompt: What to convert a multimodal LLM with. Defaults to ``"saha"``.
+        dtype: Of the frozen weights. Defaults to ``"auto"``, that of the checkpoint. What is trained is in float32.
+
+    Raises:
+        OSError: `model` cannot be read.
+        ValueError: `model` is nothing of the above, or no layer is called as `args` say.
+    """
+    path = str(Path(model).resolve()) if Path(model).is_dir() else str(model)
+    is_adapter = find_adapter_config_file(path) is not None
+    if not is_adapter and not is_sentence_transformer_model(path):
+        converted = Path(args.output_dir).resolve() / "embedder"
+        with PartialState().main_process_first():
+            if not (converted / "modules.json").is_file():
+                logger.info("converting %s to the embedder %s", path, converted)
+                convert(path, converted, prompt=prompt)
+        path = str(converted)
+    embedder = MMEmbedder(path, model_kwargs={"dtype": dtype})
+    if is_adapter:
+        for name, parameter in embedder.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+    elif args.lora_rank:
+        add_lora(embedder, args)
+    for parameter in embedder.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return embedder
+
+
+def add_lora(embedder: MMEmbedder, args: SaHaTrainingArguments) -> None:
+    """Put a fresh LoRA adapter on the language model and freeze everything else.
+
+    Args:
+        embedder: Without an adapter.
+        args: Rank, scale, dropout and names of the layers.
+
+    Raises:
+        ValueError: The language model has no linear layers of these names.
+    """
+    model = embedder.transformers_model
+    decoder = model.backbone.get_decoder()
+    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    pattern = rf"{re.escape(prefix)}\.(.*\.)?({'|'.join(map(re.escape, args.lora_target_modules))})"
+    if not any(re.fullmatch(pattern, name) for name, _ in model.named_modules()):
+        linear = {
+            name.rsplit(".", 1)[-1] for name, part in decoder.named_modules() if isinstance(part, torch.nn.Linear)
+        }
+        raise ValueError(
+            f"the language model has no layers called {', '.join(args.lora_target_modules)}; its linear layers are "
+            f"{', '.join(sorted(linear))}. Set lora_target_modules."
+        )
+    embedder.add_adapter(
+        LoraConfig(
+            r=args.lora_rank,
+            lora_alpha=args.lora_alpha,
+            lora_dropout=args.lora_dropout,
+            use_dora=args.use_dora,
+            init_lora_weights="gaussian",
+            target_modules=pattern,
+        )
+    )
+
+
+def save_result(embedder: MMEmbedder, directory: str | os.PathLike[str], *, merged: bool) -> Path:
+    """Write what was trained; the directory appears at once and complete.
+
+    Args:
+        embedder: As trained.
+        directory: A result that is there already is replaced.
+        merged: Add an adapter to the weights, so that neither PEFT nor the base is needed to open the result.
+
+    Returns:
+        `directory`.
+    """
+    directory = Path(directory)
+    staged = directory.with_name(f".{directory.name}.unfinished")
+    shutil.rmtree(staged, ignore_errors=True)
+    embedder.save_pretrained(str(staged), create_model_card=False)
+    config = getattr(embedder.transformers_model, "peft_config", None)
+    if config and merged:
+        base: Any = MMEmbedder(config["default"].base_model_name_or_path)
+        base[0].model = PeftModel.from_pretrained(base[0].model, staged).merge_and_unload()
+        shutil.rmtree(staged)
+        base.save_pretrained(str(staged), create_model_card=False)
+    shutil.rmtree(directory, ignore_errors=True)
+    os.replace(staged, directory)
+    return directory

@@ -1,0 +1,371 @@
+"""The trainer of sentence-transformers, for pairs in clusters.
+
+In: an embedder, pairs (`hf_mmembed.data.pairs`) and clusters of them. Out: the trained embedder, complete checkpoints on
+the way, a log of loss, hardness and pairs per second, and a plot of it.
+
+How batches are made (`clusters`) and what is done with them (`loss`) are independent choices.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from datasets import Dataset
+from numpy.typing import ArrayLike
+from sentence_transformers import SentenceTransformerTrainer
+from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
+from sentence_transformers.util.distributed import all_gather
+from torch import Tensor, nn
+from transformers import ProgressCallback, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import rotate_checkpoints
+
+from hf_mmembed.mining.ids import ContentIds, content_ids
+from hf_mmembed.sentence_transformer import MMEmbedder
+
+from .arguments import SaHaTrainingArguments
+from .checkpoints import STAGING, last_complete, publish, what_is_missing
+from .chunks import NonFiniteLossError
+from .collator import ROW, PairCollator
+from .gather import any_process
+from .losses import MaskedInfoNCELoss
+from .models import open_for_training
+from .plot import plot_training
+from .sampler import SaHaBatchSampler
+
+__all__ = ["SaHaTrainer"]
+
+logger = logging.getLogger(__name__)
+
+
+class SaHaTrainer(SentenceTransformerTrainer):
+    """Trains an embedder on pairs, in batches of whole clusters.
+
+    Args:
+        model: An embedder, as it is; or what `open_for_training` takes, opened as `args` say.
+        args: Defaults to the defaults, in ``tmp_trainer``.
+        train_dataset: Pairs, as `hf_mmembed.data.pairs.read_pairs` returns them.
+        clusters: Row numbers ``(n_clusters, size)``, -1 where a cluster is shorter, or an object that has them as
+            ``rows``. Defaults to None: random batches.
+        ids: `content_ids` of the pairs, where they are known already. Defaults to computing them.
+        loss: A `ChunkedLoss` or a function that makes one of the model. Defaults to `MaskedInfoNCELoss` as `args` say.
+        mine: Makes new clusters of the current model, on every process, for ``remine_every_epoch``.
+        evaluator: Of sentence-transformers, called as ``eval_strategy`` says.
+        callbacks: More callbacks.
+        optimizers: An optimizer and a scheduler. Default to AdamW with linear decay, as `args` say.
+
+    Raises:
+        ValueError: The clusters belong to other data, or an argument is missing.
+
+    Example:
+        ::
+
+            pairs = read_pairs("photos-with-captions")
+            trainer = SaHaTrainer("qwen2-vl-2b", SaHaTrainingArguments("run", global_batch_size=256), pairs, clusters)
+            trainer.train()
+            trainer.save_result("qwen2-vl-2b-photos")
+    """
+
+    training_args_class = SaHaTrainingArguments
+
+    def __init__(
+        self,
+        model: MMEmbedder | str | os.PathLike[str],
+        args: SaHaTrainingArguments | None = None,
+        train_dataset: Dataset | None = None,
+        clusters: ArrayLike | Any | None = None,
+        *,
+        ids: ContentIds | None = None,
+        loss: nn.Module | Callable[[MMEmbedder], nn.Module] | None = None,
+        mine: Callable[[MMEmbedder], Any] | None = None,
+        evaluator: SentenceEvaluator | list[SentenceEvaluator] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        args = SaHaTrainingArguments("tmp_trainer") if args is None else args
+        if train_dataset is None:
+            raise ValueError("there is nothing to train on: give train_dataset, as read_pairs returns it.")
+        if args.remine_every_epoch and mine is None:
+            raise ValueError("remine_every_epoch needs `mine`, a function from the model to new clusters.")
+        self.ids = content_ids(train_dataset) if ids is None else ids
+        if len(self.ids.query_ids) != len(train_dataset):
+            raise ValueError(f"ids are of {len(self.ids.query_ids)} rows, but there are {len(train_dataset)} pairs.")
+        self.clusters = None if clusters is None else np.asarray(getattr(clusters, "rows", clusters))
+        self.mine = mine
+        self._sampler: SaHaBatchSampler | None = None
+        self._resumed_within_epoch = False
+        self._staging: Path | None = None
+        self._sums: dict[str, Tensor] = {}
+        self._rows_of_step: list[int] = []
+        self._steps_summed = self._pairs_seen = 0
+        self._since = time.monotonic()
+        super().__init__(
+            model=model if isinstance(model, MMEmbedder) else open_for_training(model, args),
+            args=args,
+            train_dataset=train_dataset.with_format(None).add_column(ROW, np.arange(len(train_dataset))),
+            loss=loss,
+            evaluator=evaluator,
+            data_collator=PairCollator(self.ids),
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.add_callback(_BeginEpoch(self))
+        if not self.args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(_Progress())
+
+    # Batches
+
+    def get_default_loss(self, model: MMEmbedder) -> nn.Module:
+        """`MaskedInfoNCELoss` as the arguments say."""
+        return MaskedInfoNCELoss(
+            model,
+            temperature=self.args.temperature,
+            symmetric=self.args.symmetric,
+            false_negative_margin=self.args.false_negative_margin,
+            mini_batch_size=self.args.mini_batch_size,
+            mini_batch_num_tokens=self.args.mini_batch_num_tokens,
+        )
+
+    def get_batch_sampler(self, dataset: Dataset, batch_size: int, drop_last: bool, **kwargs: Any) -> SaHaBatchSampler:
+        """Whole clusters, dealt out evenly, so that nothing needs to be dropped."""
+        self._sampler = SaHaBatchSampler(
+            dataset,
+            batch_size,
+            seed=self.args.seed,
+            clusters=self.clusters,
+            world_size=self.args.world_size,
+            subset_ids=self.ids.subset_ids,
+            subsets_per_batch=self.args.subsets_per_batch,
+        )
+        if self._sampler.left_out:
+            logger.info(
+                "%d clusters sit out each epoch, since they cannot be dealt out evenly to %d processes",
+                self._sampler.left_out,
+                self.args.world_size,
+            )
+        return self._sampler
+
+    def collect_features(self, inputs: dict[str, Any]) -> tuple[Any, Any]:
+        """What `PairCollator` made, in the order in which a `ChunkedLoss` takes it."""
+        return inputs["sides"], inputs["facts"]
+
+    def _begin_epoch(self, epoch: int) -> None:
+        """Called before the first batch of an epoch, or of what is left of it after resuming."""
+        assert self._sampler is not None
+        self._sampler.set_epoch(epoch)
+        if self.args.remine_every_epoch and epoch > 0 and self.mine is not None:
+            file = Path(self.args.output_dir, "clusters", f"epoch-{epoch}.npy")
+            if not (self._resumed_within_epoch and file.is_file()):
+                logger.info("mining anew for epoch %d", epoch + 1)
+                rows = np.asarray(getattr(clusters := self.mine(self.model), "rows", clusters))
+                if self.is_world_process_zero():
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    temporary = file.with_suffix(".tmp")
+                    with open(temporary, "wb") as stream:
+                        np.save(stream, rows, allow_pickle=False)
+                    os.replace(temporary, file)
+                self.accelerator.wait_for_everyone()
+            self._sampler.set_clusters(np.load(file, allow_pickle=False))
+        self._resumed_within_epoch = False
+
+    # Steps
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """One forward and backward pass; again with smaller chunks where memory runs out.
+
+        Raises:
+            NonFiniteLossError: Also written to ``non-finite-rows.json`` in the output directory.
+            RuntimeError: Memory runs out with a single input in a chunk.
+        """
+        rows = inputs["facts"].rows.tolist()
+        gradients = {p: p.grad.clone() for p in model.parameters() if p.grad is not None}
+        random_state = _random_state()
+        try:
+            while (loss := self._attempt(model, inputs, num_items_in_batch)) is None:
+                self.loss.halve_chunks()
+                for parameter in model.parameters():
+                    kept = gradients.get(parameter)
+                    parameter.grad = None if kept is None else kept.clone()
+                _set_random_state(random_state)
+        except NonFiniteLossError as error:
+            self._report_rows(error)
+            raise
+        self._rows_of_step = rows
+        for name, value in self.loss.metrics.items():
+            self._sums[name] = self._sums.get(name, 0) + value.detach()
+        self._steps_summed += 1
+        self._pairs_seen += len(rows) * self.args.world_size
+        return loss
+
+    def _attempt(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor | None:
+        """The loss of a step, or None if memory ran out on any process; they all come to the same conclusion."""
+        loss, failed = None, False
+        try:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            failed = True
+        # Out here, where the traceback no longer holds the tensors of the failed pass.
+        if failed:
+            gc.collect()
+            clear_device_cache()
+        if self.args.world_size == 1 or not self.loss.gathered:
+            return loss
+        if failed and getattr(model, "require_backward_grad_sync", False):
+            self.loss.join_synchronisation()
+        return None if any_process(failed, self.args.device) else loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        norm = super()._clip_grad_norm(model)
+        # With float16 a gradient may overflow: the scaler then skips the step.
+        if not self.args.fp16 and not bool(torch.isfinite(torch.as_tensor(float(norm)))):
+            error = NonFiniteLossError("the gradient", self._rows_of_step)
+            self._report_rows(error)
+            raise error
+        return norm
+
+    def _report_rows(self, error: NonFiniteLossError) -> None:
+        report = {"step": self.state.global_step + 1, "error": str(error), "rows": error.rows}
+        path = Path(self.args.output_dir, "non-finite-rows.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in transformers, with the mean of the loss's metrics and pairs per second since the last time."""
+        if "loss" in logs and self._steps_summed:
+            names = sorted(self._sums)
+            means = torch.stack([self._sums[name].float() for name in names]) / self._steps_summed
+            if self.args.world_size > 1:
+                means = all_gather(means[None]).mean(dim=0)
+            now = time.monotonic()
+            logs = {
+                **logs,
+                **{name: round(value, 4) for name, value in zip(names, means.tolist(), strict=True)},
+                "pairs_per_second": round(self._pairs_seen / (now - self._since), 2),
+            }
+            self._sums, self._steps_summed, self._pairs_seen, self._since = {}, 0, 0, now
+        super().log(logs, start_time)
+
+    # Runs
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train, and draw ``training.png`` at the end.
+
+        Args:
+            resume_from_checkpoint: A checkpoint, or True for the last complete one of the output directory; where
+                there is none, the run begins at the beginning. Defaults to None: begin anew.
+            **kwargs: As in transformers.
+
+        Raises:
+            ValueError: The checkpoint is not complete.
+        """
+        if resume_from_checkpoint is True:
+            found = last_complete(self.args.output_dir)
+            logger.info("going on from %s", found) if found else logger.info("no checkpoint yet: from the beginning")
+            resume_from_checkpoint = None if found is None else str(found)
+        elif resume_from_checkpoint and (missing := what_is_missing(Path(resume_from_checkpoint))):
+            raise ValueError(f"cannot resume from {resume_from_checkpoint}: {missing}.")
+        self._resumed_within_epoch = bool(resume_from_checkpoint)
+        self._since = time.monotonic()
+        result = super().train(resume_from_checkpoint or None, **kwargs)
+        if self.is_world_process_zero():
+            plot_training(self.state.log_history, Path(self.args.output_dir, "training.png"))
+        return result
+
+    def save_result(self, directory: str | os.PathLike[str]) -> Path:
+        """Write the trained embedder as ``args.save_as`` says; see `hf_mmembed.training.models.save_result`."""
+        from .models import save_result
+
+        if self.is_world_process_zero():
+            save_result(self.model, directory, merged=self.args.save_as == "merged")
+        self.accelerator.wait_for_everyone()
+        return Path(directory)
+
+    # Checkpoints
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        output_dir = Path(self._get_output_dir(trial))
+        staging, name = output_dir / STAGING, f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._staging = staging
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = None
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            if self.state.best_model_checkpoint == str(staging / name):
+                self.state.best_model_checkpoint = str(output_dir / name)
+                self.state.save_to_json(str(staging / name / TRAINER_STATE_NAME))
+            publish(staging / name, output_dir / name)
+            shutil.rmtree(staging)
+            rotate_checkpoints(
+                output_dir=str(output_dir),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Any] | None = None) -> None:
+        directory = Path(output_dir or self.args.output_dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        # The card of sentence-transformers would copy pictures of the training data into the checkpoint.
+        self.model.save_pretrained(str(directory), create_model_card=False)
+        (directory / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
+
+    def add_model_card_callback(self, default_args_dict: Mapping[str, Any]) -> None:
+        """None: that callback reads the training data for examples to publish."""
+
+
+class _BeginEpoch(TrainerCallback):
+    """Tells the trainer of a new epoch; the trainer of transformers does not reach the sampler when it resumes."""
+
+    def __init__(self, trainer: SaHaTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        epoch = state.epoch or 0
+        self.trainer._resumed_within_epoch &= epoch != int(epoch)
+        self.trainer._begin_epoch(int(epoch))
+
+
+class _Progress(ProgressCallback):
+    """The bar of transformers, with the last values at its end instead of a printed dictionary."""
+
+    SHOWN: Sequence[str] = ("loss", "hardness", "pairs_per_second")
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero and self.training_bar is not None and logs:
+            self.training_bar.set_postfix({name: logs[name] for name in self.SHOWN if name in logs})
+
+
+def _random_state() -> tuple[Tensor, list[Tensor]]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+
+def _set_random_state(state: tuple[Tensor, list[Tensor]]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1]:
+        torch.cuda.set_rng_state_all(state[1])

@@ -19,11 +19,14 @@ from .convert import convert
 from .doctor import doctor
 from .embed import embed
 from .evaluate import evaluate
+from .export import export
 from .index import index
 from .prompt import prompt
+from .push import push
 from .quickstart import quickstart
 from .search import search
 from .tiny import tiny
+from .verify import verify
 
 __all__ = ["app", "main"]
 
@@ -46,6 +49,9 @@ app.command()(search)
 app.add_typer(prompt)
 app.add_typer(tiny)
 app.add_typer(evaluate)
+app.command()(export)
+app.command()(push)
+app.command()(verify)
 app.command()(doctor)
 
 

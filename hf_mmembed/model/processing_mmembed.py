@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 import transformers
 from jinja2 import TemplateError
-from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature
+from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
 from .images_mmembed import ImageError, open_image
+from .pixels_mmembed import TabledQwenImages
 from .rows_mmembed import HierarchicalPrompt, Row, row_of_conversation, rows_of_lists
 
 __all__ = ["HierarchicalPrompt", "MMEmbedProcessor", "image_only_processor", "load_with_pillow"]
@@ -98,13 +99,16 @@ class MMEmbedProcessor(ProcessorMixin):
         if native is None:
             raise ValueError("the backbone has no chat template; set `tokenizer.chat_template` before converting.")
         native = native.removeprefix(TASK_DECLARATION)
+        if type(image_processor) is Qwen2VLImageProcessorPil:
+            image_processor.__class__ = TabledQwenImages
         super().__init__(image_processor, tokenizer, chat_template=TASK_DECLARATION + native)
         self.backbone_processor_class = backbone_processor_class
         self.backbone_processor_kwargs = backbone_processor_kwargs or {}
         self.prompt = HierarchicalPrompt(**prompt) if isinstance(prompt, dict) else prompt
         self.allow_urls = allow_urls
         self.backbone_processor = self._family_processor()
-        self._control_tokens = _control_token_pattern(self.backbone_processor, native)
+        tokens = (re.escape(token) for token in self.control_tokens())
+        self._control_tokens = re.compile("|".join(tokens) or r"(?!)")
 
     def _family_processor(self) -> ProcessorMixin:
         return image_only_processor(self.backbone_processor_class)(
@@ -256,15 +260,23 @@ class MMEmbedProcessor(ProcessorMixin):
 
     def _messages(self, row: Row, content: str) -> list[dict[str, Any]]:
         system = self.prompt.system
-        if system and not self._takes_system_role:
+        if system and not self.takes_system_role:
             system, content = "", f"{system}\n{content}"
         images = [{"type": "image"} for _ in row.images] if self.prompt.image_style == "template" else []
         text = [{"type": "text", "text": content}] if content or not images else []
         user = {"role": "user", "content": [*images, *text]}
         return [{"role": "system", "content": [{"type": "text", "text": system}]}, user] if system else [user]
 
+    def control_tokens(self) -> list[str]:
+        """What only the template may write, longest first: special tokens, and other added tokens that it uses."""
+        template = self.backbone_processor.chat_template
+        added = self.tokenizer.added_tokens_decoder.values()
+        tokens = {t.content for t in added if t.special or (t.content in template and not t.content.isspace())}
+        tokens.update(self.backbone_processor.all_special_multimodal_tokens)
+        return sorted(tokens, key=lambda token: (-len(token), token))
+
     @cached_property
-    def _takes_system_role(self) -> bool:
+    def takes_system_role(self) -> bool:
         """Whether the backbone's template writes a system message; if not, the system prompt opens the user turn."""
         probe = [{"role": role, "content": [{"type": "text", "text": f"THE {role}"}]} for role in ("system", "user")]
         try:
@@ -333,14 +345,6 @@ class MMEmbedProcessor(ProcessorMixin):
         keep = len(tokens["input_ids"]) - int(length - limit)
         end = tokens["offset_mapping"][keep - 1][1] if keep > 0 else 0
         return replace(row, text=text[: min(end, len(text) - 1)])
-
-
-def _control_token_pattern(processor: ProcessorMixin, template: str) -> re.Pattern[str]:
-    """Matches what only the template may write: special tokens, and other added tokens that the template uses."""
-    added = processor.tokenizer.added_tokens_decoder.values()
-    tokens = {t.content for t in added if t.special or (t.content in template and not t.content.isspace())}
-    tokens.update(processor.all_special_multimodal_tokens)
-    return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) or r"(?!)")
 
 
 def _longer_than(limit: float, batch: BatchFeature) -> dict[int, int]:

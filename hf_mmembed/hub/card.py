@@ -1,0 +1,193 @@
+"""Model cards, rendered from what was really run.
+
+In: a checkpoint directory, with whatever its makers left in it (config, processor, `recipe.yaml`, `mining.json`,
+`training.json`, `.eval_results/`). Out: Markdown with metadata. What is not recorded is not claimed: a section without
+data is left out.
+
+The templates lie in `model_cards/` of the repository, and inside the package where it was installed as a wheel.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+__all__ = ["METADATA", "card_of", "metadata_errors", "render_card", "template_folder"]
+
+_WRITTEN_BY_US = "<!-- hf-mmembed: rendered"
+_WRITTEN_BY_CONVERT = "It was converted by hf-mmembed and not trained for embedding."
+_WRITTEN_BY_LIBRARIES = ("tags:\n- generated_from_trainer", "[More Information Needed]", "This is a [sentence-")
+
+# What a card's metadata must hold, as the Hub's validator wants it: field -> (types, allowed values or None).
+METADATA: dict[str, tuple[tuple[type, ...], tuple[str, ...] | None]] = {
+    "library_name": ((str,), ("sentence-transformers", "transformers", "peft")),
+    "pipeline_tag": ((str,), ("sentence-similarity", "feature-extraction", "visual-document-retrieval")),
+    "tags": ((list,), None),
+    "license": ((str,), None),
+    "language": ((str, list), None),
+    "base_model": ((str, list), None),
+    "base_model_relation": ((str,), ("adapter", "finetune", "merge", "quantized")),
+    "datasets": ((str, list), None),
+    "metrics": ((list,), None),
+    "license_name": ((str,), None),
+    "license_link": ((str,), None),
+}
+_REQUIRED = ("library_name", "pipeline_tag", "tags")
+
+
+def template_folder() -> Path:
+    """Where the templates are."""
+    in_package = Path(__file__).parent / "model_cards"
+    return in_package if in_package.is_dir() else Path(__file__).parents[2] / "model_cards"
+
+
+def render_card(template: str, data: Mapping[str, Any]) -> str:
+    """Fill a template.
+
+    Args:
+        template: File name in the folder of templates.
+        data: Its variables. A variable that the template uses and that is missing is an error, never a gap.
+
+    Returns:
+        The card.
+
+    Raises:
+        ValueError: The metadata of the card is not what the Hub takes.
+        jinja2.UndefinedError: A variable is missing.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(template_folder()), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True, autoescape=False,
+    )  # fmt: skip
+    environment.filters |= {"thousands": lambda number: f"{number:,}", "yaml": _as_yaml}
+    card = environment.get_template(template).render(**data)
+    if errors := metadata_errors(card):
+        raise ValueError(f"the card made from {template} has wrong metadata: {'; '.join(errors)}")
+    return card
+
+
+def metadata_errors(card: str) -> list[str]:
+    """What is wrong with the metadata of a card, by an offline schema; empty when nothing is.
+
+    Example:
+        >>> metadata_errors("---\\nlibrary_name: sentence-transformers\\npipeline_tag: nonsense\\ntags: [a]\\n---\\n")
+        ["pipeline_tag is 'nonsense'; it must be one of sentence-similarity, feature-extraction, visual-document-retrieval"]
+    """
+    data = ModelCard(card, ignore_metadata_errors=False).data.to_dict()
+    errors = [f"{name} is missing" for name in _REQUIRED if name not in data]
+    for name, value in data.items():
+        if name not in METADATA:
+            errors.append(f"{name} is no field of a model card that this project uses")
+            continue
+        types, allowed = METADATA[name]
+        if not isinstance(value, types):
+            errors.append(f"{name} is a {type(value).__name__}")
+        elif allowed is not None and value not in allowed:
+            errors.append(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+    if data.get("license") == "other" and "license_name" not in data:
+        errors.append("license is 'other', which needs license_name")
+    return errors
+
+
+def card_of(directory: str | Path, *, repo_id: str) -> str:
+    """The card of a checkpoint directory: the README.md that somebody wrote, or one rendered from its files.
+
+    Args:
+        directory: A converted or fine-tuned checkpoint, a native export, or a PEFT adapter.
+        repo_id: Named in the snippets.
+
+    Raises:
+        ValueError: A README.md that somebody wrote has metadata that the Hub does not take.
+    """
+    directory = Path(directory)
+    readme = directory / "README.md"
+    if readme.is_file() and not _is_generated(text := readme.read_text(encoding="utf-8")):
+        if errors := metadata_errors(text):
+            raise ValueError(f"{readme.name} has wrong metadata: {'; '.join(errors)}")
+        return text
+    return render_card("embedder.md.jinja", facts_of(directory, repo_id))
+
+
+def facts_of(directory: Path, repo_id: str) -> dict[str, Any]:
+    """What the files of a checkpoint say about it: the variables of `embedder.md.jinja`."""
+    config, adapter = _json(directory / "config.json"), _json(directory / "adapter_config.json")
+    training = _json(directory / "training.json")
+    backbone = config.get("backbone_config", config)
+    family = backbone.get("model_type")
+    kind = "adapter" if adapter else "embedder" if config.get("model_type") == "mmembed" else "native"
+    base = adapter.get("base_model_name_or_path") or config.get("base_model")
+    # A repository of the Hub has an owner; of a local base only the directory's name is known.
+    is_public = bool(base) and base.count("/") == 1 and not Path(base).exists()
+    license_fields = _license_of(directory, base)
+    metadata = {
+        "library_name": "peft" if kind == "adapter" else "sentence-transformers",
+        "pipeline_tag": "sentence-similarity",
+        "tags": ["multimodal-embedding", "image-text-retrieval", "mmembed", *filter(None, [family])],
+        "base_model": base if is_public else None,
+        "base_model_relation": ("adapter" if kind == "adapter" else "finetune") if is_public else None,
+        "datasets": training.get("datasets"),
+        **license_fields,
+    }
+    return {
+        "metadata": {name: value for name, value in metadata.items() if value},
+        "repo_id": repo_id,
+        "name": repo_id.rpartition("/")[2],
+        "kind": kind,
+        "family": family,
+        "base": base,
+        "base_revision": adapter.get("revision") or config.get("base_revision"),
+        "dimensions": config.get("embedding_dim")
+        or {**backbone, **backbone.get("text_config", {})}.get("hidden_size"),
+        "config": config,
+        "adapter": adapter,
+        "prompt": _json(directory / "processor_config.json").get("prompt"),
+        "license": license_fields,
+        "recipe": _text(directory / "recipe.yaml"),
+        "mining": _json(directory / "mining.json"),
+        "training": training,
+        "scores": _scores(directory / ".eval_results"),
+        "marker": f"{_WRITTEN_BY_US} from the files of this directory; edit freely, a changed card is kept -->",
+    }
+
+
+def _is_generated(card: str) -> bool:
+    marks = (_WRITTEN_BY_US, _WRITTEN_BY_CONVERT, *_WRITTEN_BY_LIBRARIES)
+    return any(mark in card for mark in marks)
+
+
+def _license_of(directory: Path, base: str | None) -> dict[str, str]:
+    """The licence fields of the base model's card: a fine-tuned model inherits them."""
+    for readme in (directory / "README.md", *([Path(base) / "README.md"] if base and Path(base).is_dir() else [])):
+        if readme.is_file():
+            data = ModelCard.load(readme).data.to_dict()
+            fields = {name: str(data[name]) for name in ("license", "license_name", "license_link") if name in data}
+            if fields:
+                return fields
+    return {}
+
+
+def _scores(folder: Path) -> list[dict[str, Any]]:
+    """Entries of `.eval_results/*.yaml`, in the layout of huggingface_hub's EvalResultEntry."""
+    entries = []
+    for path in sorted(folder.glob("*.yaml")):
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        entries += loaded if isinstance(loaded, list) else [loaded]
+    return entries
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+
+
+def _as_yaml(fields: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(fields), sort_keys=False, allow_unicode=True).strip()

@@ -1,0 +1,206 @@
+"""An embedder without remote code: the backbone's stock architecture, a chat template, and sentence-transformers files.
+
+In: an embedder checkpoint. Out: a directory that `SentenceTransformer(dir)` opens without `trust_remote_code` and that
+servers such as vLLM read as the model family they know. The hierarchical prompt moves into the chat template, a
+prelude that rewrites the conversation and then leaves it to the backbone's own template; pooling and normalisation
+move into the modules of sentence-transformers. The numbers stay the same.
+
+What stays behind is what only our processor does: long inputs are cut by the engine wherever its limit falls.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+from hf_mmembed.identity import local_checkpoint
+from hf_mmembed.model.modeling_mmembed import MMEmbedModel
+from hf_mmembed.model.processing_mmembed import TASK_DECLARATION, MMEmbedProcessor
+from hf_mmembed.sentence_transformer import MMEmbedder
+
+from .card import card_of
+from .golden import golden_files
+
+__all__ = ["export_native", "native_chat_template"]
+
+_PRELUDE = """\
+{%- set row = namespace(images=0, instruction=[], text=[]) -%}
+{%- for message in messages -%}
+{%- for block in ([{"type": "text", "text": message.content}] if message.content is string else message.content) -%}
+{%- if block.type != "text" -%}{%- set row.images = row.images + 1 -%}
+{%- elif message.role == "system" -%}{%- set row.instruction = row.instruction + [block.text] -%}
+{%- else -%}{%- set row.text = row.text + [block.text] -%}{%- endif -%}
+{%- endfor -%}
+{%- endfor -%}
+{%- set row.instruction = row.instruction | join("\\n") -%}
+{%- set row.text = row.text | join("\\n") -%}
+{%- for token in CONTROL_TOKENS -%}
+{%- set spaced = token[0] ~ " " ~ token[1:] -%}
+{%- set row.instruction = row.instruction | replace(token, spaced) -%}
+{%- set row.text = row.text | replace(token, spaced) -%}
+{%- endfor -%}
+{%- set ended = row.instruction[-1:] | trim == "" -%}
+{%- set words = row.instruction ~ ("" if ended or not row.text else SEPARATOR) ~ row.text -%}
+{%- if IMAGE_TEXT and row.images -%}
+{%- set words = IMAGE_TEXT * row.images ~ (SEPARATOR ~ words if words else "") -%}
+{%- endif -%}
+{%- if REPRESENT_DOCUMENTS or (task is defined and task == "query") -%}
+{%- set words = words ~ (REPRESENT_IMAGE if row.images else REPRESENT_TEXT) -%}
+{%- endif -%}
+"""
+_TURNS = """\
+{%- set words = SYSTEM_IN_USER ~ words -%}
+{%- set images = [] if IMAGE_TEXT else [{"type": "image"}] * row.images -%}
+{%- set content = images + ([{"type": "text", "text": words}] if words or not images else []) -%}
+{%- set messages = SYSTEM_TURN + [{"role": "user", "content": content}] -%}
+{%- set add_generation_prompt = true %}"""
+_WORDS_ALONE = "{{- words }}"
+
+
+def export_native(model: str | Path, out: str | Path, *, revision: str | None = None) -> Path:
+    """Write the embedder `model` as a checkpoint that needs neither this package nor remote code.
+
+    Args:
+        model: An embedder directory, or the id of one on the Hub. An adapter is merged into its base.
+        out: The directory to write; it must not exist yet, or be empty.
+        revision: Branch, tag or commit on the Hub.
+
+    Returns:
+        `out`. It appears at once and complete, or not at all. Golden vectors of `model` are beside the weights.
+
+    Raises:
+        FileExistsError: `out` holds something already.
+        ValueError: `model` is no embedder of this package, or reads out in a way that stock code cannot
+            (`readout="pre_mlp"`, a truncated `embedding_dim`).
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} exists and is not an empty directory; choose another one or remove it.")
+    directory, _ = local_checkpoint(model, revision)
+    embedder = MMEmbedder(directory, device="cpu")
+    inner, processor = embedder[0].model, embedder.processor
+    if not isinstance(inner, MMEmbedModel) or not isinstance(processor, MMEmbedProcessor):
+        raise ValueError(f"{model} is no embedder with our code, so it is native already or was never converted.")
+    for field, usual in (("readout", "final"), ("embedding_dim", None)):
+        if (found := getattr(inner.config, field)) != usual:
+            raise ValueError(
+                f"{model} has {field}={found!r}, which only our model code computes; export an embedder that was "
+                f"converted with {field}={usual!r}, or serve this one with its remote code."
+            )
+    golden = golden_files(embedder)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    written = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        _save_stock_model(inner, written)
+        family = processor.backbone_processor
+        family.chat_template = native_chat_template(processor)
+        family.save_pretrained(written)
+        family.image_processor.save_pretrained(written)  # the video part of a stock processor reads this file
+        _write_modules(written, embedder, inner.config.pooling)
+        for file in golden:
+            (written / file.path).parent.mkdir(exist_ok=True)
+            (written / file.path).write_bytes(file.read())
+        (written / "README.md").write_text(card_of(written, repo_id=out.name), encoding="utf-8")
+        written.chmod(0o755)
+        os.replace(written, out)
+    finally:
+        shutil.rmtree(written, ignore_errors=True)
+    return out
+
+
+def native_chat_template(processor: MMEmbedProcessor) -> str:
+    """A chat template that renders any conversation to the string that `processor` renders it to.
+
+    It begins with a prelude that gathers images, instruction and text, makes control tokens in them plain words, and
+    writes the prompt around them; the backbone's own template follows, untouched.
+
+    Args:
+        processor: Of an embedder.
+
+    Returns:
+        Jinja, as transformers and vLLM read it.
+    """
+    prompt, family = processor.prompt, processor.backbone_processor
+    image_text = ""
+    if prompt.image_style != "template":
+        image_text = family.image_token
+        if image_text == "<|image_pad|>" and prompt.image_style == "inline":
+            image_text = f"<|vision_start|>{image_text}<|vision_end|>"
+    own_turn = bool(prompt.system) and processor.takes_system_role
+    system = {"role": "system", "content": [{"type": "text", "text": prompt.system}]}
+    constants = {
+        "CONTROL_TOKENS": processor.control_tokens(),
+        "SEPARATOR": prompt.separator,
+        "IMAGE_TEXT": image_text,
+        "REPRESENT_DOCUMENTS": prompt.represent_documents,
+        "REPRESENT_IMAGE": prompt.represent_image,
+        "REPRESENT_TEXT": prompt.represent_text,
+        "SYSTEM_TURN": [system] if own_turn else [],
+        "SYSTEM_IN_USER": "" if own_turn or not prompt.system else f"{prompt.system}\n",
+    }
+    names = list(constants) if prompt.chat else [name for name in constants if not name.startswith("SYSTEM")]
+    values = "".join(f"{{%- set {name} = {json.dumps(constants[name], ensure_ascii=False)} -%}}\n" for name in names)
+    if not prompt.chat:
+        return values + _PRELUDE + _WORDS_ALONE
+    return values + _PRELUDE + _TURNS + processor.chat_template.removeprefix(TASK_DECLARATION)
+
+
+def _save_stock_model(model: MMEmbedModel, directory: Path) -> None:
+    """Save the backbone under the architecture and the weight names of the generative model it came from."""
+    config = model.backbone.config
+    generative = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    with torch.device("meta"):
+        stock = generative(config)
+    # There is no language-model head: an embedder has none, and what opens the directory as one does not miss it.
+    weights = {f"model.{name}": tensor for name, tensor in model.backbone.state_dict().items()}
+    stock.to(dtype=model.dtype).save_pretrained(directory, state_dict=weights)
+    path = directory / "config.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    stored["architectures"] = [generative.__name__]
+    path.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_modules(directory: Path, embedder: SentenceTransformer, pooling: str) -> None:
+    """The files that sentence-transformers reads: Transformer, Pooling and Normalize."""
+    states = {"method": "forward", "method_output_name": "last_hidden_state"}
+    home = "sentence_transformers.sentence_transformer.modules"
+    dimension = embedder.get_embedding_dimension()
+    assert dimension is not None  # None only for models without a fixed dimension
+    modules = [("", "sentence_transformers.base.modules.transformer.Transformer")]
+    for module in (Pooling(dimension, pooling_mode={"last": "lasttoken", "mean": "mean"}[pooling]), Normalize()):
+        name = f"{len(modules)}_{type(module).__name__}"
+        modules.append((name, f"{home}.{type(module).__name__.lower()}.{type(module).__name__}"))
+        (directory / name).mkdir()
+        module.save(str(directory / name))
+    contents = {
+        "modules.json": [
+            {"idx": index, "name": str(index), "path": path, "type": kind}
+            for index, (path, kind) in enumerate(modules)
+        ],
+        "sentence_bert_config.json": {
+            "transformer_task": "feature-extraction",
+            "unpad_inputs": False,
+            "modality_config": {
+                **dict.fromkeys(("text", "image", "image+text"), states),
+                "message": {**states, "format": "structured"},
+            },
+            "module_output_name": "token_embeddings",
+            "processing_kwargs": {"chat_template": {"add_generation_prompt": True, "restore_suffix": False}},
+        },
+        "config_sentence_transformers.json": {
+            "model_type": "SentenceTransformer",
+            "prompts": embedder.prompts,
+            "default_prompt_name": embedder.default_prompt_name,
+            "similarity_fn_name": "cosine",
+        },
+    }
+    for name, content in contents.items():
+        (directory / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,163 @@
+"""From a checkpoint directory to a repository on the Hub, in one commit or not at all.
+
+In: a directory and the id of a repository. Out: the repository with weights (safetensors), the code files of one
+version, a card and golden vectors. What may not be published is refused before anything is sent; when sending fails,
+the repository is as it was, and the same command continues.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
+
+from hf_mmembed.files import write_atomically
+from hf_mmembed.sentence_transformer import MMEmbedder
+
+from .card import card_of
+from .files import PublishError, RepoFile, check, collect
+from .golden import FOLDER, golden_files
+
+__all__ = ["PushError", "prepare", "push", "write_golden"]
+
+logger = logging.getLogger(__name__)
+
+# Of an earlier version in the same repository: they would be read together with the new files, or in their place.
+_REPLACED = ("*.safetensors", "*.safetensors.index.json", "*_mmembed.py", "pytorch_model*.bin", f"{FOLDER}/*")
+
+_ADVICE = {
+    401: "The Hub does not accept your token, or there is none: run `hf auth login` with a token that may write.",
+    403: "Your token may not write to {repo}: give it write access to this repository or organisation at the Hub's "
+    "token settings, or choose a repository of your own.",
+    404: "There is no such repository or revision, or your token may not see it.",
+    409: "Someone else changed {repo} at the same time, or it is being moved. Look at it and push again.",
+    413: "The Hub refuses the size of the upload.",
+    429: "The Hub's rate limit is reached, also after waiting and trying again. Wait a few minutes and push again.",
+}
+
+
+class PushError(OSError):
+    """The Hub did not take the files; the message says why and what to do."""
+
+
+def prepare(directory: str | Path, *, repo_id: str | None = None) -> list[RepoFile]:
+    """Everything that `push` would upload, checked; nothing is sent.
+
+    The golden vectors are computed, which loads the model. A README.md that somebody wrote is kept; where there is none,
+    or only the one that `convert` or training wrote, the card is rendered from what the directory says.
+
+    Args:
+        directory: A converted or fine-tuned checkpoint, a native export, or a PEFT adapter.
+        repo_id: Named in the card's snippets. Defaults to the directory's name.
+
+    Raises:
+        PublishError: Something in it must not be published (see `check`), or it is no embedder.
+    """
+    directory = Path(directory)
+    files = {file.path: file for file in collect(directory)}
+    check(list(files.values()))
+    try:
+        embedder = MMEmbedder(directory, device="cpu")
+    except ValueError as error:
+        raise PublishError(f"{directory} cannot be opened as an embedder: {error}") from error
+    files |= {file.path: file for file in golden_files(embedder)}
+    card = card_of(directory, repo_id=repo_id or directory.resolve().name)
+    files["README.md"] = RepoFile("README.md", card.encode("utf-8"))
+    ready = [files[name] for name in sorted(files)]
+    check(ready)
+    return ready
+
+
+def write_golden(directory: str | Path) -> None:
+    """Write the golden vectors into a checkpoint directory, so that `verify` can be used without a Hub."""
+    directory = Path(directory)
+    for file in golden_files(MMEmbedder(directory, device="cpu")):
+        target = directory / file.path
+        target.parent.mkdir(exist_ok=True)
+        write_atomically(target, file.read())
+
+
+def push(
+    directory: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    message: str = "Upload with hf-mmembed",
+    token: str | None = None,
+) -> CommitInfo:
+    """Publish a checkpoint directory.
+
+    Args:
+        directory: A converted or fine-tuned checkpoint, a native export, or a PEFT adapter.
+        repo_id: `ORG/NAME`; made if it does not exist.
+        private: Make a new repository private. Defaults to the organisation's setting. An existing one stays as it is.
+        revision: Branch to push to; made from main if it does not exist. Defaults to main.
+        create_pr: Open a pull request instead of changing the branch.
+        message: Of the commit.
+        token: Access token. Defaults to the one of `hf auth login`.
+
+    Returns:
+        The commit: its `oid`, `commit_url` and, with `create_pr`, `pr_url`.
+
+    Raises:
+        PublishError: Something must not be published; nothing was sent.
+        PushError: The Hub refused or broke off; nothing was committed.
+        ValueError: `repo_id` is not an id, or both `revision` and `create_pr` are given.
+    """
+    if create_pr and revision not in (None, "main"):
+        raise ValueError(f"a pull request starts from main; leave out the revision {revision!r} or --create-pr.")
+    files = prepare(directory, repo_id=repo_id)
+    api = HfApi(token=token, library_name="hf-mmembed")
+    with _explained(repo_id):
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None and not create_pr:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        stale = _stale(api, repo_id, revision, {file.path for file in files})
+        additions = [CommitOperationAdd(file.path, file.source) for file in files]
+        commit = api.create_commit(
+            repo_id,
+            [*additions, *(CommitOperationDelete(path) for path in stale)],
+            commit_message=message,
+            revision=revision,
+            create_pr=create_pr,
+        )
+    logger.info("pushed %d files to %s", len(files), commit.pr_url or commit.commit_url)
+    return commit
+
+
+def _stale(api: HfApi, repo_id: str, revision: str | None, kept: set[str]) -> list[str]:
+    """Weights, code and golden vectors that the new files do not replace by name."""
+    try:
+        present = api.list_repo_files(repo_id, revision=revision)
+    except (RepositoryNotFoundError, EntryNotFoundError):  # an empty repository has no tree yet
+        return []
+    return [path for path in present if path not in kept and any(Path(path).match(p) for p in _REPLACED)]
+
+
+@contextmanager
+def _explained(repo_id: str) -> Iterator[None]:
+    """The Hub's errors with what to do about them."""
+    unchanged = f"Nothing was committed to {repo_id}"
+    again = "run the same command again: what has arrived is not sent twice"
+    try:
+        yield
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        advice = _ADVICE.get(status, "The Hub has trouble of its own; wait a little." if status >= 500 else "")
+        said = error.server_message or str(error).splitlines()[0]
+        raise PushError(f"HTTP {status}: {said} {advice.format(repo=repo_id)} {unchanged}; {again}.") from error
+    except (httpx2.TransportError, RuntimeError, ConnectionError) as error:
+        # huggingface_hub wraps whatever ends the upload of a large file in a RuntimeError that names the file.
+        cause = error.__cause__ or error
+        if isinstance(cause, HfHubHTTPError):
+            said = f"HTTP {cause.response.status_code}: {cause.server_message or cause}"
+        else:
+            said = f"the connection was cut ({type(cause).__name__}: {cause})"
+        raise PushError(f"{error}: {said}. {unchanged}; {again}.") from error

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+
+from hf_mmembed.hub import export_native
+from hf_mmembed.hub.export import native_chat_template
+from hf_mmembed.hub.golden import GOLDEN_INPUTS, golden_pictures, read_golden, render
+from hf_mmembed.inputs import as_messages
+from hf_mmembed.sentence_transformer import MMEmbedder
+
+# Their stock processors open without torchvision; Qwen's own do not, with or without this package.
+OPEN_WITHOUT_TORCHVISION = ("llava", "llava_next", "gemma3", "idefics3")
+PROMPTS = ("saha", "saha-legacy", "unime", "e5v", "vlm2vec", "plain")
+
+
+def inputs_of(item):
+    given = {key: item[key] for key in ("text", "instruction") if key in item}
+    if "image" in item:
+        given["image"] = golden_pictures()[item["image"]]
+    return as_messages(given)
+
+
+@pytest.mark.parametrize("family", OPEN_WITHOUT_TORCHVISION)
+def test_plain_sentence_transformers_gives_the_same_embeddings(embedder, tmp_path, family):
+    ours = embedder(family)
+    written = export_native(ours, tmp_path / "native")
+    assert not list(written.glob("*.py")) and "auto_map" not in (written / "config.json").read_text()
+    model = SentenceTransformer(str(written), device="cpu")
+    _, golden, _ = read_golden(written)
+    for item, expected in zip(GOLDEN_INPUTS, golden, strict=True):
+        task = {"task": item["task"]}
+        vector = model.encode([inputs_of(item)], prompt="", normalize_embeddings=False, **task)[0]
+        assert np.abs(vector - expected).max() <= 1e-5, item
+
+
+@pytest.mark.parametrize("family", ("qwen2_vl", "gemma3", "smolvlm"))
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_the_chat_template_renders_the_same_strings(embedder, family, prompt):
+    model = MMEmbedder(embedder(family, prompt=prompt), device="cpu")
+    processor = model.processor
+    template = native_chat_template(processor)
+    compared = 0
+    for item in GOLDEN_INPUTS:
+        if item == {"task": "query", "text": ""} and prompt == "plain":
+            continue  # renders to nothing at all, which our processor refuses
+        messages = [
+            {**turn, "content": [{"type": part["type"], **({"text": part["text"]} if "text" in part else {})}
+                                 for part in turn["content"]]} for turn in inputs_of(item)
+        ]  # fmt: skip
+        native = processor.backbone_processor.apply_chat_template(
+            messages, chat_template=template, tokenize=False, task=item["task"]
+        )
+        assert native == render(model, item)
+        compared += 1
+    assert compared >= 15
+
+
+def test_the_weights_have_the_names_of_the_stock_architecture(embedder, generative, tmp_path):
+    from transformers import AutoModelForImageTextToText
+
+    written = export_native(embedder("qwen2_vl"), tmp_path / "native")
+    original = AutoModelForImageTextToText.from_pretrained(generative("qwen2_vl"))
+    stock, info = AutoModelForImageTextToText.from_pretrained(written, output_loading_info=True)
+    assert json.loads((written / "config.json").read_text())["architectures"] == [type(original).__name__]
+    assert not info["unexpected_keys"] and {name.partition(".")[0] for name in info["missing_keys"]} <= {"lm_head"}
+    for name, tensor in original.model.state_dict().items():
+        assert torch.equal(stock.model.state_dict()[name], tensor), name
+
+
+def test_a_server_reads_the_query_prompt_without_being_told_how(embedder, tmp_path):
+    """What an engine does that knows nothing of us: it renders the messages with the stored template."""
+    written = export_native(embedder("qwen2_vl"), tmp_path / "native")
+    code = (
+        "import sys\nfrom transformers import AutoTokenizer\n"
+        "tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        "turns = [{'role': 'user', 'content': 'a <|im_end|> dog'}]\n"
+        "sys.stdout.write(tokenizer.apply_chat_template(turns, tokenize=False, task='query'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(written)], capture_output=True, text=True, check=True)
+    model = MMEmbedder(embedder("qwen2_vl"), device="cpu")
+    assert done.stdout == render(model, {"task": "query", "text": "a <|im_end|> dog"})
+
+
+@pytest.mark.parametrize(("choices", "message"), [({"readout": "pre_mlp"}, "readout='pre_mlp'"), ({"embedding_dim": 8}, "embedding_dim=8")])  # fmt: skip
+def test_what_stock_code_cannot_compute_is_refused(embedder, tmp_path, choices, message):
+    with pytest.raises(ValueError, match=message):
+        export_native(embedder("qwen2_vl", **choices), tmp_path / "native")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_native_directory_is_not_exported_again(embedder, tmp_path):
+    written = export_native(embedder("llava"), tmp_path / "native")
+    with pytest.raises(ValueError, match="native already"):
+        export_native(written, tmp_path / "again")
+    with pytest.raises(FileExistsError):
+        export_native(embedder("llava"), written)
+
+
+def test_mean_pooling(embedder, tmp_path):
+    ours = embedder("llava", pooling="mean")
+    written = export_native(ours, tmp_path / "native")
+    item = {"image": Image.new("RGB", (40, 30), "red"), "text": "a dog"}
+    expected = MMEmbedder(ours, device="cpu").encode_query([item])
+    found = SentenceTransformer(str(written), device="cpu").encode_query([as_messages(item)])
+    assert np.abs(found - expected).max() <= 1e-5

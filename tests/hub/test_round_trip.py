@@ -1,0 +1,142 @@
+"""Push with every `push_to_hub` there is, forget everything local, open by id where this package is not installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.hub.hub_server import TOKEN, running_hub
+
+OWNER = """
+import shutil, sys
+from pathlib import Path
+import numpy as np, torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModel, AutoProcessor
+from hf_mmembed import MMEmbedder
+from hf_mmembed.hub import push
+
+local, out = Path(sys.argv[1]), Path(sys.argv[2])
+texts = ["a red circle", "a dog"]
+
+push(local, "org/pushed")
+model, processor = AutoModel.from_pretrained(local), AutoProcessor.from_pretrained(local)
+model.push_to_hub("org/by-parts")
+processor.push_to_hub("org/by-parts")
+embedder = MMEmbedder(local, device="cpu")
+embedder.push_to_hub("org/by-st")
+np.save(out / "embedder.npy", embedder.encode_query(texts))
+
+torch.manual_seed(0)
+base = AutoModel.from_pretrained("org/pushed", revision="main")
+tuned = get_peft_model(base, LoraConfig(r=2, target_modules=r".*language_model.*\\.(q_proj|v_proj)", init_lora_weights=False))
+tuned.push_to_hub("org/adapter")
+batch = processor(text=texts, task="query", return_tensors="pt")
+with torch.no_grad():
+    np.save(out / "adapter.npy", tuned.eval()(**batch).pooler_output.numpy())
+shutil.rmtree(local)
+"""
+
+STRANGER = """
+import sys
+from pathlib import Path
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "hf_mmembed":
+            raise ModuleNotFoundError(name, name=name)
+
+sys.meta_path.insert(0, Absent())
+import numpy as np, torch
+from peft import PeftModel
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoProcessor
+
+out = Path(sys.argv[1])
+revision = sys.argv[2]
+texts = ["a red circle", "a dog"]
+expected = np.load(out / "embedder.npy")
+
+def embed(model, processor):
+    with torch.no_grad():
+        return model(**processor(text=texts, task="query", return_tensors="pt")).pooler_output.numpy()
+
+for repo, at in (("org/pushed", revision), ("org/by-parts", "main")):
+    model = AutoModel.from_pretrained(repo, revision=at, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(repo, revision=at, trust_remote_code=True)
+    assert type(model).__module__.startswith("transformers_modules")
+    assert np.array_equal(embed(model, processor), expected), repo
+for repo in ("org/pushed", "org/by-st"):
+    model = SentenceTransformer(repo, trust_remote_code=True, device="cpu")
+    assert np.array_equal(model.encode_query([{"text": text} for text in texts]), expected), repo
+base = AutoModel.from_pretrained("org/pushed", trust_remote_code=True)
+tuned = PeftModel.from_pretrained(base, "org/adapter").eval()
+assert np.array_equal(embed(tuned, processor), np.load(out / "adapter.npy"))
+assert not np.array_equal(embed(tuned, processor), expected)
+"""
+
+
+def run(code: str, *args: str, endpoint: str, home: Path) -> None:
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home),
+        "HF_TOKEN": TOKEN,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args], env=environment, cwd=home, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.fixture(scope="module")
+def published(embedder, tmp_path_factory):
+    """The Hub after the owner has pushed and deleted everything, and the folder with the embeddings to expect."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("owner")
+    local = shutil.copytree(embedder("qwen2_vl"), folder / "local")
+    (folder / "home").mkdir()
+    with running_hub() as hub:
+        run(OWNER, str(local), str(folder), endpoint=hub.endpoint, home=folder / "home")
+        assert not local.exists()
+        yield hub, folder
+
+
+def test_a_stranger_opens_everything_by_id_with_the_same_numbers(published, tmp_path):
+    hub, folder = published
+    sha = hub.repos["org/pushed"].branches["main"]
+    run(STRANGER, str(folder), sha, endpoint=hub.endpoint, home=tmp_path)
+
+
+def test_no_way_to_push_uploads_a_machine_path_a_token_or_a_pickle(published):
+    hub, folder = published
+    foreign = re.compile(TOKEN + "|" + re.escape(str(folder)) + r"|(?<![\w.:/])/(?:home|root|tmp|work|Users)/\w")
+    assert {"org/pushed", "org/by-parts", "org/by-st", "org/adapter"} == set(hub.repos)
+    for repo in hub.repos:
+        for name, content in hub.files(repo).items():
+            assert not name.endswith((".bin", ".pt", ".pkl")), f"{repo}/{name}"
+            found = foreign.search(content.decode("utf-8", errors="replace"))
+            assert not found, f"{repo}/{name}: {found[0]}"
+
+
+def test_an_adapter_names_its_base_and_revision(published):
+    hub, _ = published
+    config = json.loads(hub.files("org/adapter")["adapter_config.json"])
+    assert config["base_model_name_or_path"] == "org/pushed" and config["revision"]
+
+
+def test_expected_embeddings_are_unit_vectors(published):
+    _, folder = published
+    assert np.allclose(np.linalg.norm(np.load(folder / "embedder.npy"), axis=1), 1, atol=1e-6)

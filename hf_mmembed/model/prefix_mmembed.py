@@ -9,11 +9,14 @@ prompt is longer than most queries. This file travels with the checkpoint.
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
+
+from .pooled_mmembed import only_pooled
 
 __all__ = ["PrefixMemory", "shared_prefix_length", "states_with_shared_prefix"]
 
@@ -85,13 +88,18 @@ class PrefixMemory:
             length = int((self.known[0][:length] == ids[:length]).cumprod(dim=0).sum())
         if self.known is None or length < LEAST_REMEMBERED_SHARE * len(ids):
             length = len(ids)
-            cache = DynamicCache(config=backbone.config.get_text_config(decoder=True))
-            output = backbone.get_decoder()(input_ids=ids[None], past_key_values=cache, use_cache=True)
-            self.known = ids.clone(), output.last_hidden_state, cache
+            self.known = ids.clone(), *read_prefix(backbone, ids)
         known_ids, states, cache = self.known
         cache = copy.deepcopy(cache)
         cache.crop(length - len(known_ids))
         return states[:, :length], cache
+
+
+def read_prefix(backbone: PreTrainedModel, ids: torch.Tensor) -> tuple[torch.Tensor, DynamicCache]:
+    """The backbone's states `(1, prefix, hidden)` of the tokens `(prefix,)`, and their keys and values."""
+    cache = DynamicCache(config=backbone.config.get_text_config(decoder=True))
+    output = backbone.get_decoder()(input_ids=ids[None], past_key_values=cache, use_cache=True)
+    return output.last_hidden_state, cache
 
 
 def shared_prefix_length(
@@ -130,8 +138,9 @@ def states_with_shared_prefix(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
     memory: PrefixMemory | None = None,
+    whole: bool = True,
     **kwargs: Any,
-) -> torch.Tensor | None:
+) -> tuple[torch.Tensor, torch.Tensor] | None:
     """The backbone's last hidden states, with the common prefix of the rows computed once.
 
     Args:
@@ -139,11 +148,14 @@ def states_with_shared_prefix(
         input_ids (`torch.Tensor` of shape `(batch, seq_len)`): Padded on one side.
         attention_mask (`torch.Tensor` of shape `(batch, seq_len)`, *optional*): 1 for real tokens, 0 for padding.
         memory ([`PrefixMemory`], *optional*): Shared by a series of batches, whose prefix is then computed once for all.
+        whole (`bool`, defaults to `True`): Return the states of whole rows. Otherwise those of what follows the prefix,
+            of which only that of each row's last real token is right.
         **kwargs: What else the backbone takes.
 
     Returns:
-        `torch.Tensor` of shape `(batch, seq_len, hidden)`, zero where there is padding; or None where sharing is not
-        possible (training, a family that is not causal, arguments that it does not know) or saves too little.
+        `tuple[torch.Tensor, torch.Tensor]`: The states `(batch, seq_len, hidden)`, zero where there is padding, and
+        their mask `(batch, seq_len)`, where `seq_len` lacks the prefix unless `whole`; or None where sharing is not
+        possible (gradient checkpointing, a family that is not causal, unknown arguments) or saves too little.
     """
     if attention_mask is None or not _possible(backbone, input_ids, attention_mask, kwargs):
         return None
@@ -158,8 +170,11 @@ def states_with_shared_prefix(
     padded_left, padded_right = bool(starts.any()), not bool(attention_mask[:, -1].all())
     if padded_left and padded_right:
         return None
-    memory = PrefixMemory() if memory is None else memory
-    prefix_states, cache = memory.prefix(backbone, input_ids[0, int(starts[0]) :][:prefix])
+    prefix_ids = input_ids[0, int(starts[0]) :][:prefix]
+    if torch.is_grad_enabled():  # the keys and values are part of this graph, and nobody else's
+        prefix_states, cache = read_prefix(backbone, prefix_ids)
+    else:
+        prefix_states, cache = (memory or PrefixMemory()).prefix(backbone, prefix_ids)
     cache.batch_repeat_interleave(batch)
     prefix = prefix_states.shape[1]
     # What follows the prefix begins `prefix` columns further right, in rows with padding on the left too.
@@ -176,19 +191,22 @@ def states_with_shared_prefix(
         positions = (prefix + rest_mask.cumsum(dim=1) - 1).clamp(min=prefix)
     kwargs = {name: value[:, prefix:] if name in ROW_ARGUMENTS else value for name, value in kwargs.items()}
     kwargs["use_cache"] = True
-    rest_states = backbone(
-        input_ids=input_ids[:, prefix:],
-        attention_mask=torch.cat([attention_mask.new_ones(batch, prefix), rest_mask], dim=1),
-        position_ids=positions,
-        past_key_values=cache,
-        **kwargs,
-    ).last_hidden_state
+    with nullcontext() if whole else only_pooled(rest_mask):
+        rest_states = backbone(
+            input_ids=input_ids[:, prefix:],
+            attention_mask=torch.cat([attention_mask.new_ones(batch, prefix), rest_mask], dim=1),
+            position_ids=positions,
+            past_key_values=cache,
+            **kwargs,
+        ).last_hidden_state
+    if not whole:
+        return rest_states, rest_mask
 
     states = rest_states.new_zeros(batch, length, rest_states.shape[-1])
     states[:, prefix:] = rest_states * rest_mask.unsqueeze(-1).to(rest_states.dtype)
     columns = starts[:, None] + torch.arange(prefix, device=input_ids.device)
     states[torch.arange(batch, device=input_ids.device)[:, None], columns] = prefix_states
-    return states
+    return states, attention_mask
 
 
 def _possible(
@@ -197,7 +215,7 @@ def _possible(
     config, text_config = backbone.config, backbone.config.get_text_config(decoder=True)
     window = getattr(text_config, "sliding_window", None)
     return (
-        not torch.is_grad_enabled()
+        not (torch.is_grad_enabled() and backbone.is_activation_checkpointing)
         and not torch.compiler.is_compiling()
         and attention_mask.dim() == 2
         and input_ids.shape[0] > 1

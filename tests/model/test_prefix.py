@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
@@ -86,11 +88,35 @@ def test_backbone_reads_the_system_prompt_once(family, loaded):
     assert width < features["input_ids"].shape[1] // 2
 
 
-def test_no_sharing_where_gradients_are_wanted(loaded):
+@pytest.mark.parametrize("family", ["qwen2_vl", "idefics3"])
+def test_gradients_are_the_same_where_sharing_is_asked_for(family, loaded):
+    model, processor = loaded(family)
+    model = copy.deepcopy(model).double().requires_grad_(True)
+    images = [None, *pictures((40, 24), (24, 40))]
+    features = processor(text=["red", None, "a blue circle"], images=images, return_tensors="pt")
+    gradients, widths = {}, []
+    model.backbone.register_forward_pre_hook(
+        lambda module, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    for share in (False, True, None):
+        model.zero_grad()
+        embeddings = model(**features, share_prefix=share).embeddings.double()
+        (embeddings @ embeddings.T)[0].sum().backward()
+        gradients[share] = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    whole, shared, unasked = widths
+    assert shared < whole == unasked
+    assert gradients[True].keys() == gradients[False].keys()
+    for name, expected in gradients[False].items():
+        # The embeddings are rounded to float32 on their way out.
+        assert torch.allclose(gradients[True][name], expected, rtol=1e-5, atol=1e-7), name
+
+
+def test_no_sharing_with_gradient_checkpointing(loaded):
     model, processor = loaded("qwen2_vl")
+    model = copy.deepcopy(model).requires_grad_(True).train()
+    model.activation_checkpointing_enable()
     features = processor(text=["red", "blue"], return_tensors="pt")
-    model.requires_grad_(True)
-    model(**features).embeddings.sum().backward()
+    model(**features, share_prefix=True).embeddings.sum().backward()
     assert all(p.grad is not None for p in model.backbone.get_decoder().parameters())
 
 

@@ -12,20 +12,24 @@ from __future__ import annotations
 import io
 import os
 import struct
+import sys
 import urllib.request
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["MAX_ASPECT_RATIO", "MAX_IMAGE_PIXELS", "ImageError", "check_size", "is_url", "open_image"]
 
 MAX_IMAGE_PIXELS = 89_478_485  # Pillow's own threshold for a possible decompression bomb
 MAX_ASPECT_RATIO = 200  # the limit of Qwen's image processors
 MAX_DOWNLOAD_BYTES = 50_000_000
+UPRIGHT = 1  # of the EXIF orientations
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # JPEG opens MPO, the multi-picture JPEG, too
 # What Pillow's decoders raise on broken files.
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, struct.error, zlib.error)
@@ -74,7 +78,7 @@ def open_image(source: Any, *, allow_urls: bool = False, max_pixels: int = MAX_I
     """
     if isinstance(source, Image.Image):
         return _decoded(source, max_pixels)
-    if isinstance(source, (np.ndarray, torch.Tensor)):
+    if isinstance(source, np.ndarray) or _is_tensor(source):
         return _decoded(_from_array(source), max_pixels)
     if is_url(source):
         return _read(io.BytesIO(_download(source, allow_urls)), "the file behind the URL", max_pixels)
@@ -113,7 +117,8 @@ def _decoded(image: Image.Image, max_pixels: int) -> Image.Image:
     check_size(*image.size, max_pixels=max_pixels)
     try:
         image.load()
-        image = ImageOps.exif_transpose(image)
+        if image.getexif().get(ExifTags.Base.Orientation, UPRIGHT) != UPRIGHT:  # it copies an upright picture too
+            image = ImageOps.exif_transpose(image)
     except (*DECODING_ERRORS, Image.DecompressionBombError) as error:
         raise ImageError(f"the picture is broken or breaks off ({type(error).__name__}).") from error
     return _to_rgb(image)
@@ -138,9 +143,15 @@ def _download(url: str, allow_urls: bool) -> bytes:
     return data
 
 
+def _is_tensor(source: object) -> TypeGuard[torch.Tensor]:
+    """Asked without importing torch: where it was never imported, nothing is a tensor."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(source, torch.Tensor)
+
+
 def _from_array(array: np.ndarray | torch.Tensor) -> Image.Image:
-    channels_first = isinstance(array, torch.Tensor)
-    values = array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else array
+    channels_first = _is_tensor(array)
+    values: np.ndarray = array.detach().cpu().numpy() if _is_tensor(array) else array
     shape = tuple(values.shape)
     if values.ndim == 3:
         first, last = shape[0] in (1, 3, 4), shape[2] in (1, 3, 4)
@@ -190,7 +201,7 @@ def check_size(width: int, height: int, *, max_pixels: int = MAX_IMAGE_PIXELS) -
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         values = np.asarray(image)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_mmembed import MMEmbedConfig
-from .prefix_mmembed import PrefixMemory, states_with_shared_prefix
+from .pooled_mmembed import last_block_for_pooled, last_real_token, only_pooled
+from .prefix_mmembed import MULTIMODAL_ROPE, PrefixMemory, states_with_shared_prefix
+from .vision_mmembed import run_lean
 
 __all__ = ["MMEmbedModel", "MMEmbedOutput", "pool", "require_safetensors"]
 
@@ -65,7 +68,8 @@ class MMEmbedOutput(ModelOutput):
     Args:
         embeddings (`torch.FloatTensor` of shape `(batch, dim)`): Unit L2 norm, float32 whatever the model's dtype.
         pooler_output (`torch.FloatTensor` of shape `(batch, dim)`): The same tensor, under sentence-transformers' name.
-        last_hidden_state (`torch.FloatTensor` of shape `(batch, seq_len, hidden)`): After the final norm.
+        last_hidden_state (`torch.FloatTensor` of shape `(batch, seq_len, hidden)`): After the final norm; None with
+            `whole_states=False`.
     """
 
     embeddings: torch.Tensor | None = None
@@ -98,9 +102,7 @@ def pool(hidden: torch.Tensor, attention_mask: torch.Tensor | None, pooling: str
         # In float32: a sum over many tokens loses its last digits in half precision.
         weights = mask.unsqueeze(-1).float()
         return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
-    # The last real token has the largest position among the real ones.
-    last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
-    return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), last_real_token(mask)]
 
 
 def require_safetensors(path: str | os.PathLike) -> None:
@@ -123,21 +125,6 @@ def require_safetensors(path: str | os.PathLike) -> None:
         "checkpoint with model.safetensors. If you trust the file, open the checkpoint with transformers' class for it "
         "and save it again: save_pretrained writes safetensors."
     )
-
-
-class LinearPatchConv(nn.Conv3d):
-    """A patch embedding's `Conv3d`, computed as the matrix product that it is when each input is one patch.
-
-    The weights keep their name and shape. Several torch/GPU pairs run this convolution 10 to 50,000 times slower than
-    the product (pytorch#174051, transformers#45750), and the product is faster on CPUs too.
-    """
-
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """`(patches, channels, time, height, width)` → `(patches, dim, 1, 1, 1)`."""
-        if patches.shape[2:] != self.weight.shape[2:]:
-            return super().forward(patches)
-        product = F.linear(patches.flatten(1), self.weight.flatten(1), self.bias)
-        return product.view(-1, self.out_channels, 1, 1, 1)
 
 
 class MMEmbedModel(PreTrainedModel):
@@ -172,9 +159,7 @@ class MMEmbedModel(PreTrainedModel):
 
     def _read_backbone(self) -> None:
         """Prepare the backbone for reading out: what generation needs and an embedder does not is switched off."""
-        for module in self.backbone.modules():
-            if type(module) is nn.Conv3d and module.stride == module.kernel_size and module.padding == (0, 0, 0):
-                module.__class__ = LinearPatchConv
+        run_lean(self.backbone)
         if self.config.readout == "pre_mlp":
             block = self.backbone.get_decoder().layers[-1]
             if not hasattr(block, "mlp"):
@@ -185,6 +170,8 @@ class MMEmbedModel(PreTrainedModel):
             # The block adds its MLP's output to the state: adding zero leaves the state before the MLP, which the
             # final norm then takes as usual.
             block.mlp.forward = torch.zeros_like
+        elif self.config.pooling == "last":
+            last_block_for_pooled(self.backbone)
 
     @classmethod
     def from_backbone(cls, backbone: PreTrainedModel, **config_fields: Any) -> MMEmbedModel:
@@ -217,8 +204,9 @@ class MMEmbedModel(PreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         num_images_per_sample: torch.LongTensor | None = None,
-        share_prefix: bool = True,
+        share_prefix: bool | None = None,
         prefix_memory: PrefixMemory | None = None,
+        whole_states: bool = True,
         **kwargs: Any,
     ) -> MMEmbedOutput:
         """Embed a batch.
@@ -228,10 +216,13 @@ class MMEmbedModel(PreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(batch, seq_len)`): 1 for real tokens, 0 for padding.
             num_images_per_sample (`torch.LongTensor` of shape `(batch,)`, *optional*): Images of each row. Given by
                 sentence-transformers, which needs it to split a batch; some families take it under another name.
-            share_prefix (`bool`, defaults to `True`): Compute the tokens that all rows begin with once, where gradients
-                are off and the family allows it. The result is the same up to rounding; padding then has states zero.
+            share_prefix (`bool`, *optional*): Compute the tokens that all rows begin with once, where the family allows
+                it. The result and its gradients are the same up to rounding, but for dropout, whose mask all rows then
+                share there; padding has states zero. Defaults to doing so where gradients are off.
             prefix_memory ([`PrefixMemory`], *optional*): Given to every batch of a series, so that their common prefix is
                 computed once for all.
+            whole_states (`bool`, defaults to `True`): Return `last_hidden_state`. Without it, the last block computes
+                what the embeddings need and no more.
             **kwargs: The rest of what the processor returned (`pixel_values`, ...), for the backbone.
 
         Returns:
@@ -243,16 +234,31 @@ class MMEmbedModel(PreTrainedModel):
             if int(num_images_per_sample.sum()) == 0:
                 for name in IMAGE_INPUTS:
                     kwargs.pop(name, None)
+        if self.config.backbone_config.model_type not in MULTIMODAL_ROPE:
+            kwargs.pop("image_grid_thw", None)  # for whoever cuts a batch into pieces; only these families read it
         kwargs.setdefault("use_cache", False)
         kwargs["return_dict"] = True
-        states = None
+        # Gradient checkpointing runs blocks again outside of this call, and compiled code keeps no context.
+        again = torch.compiler.is_compiling() or (torch.is_grad_enabled() and self.backbone.is_gradient_checkpointing)
+        whole = whole_states or self.config.pooling != "last" or again
+        shared = None
+        if share_prefix is None:
+            share_prefix = not torch.is_grad_enabled()
         if share_prefix and input_ids is not None:
-            states = states_with_shared_prefix(self.backbone, input_ids, attention_mask, prefix_memory, **kwargs)
-        if states is None:
-            states = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
-        pooled = pool(states, attention_mask, self.config.pooling)[:, : self.config.embedding_dim]
+            shared = states_with_shared_prefix(
+                self.backbone, input_ids, attention_mask, prefix_memory, whole=whole, **kwargs
+            )
+        if shared is not None:
+            states, mask = shared
+        else:
+            mask = attention_mask
+            with nullcontext() if whole else only_pooled(mask):
+                states = self.backbone(input_ids=input_ids, attention_mask=mask, **kwargs).last_hidden_state
+        pooled = pool(states, mask, self.config.pooling)[:, : self.config.embedding_dim]
         embeddings = F.normalize(pooled.float(), dim=-1)
-        return MMEmbedOutput(embeddings=embeddings, pooler_output=embeddings, last_hidden_state=states)
+        return MMEmbedOutput(
+            embeddings=embeddings, pooler_output=embeddings, last_hidden_state=states if whole_states else None
+        )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:

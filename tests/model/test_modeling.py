@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from hf_mmembed.model import MMEmbedConfig, MMEmbedModel
-from hf_mmembed.model.modeling_mmembed import LinearPatchConv, pool
+from hf_mmembed.model.modeling_mmembed import pool
 from tests.tiny_families import FAMILIES
 
 
@@ -105,18 +105,6 @@ def test_mean_pooling_is_stored(embedder, batches):
     expected = pool(output.last_hidden_state, inputs["attention_mask"], "mean")
     assert torch.allclose(output.embeddings, torch.nn.functional.normalize(expected, dim=-1), atol=1e-6)
     assert (output.embeddings - full).abs().max() > 1e-3
-
-
-def test_patch_embedding_is_a_matrix_product_with_the_convolution_s_numbers(embedder):
-    model = AutoModel.from_pretrained(embedder("qwen2_vl"))
-    converted = [module for module in model.modules() if isinstance(module, LinearPatchConv)]
-    assert len(converted) == 1
-    conv = converted[0]
-    patches = torch.randn(5, *conv.weight.shape[1:], dtype=torch.float64)
-    conv = conv.double()
-    assert torch.allclose(conv(patches), nn.Conv3d.forward(conv, patches), atol=1e-12)
-    clip = torch.randn(1, conv.in_channels, *(2 * side for side in conv.kernel_size), dtype=torch.float64)
-    assert torch.equal(conv(clip), nn.Conv3d.forward(conv, clip))
 
 
 @pytest.mark.parametrize("prompt", ["saha", "saha-legacy"])

@@ -1,0 +1,111 @@
+"""Vision towers as an embedder runs them: the weights and numbers of transformers' modules, computed in less time.
+
+In: a backbone of transformers. Out: the same backbone, whose patch embedding is a matrix product, whose pictures of
+equal size attend in one call instead of one call each, and whose activations are computed in place. Names and shapes
+of weights do not change, and where gradients are wanted the modules compute as they always did. This file travels
+with the checkpoint.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.activations import QuickGELUActivation
+
+__all__ = ["InPlaceQuickGELU", "LinearPatchConv", "attend_by_length", "run_lean"]
+
+# Vision attentions that have the same parts and take the same arguments.
+QWEN_ATTENTIONS = frozenset({"VisionAttention", "Qwen2_5_VLVisionAttention", "Qwen3VLVisionAttention"})
+
+
+def run_lean(backbone: nn.Module) -> None:
+    """Make the modules of a backbone compute in the ways below, in place."""
+    for module in backbone.modules():
+        if type(module) is nn.Conv3d and module.stride == module.kernel_size and module.padding == (0, 0, 0):
+            module.__class__ = LinearPatchConv
+        elif type(module) is QuickGELUActivation:
+            module.__class__ = InPlaceQuickGELU
+        elif type(module).__name__ in QWEN_ATTENTIONS:
+            module.forward = partial(attend_by_length, module)
+
+
+class LinearPatchConv(nn.Conv3d):
+    """A patch embedding's `Conv3d`, computed as the matrix product that it is when each input is one patch.
+
+    Several torch/GPU pairs run this convolution 10 to 50,000 times slower than the product (pytorch#174051,
+    transformers#45750), and the product is faster on CPUs too.
+    """
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """`(patches, channels, time, height, width)` → `(patches, dim, 1, 1, 1)`."""
+        if patches.shape[2:] != self.weight.shape[2:]:
+            return super().forward(patches)
+        product = F.linear(patches.flatten(1), self.weight.flatten(1), self.bias)
+        return product.view(-1, self.out_channels, 1, 1, 1)
+
+
+class InPlaceQuickGELU(QuickGELUActivation):
+    """`x * sigmoid(1.702 * x)` with one new tensor instead of three."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Any shape → the same shape."""
+        if torch.is_grad_enabled():
+            return super().forward(input)
+        return (1.702 * input).sigmoid_().mul_(input)
+
+
+def attend_by_length(
+    attention: Any,
+    hidden_states: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor],
+    **kwargs: Any,
+) -> torch.Tensor:
+    """The forward of a Qwen vision attention: neighbouring segments of equal length attend in one call.
+
+    A segment is a picture, or a window of one; transformers runs a loop over them wherever flash attention is absent.
+
+    Args:
+        attention (`nn.Module`): One of `QWEN_ATTENTIONS`.
+        hidden_states (`torch.Tensor` of shape `(patches, dim)`): All segments, one after the other.
+        cu_seqlens (`torch.Tensor` of shape `(segments + 1,)`): Where each begins, and where the last one ends.
+        position_embeddings (`tuple[torch.Tensor, torch.Tensor]`): Cosine and sine, `(patches, head_dim)` each.
+        **kwargs: What else the module takes, which does not concern attention of this kind.
+
+    Returns:
+        `torch.Tensor` of shape `(patches, dim)`.
+    """
+    implementation = attention.config._attn_implementation
+    if implementation != "sdpa" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return type(attention).forward(
+            attention, hidden_states, cu_seqlens=cu_seqlens, position_embeddings=position_embeddings, **kwargs
+        )
+    patches = hidden_states.shape[0]
+    parts = attention.qkv(hidden_states).view(patches, 3, attention.num_heads, -1)
+    cosine, sine = (angles[:, None, None] for angles in position_embeddings)
+    query, key = _rotated(parts[:, :2], cosine, sine).unbind(1)
+    outputs, start = [], 0
+    for length, segments in groupby((cu_seqlens[1:] - cu_seqlens[:-1]).tolist()):
+        stop = start + length * len(list(segments))
+        by_head = (part[start:stop].unflatten(0, (-1, length)).transpose(1, 2) for part in (query, key, parts[:, 2]))
+        mixed = F.scaled_dot_product_attention(*by_head, scale=attention.scaling)
+        outputs.append(mixed.transpose(1, 2).reshape(stop - start, -1))
+        start = stop
+    return attention.proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
+
+
+def _rotated(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    """Rotary position embedding in float32, as the families compute it, without its temporary tensors."""
+    exact = states.float()
+    left, right = exact.chunk(2, dim=-1)
+    left_sine, right_sine = sine.float().chunk(2, dim=-1)
+    turned = exact * cosine.float()
+    turned_left, turned_right = turned.chunk(2, dim=-1)
+    turned_left.addcmul_(right, left_sine, value=-1)
+    turned_right.addcmul_(left, right_sine)
+    return turned.to(states.dtype)

@@ -1,0 +1,135 @@
+"""Vision towers compute the numbers of transformers' modules, with fewer calls."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from transformers import AutoModel, AutoProcessor
+from transformers.activations import QuickGELUActivation
+
+from hf_mmembed.model.vision_mmembed import QWEN_ATTENTIONS, InPlaceQuickGELU, LinearPatchConv
+
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def attentions(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if type(module).__name__ in QWEN_ATTENTIONS]
+
+
+@pytest.fixture(scope="module")
+def loaded(embedder):
+    """`loaded(family)`: a model, and a batch of three pictures of one size between two of another."""
+
+    def load(family: str):
+        processor = AutoProcessor.from_pretrained(embedder(family))
+        pictures = [noise(48, 24), noise(32, 32), noise(33, 32), noise(32, 33), noise(24, 48)]
+        return AutoModel.from_pretrained(embedder(family)).eval(), processor(images=pictures, return_tensors="pt")
+
+    return load
+
+
+def vectors(model, batch, **options):
+    with torch.no_grad():
+        return model(**batch, **options).embeddings
+
+
+@pytest.mark.parametrize("family", QWEN)
+def test_attention_gives_the_library_s_numbers(family, loaded):
+    model, batch = loaded(family)
+    ours = vectors(model, batch)
+    assert attentions(model)
+    for attention in attentions(model):
+        del attention.forward
+    assert torch.allclose(ours, vectors(model, batch), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_in_each_type(dtype, loaded):
+    model, _ = loaded("qwen2_vl")
+    attention = attentions(model)[0].to(dtype)
+    patches, head = 24, attention.qkv.in_features // attention.num_heads
+    torch.manual_seed(0)
+    states, angles = torch.randn(patches, attention.qkv.in_features, dtype=dtype), torch.randn(patches, head)
+    arguments = {
+        "cu_seqlens": torch.tensor([0, 4, 12, 20, 24], dtype=torch.int32),
+        "position_embeddings": (angles.cos(), angles.sin()),
+    }
+    with torch.no_grad():
+        ours, stock = attention(states, **arguments), type(attention).forward(attention, states, **arguments)
+    assert ours.dtype == stock.dtype == dtype
+    assert torch.allclose(ours, stock, rtol=0, atol=1e-6 if dtype == torch.float32 else 2e-2)
+
+
+def test_neighbours_of_equal_length_attend_in_one_call(loaded, monkeypatch):
+    model, batch = loaded("qwen2_vl")
+    shapes = []
+    attend = F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda q, k, v, **kw: shapes.append(tuple(q.shape)) or attend(q, k, v, **kw)
+    )
+    grids = batch["image_grid_thw"].prod(dim=1).tolist()
+    assert grids[1] == grids[2] == grids[3] != grids[0] == grids[4]
+    with torch.no_grad():
+        model.backbone.visual(batch["pixel_values"], grid_thw=batch["image_grid_thw"])
+    assert [(shape[0], shape[2]) for shape in shapes] == [(1, grids[0]), (3, grids[1]), (1, grids[4])] * 2
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_gradients_and_other_implementations_take_the_library_s_way(implementation, loaded, monkeypatch):
+    model, batch = loaded("qwen2_vl")
+    model.set_attn_implementation(implementation)
+    kind = type(attentions(model)[0])
+    forward, calls = kind.forward, []
+    monkeypatch.setattr(kind, "forward", lambda self, *args, **kw: calls.append(1) or forward(self, *args, **kw))
+    expected = vectors(model, batch)
+    assert len(calls) == (0 if implementation == "sdpa" else 2)
+    calls.clear()
+    embeddings = model(**batch).embeddings
+    embeddings.sum().backward()
+    assert len(calls) == 2 and attentions(model)[0].qkv.weight.grad.abs().max() > 0
+    assert torch.allclose(embeddings, expected, rtol=0, atol=1e-6)
+
+
+def test_a_copy_computes_with_its_own_weights(loaded):
+    model, batch = loaded("qwen2_vl")
+    expected = vectors(model, batch)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301 - as process pools do
+        assert torch.equal(vectors(twin, batch), expected)
+        with torch.no_grad():
+            attentions(twin)[0].proj.weight.zero_()
+            twin.backbone.get_decoder().layers[-1].mlp.down_proj.weight.zero_()
+        assert (vectors(twin, batch) - expected).abs().max() > 1e-3
+        assert (vectors(twin, batch, whole_states=False) - vectors(twin, batch)).abs().max() < 1e-6
+    assert torch.equal(vectors(model, batch), expected)
+
+
+def test_activation_keeps_its_input_and_has_gradients():
+    states = torch.randn(4, 5, requires_grad=True)
+    before = states.detach().clone()
+    expected = QuickGELUActivation()(states)
+    with torch.no_grad():
+        assert torch.allclose(InPlaceQuickGELU()(states), expected, rtol=0, atol=1e-7)
+    assert torch.equal(states, before)
+    [gradient] = torch.autograd.grad(InPlaceQuickGELU()(states).sum(), states)
+    assert torch.equal(gradient, torch.autograd.grad(expected.sum(), states)[0])
+
+
+def test_patch_embedding_is_a_matrix_product_with_the_convolution_s_numbers(loaded):
+    model, _ = loaded("qwen2_vl")
+    [conv] = [module for module in model.modules() if isinstance(module, LinearPatchConv)]
+    patches = torch.randn(5, *conv.weight.shape[1:], dtype=torch.float64)
+    conv = conv.double()
+    assert torch.allclose(conv(patches), nn.Conv3d.forward(conv, patches), atol=1e-12)
+    clip = torch.randn(1, conv.in_channels, *(2 * side for side in conv.kernel_size), dtype=torch.float64)
+    assert torch.equal(conv(clip), nn.Conv3d.forward(conv, clip))

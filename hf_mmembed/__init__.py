@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from .model.convert import convert
     from .model.modeling_mmembed import MMEmbedModel, MMEmbedOutput
     from .model.presets import PRESETS, load_prompt
-    from .model.processing_mmembed import HierarchicalPrompt, MMEmbedProcessor
+    from .model.processing_mmembed import MMEmbedProcessor
+    from .model.rows_mmembed import HierarchicalPrompt
     from .sentence_transformer import MMEmbedder
 
 __version__ = "0.1.0"
@@ -36,11 +37,11 @@ __all__ = [
 
 _HOME = {
     "PRESETS": "hf_mmembed.model.presets",
-    "HierarchicalPrompt": "hf_mmembed.model.processing_mmembed",
-    "MMEmbedConfig": "hf_mmembed.model.configuration_mmembed",
-    "MMEmbedModel": "hf_mmembed.model.modeling_mmembed",
+    "HierarchicalPrompt": "hf_mmembed.model.rows_mmembed",
+    "MMEmbedConfig": "hf_mmembed.model.registration",
+    "MMEmbedModel": "hf_mmembed.model.registration",
     "MMEmbedOutput": "hf_mmembed.model.modeling_mmembed",
-    "MMEmbedProcessor": "hf_mmembed.model.processing_mmembed",
+    "MMEmbedProcessor": "hf_mmembed.model.registration",
     "MMEmbedder": "hf_mmembed.sentence_transformer",
     "convert": "hf_mmembed.model.convert",
     "load_prompt": "hf_mmembed.model.presets",

@@ -34,6 +34,7 @@ from transformers.utils import find_adapter_config_file
 from .batching import plan_batches, prefetch, text_tokens
 from .duplicates import unique_inputs
 from .inputs import as_messages, picture_size, pictures, texts
+from .model import registration  # noqa: F401 - from here on, checkpoints open with the installed classes
 from .model.images_mmembed import ImageError, open_image
 from .model.prefix_mmembed import PrefixMemory
 
@@ -268,7 +269,7 @@ class MMEmbedder(SentenceTransformer):
             if hidden_states is not None:
                 steering["share_prefix"] = False  # the backbone has to read whole rows for its states to be whole
             elif hasattr(self.transformers_model, "backbone"):
-                steering["prefix_memory"] = PrefixMemory()
+                steering = {"prefix_memory": PrefixMemory(), "whole_states": False}
             for batch, features in prepared:
                 features = batch_to_device(features, device)
                 features = self({**features, **steering}, **kwargs)
@@ -325,7 +326,7 @@ class MMEmbedder(SentenceTransformer):
                     except ValueError as error:
                         raise ValueError(f"inputs[{conversation.index}]: {error}") from error
                 raise
-            except Exception as error:
+            except Exception as error:  # whatever it is, it is raised as it is
                 error.add_note(f"raised while preparing inputs {sorted(row.index for row in chosen)}")
                 raise
 

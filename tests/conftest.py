@@ -25,7 +25,7 @@ def generative(tmp_path_factory) -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def embedder(generative, tmp_path_factory) -> Callable[..., Path]:
     """`embedder("qwen2_vl", prompt="saha", ...)` is the directory of the converted checkpoint; do not write to it."""
-    from hf_mmembed.model import convert
+    from hf_mmembed import convert
 
     return cache(
         lambda family, **choices: convert(generative(family), tmp_path_factory.mktemp("embedder") / family, **choices)

@@ -35,7 +35,7 @@ def convert(
     """
     from transformers.utils import logging
 
-    from hf_mmembed.model import convert as convert_checkpoint
+    from hf_mmembed.model.convert import convert as convert_checkpoint
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()

@@ -24,10 +24,10 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
-from .configuration_mmembed import MMEmbedConfig
-from .modeling_mmembed import MMEmbedModel, require_safetensors
+from .modeling_mmembed import require_safetensors
 from .presets import load_prompt
-from .processing_mmembed import MMEmbedProcessor, image_only_processor, load_with_pillow
+from .processing_mmembed import image_only_processor, load_with_pillow
+from .registration import MMEmbedConfig, MMEmbedModel, MMEmbedProcessor
 from .rows_mmembed import HierarchicalPrompt
 
 __all__ = ["convert", "wrap_processor"]

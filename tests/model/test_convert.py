@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, BertConfig, LlamaConfig
 
-from hf_mmembed.model import HierarchicalPrompt, MMEmbedProcessor, convert
+from hf_mmembed import HierarchicalPrompt, MMEmbedProcessor, convert
 
 FILES = {
     "README.md",    "chat_template.jinja", "config.json", "config_sentence_transformers.json", "configuration_mmembed.py",

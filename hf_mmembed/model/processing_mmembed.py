@@ -17,6 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,9 @@ from .rows_mmembed import HierarchicalPrompt, Row, row_of_conversation, rows_of_
 
 __all__ = ["HierarchicalPrompt", "MMEmbedProcessor", "image_only_processor", "load_with_pillow"]
 
+# Their `pixel_values` are one stack of tiles. sentence-transformers, which cuts a batch into mini-batches where gradients
+# are cached, learns from `image_grid_thw` which of them belong together; the model does not read it.
+TILED_WITHOUT_GRID = frozenset({"InternVLProcessor"})
 SIZE_OPTIONS = ("truncation", "max_length", "padding", "return_tensors")
 # sentence-transformers passes `task` only to templates that use the variable; this renders nothing.
 TASK_DECLARATION = "{% if task is defined %}{% endif %}"
@@ -268,12 +272,25 @@ class MMEmbedProcessor(ProcessorMixin):
         return [{"role": "system", "content": [{"type": "text", "text": system}]}, user] if system else [user]
 
     def control_tokens(self) -> list[str]:
-        """What only the template may write, longest first: special tokens, and other added tokens that it uses."""
+        """What only the template may write, longest first: special tokens, other added tokens that it uses, turn marks."""
         template = self.backbone_processor.chat_template
         added = self.tokenizer.added_tokens_decoder.values()
         tokens = {t.content for t in added if t.special or (t.content in template and not t.content.isspace())}
         tokens.update(self.backbone_processor.all_special_multimodal_tokens)
-        return sorted(tokens, key=lambda token: (-len(token), token))
+        return sorted(tokens | self._turn_marks(tokens), key=lambda token: (-len(token), token))
+
+    def _turn_marks(self, tokens: set[str]) -> set[str]:
+        """The words around a user turn, where no control token ends it: LLaVA's `USER:`, `ASSISTANT:`, `[INST]` ..."""
+        if not self.prompt.chat:
+            return set()
+        words = "THE words"
+        turn = [{"role": "user", "content": [{"type": "text", "text": words}]}]
+        rendered = self.backbone_processor.apply_chat_template(turn, add_generation_prompt=True)
+        before, _, after = rendered.partition(words)
+        if any(token in after for token in tokens):
+            return set()
+        marks = {*before.split()[-1:], *after.split()[:1]}
+        return {mark for mark in marks if re.search(r"[^\W\d]", mark) and not any(token in mark for token in tokens)}
 
     @cached_property
     def takes_system_role(self) -> bool:
@@ -330,7 +347,17 @@ class MMEmbedProcessor(ProcessorMixin):
         if bos is not None and strings[0].startswith(bos):
             options = {**options, "text_kwargs": {**options["text_kwargs"], "add_special_tokens": False}}
         images = [list(row.images) for row in rows] if any(row.images for row in rows) else None
-        return self.backbone_processor(images=images, text=strings, **options)
+        batch = self.backbone_processor(images=images, text=strings, **options)
+        if images and self.backbone_processor_class in TILED_WITHOUT_GRID:
+            grids = {"image_grid_thw": [[tiles, 1, 1] for tiles in self._tiles(batch["input_ids"])]}
+            batch.update(BatchFeature(grids, tensor_type=options.get("return_tensors")))
+        return batch
+
+    def _tiles(self, input_ids: Any) -> list[int]:
+        """How many tiles each image was cut into, in reading order, from the tokens that stand for it."""
+        token, each = self.backbone_processor.image_token_id, self.backbone_processor.image_seq_length
+        runs = (run for row in input_ids for is_image, run in groupby(row, lambda one: int(one) == token) if is_image)
+        return [len(list(run)) // each for run in runs]
 
     def _shortened(self, row: Row, index: int, length: int, limit: float) -> Row:
         """`row` with its text cut at the end, so that about `length - limit` tokens go."""

@@ -38,8 +38,9 @@ RANK = {
     "thinking": 6,
     "index": 6,
     "evaluation": 6,
-    "hub": 7,
+    "hub": 6,
     "tiny": 7,
+    "scripts": 8,
     "cli": 8,
     "__init__": 9,
 }

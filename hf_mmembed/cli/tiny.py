@@ -64,3 +64,14 @@ def draw(
     from hf_mmembed.data.drawings import draw_folder
 
     typer.echo(f"{draw_folder(out, number, split=split, seed=seed, pixels=pixels)} pictures are in {out}")
+
+
+@tiny.command()
+def card() -> None:
+    """Render the card of the shipped model from its recorded evaluation, its weights and its training run.
+
+    Example: hf-mmembed tiny card
+    """
+    from hf_mmembed.tiny.card import write_tiny_card
+
+    typer.echo(f"wrote {write_tiny_card()}")

@@ -7,6 +7,7 @@ the repository is as it was, and the same command continues.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,6 +62,8 @@ def prepare(directory: str | Path, *, repo_id: str | None = None) -> list[RepoFi
     directory = Path(directory)
     files = {file.path: file for file in collect(directory)}
     check(list(files.values()))
+    if "adapter_config.json" in files:
+        files["adapter_config.json"] = _with_base_revision(files["adapter_config.json"])
     try:
         embedder = MMEmbedder(directory, device="cpu")
     except ValueError as error:
@@ -71,6 +74,21 @@ def prepare(directory: str | Path, *, repo_id: str | None = None) -> list[RepoFi
     ready = [files[name] for name in sorted(files)]
     check(ready)
     return ready
+
+
+def _with_base_revision(file: RepoFile) -> RepoFile:
+    """An adapter's config that names the commit of its base: over any other weights it is meaningless."""
+    settings = json.loads(file.read())
+    base = settings["base_model_name_or_path"]
+    if Path(base).exists():
+        raise PublishError(
+            f"the adapter's base is the local directory {Path(base).name}, which nobody else has: push the base first "
+            "and set base_model_name_or_path in adapter_config.json to its id, or merge the adapter into it."
+        )
+    if settings.get("revision") is None:
+        with _explained(base):
+            settings["revision"] = HfApi(library_name="hf-mmembed").model_info(base).sha
+    return RepoFile(file.path, (json.dumps(settings, indent=2) + "\n").encode())
 
 
 def write_golden(directory: str | Path) -> None:

@@ -19,6 +19,7 @@ import shutil, sys
 from pathlib import Path
 import numpy as np, torch
 from peft import LoraConfig, get_peft_model
+from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoProcessor
 from hf_mmembed import MMEmbedder
 from hf_mmembed.hub import push
@@ -32,13 +33,18 @@ model.push_to_hub("org/by-parts")
 processor.push_to_hub("org/by-parts")
 embedder = MMEmbedder(local, device="cpu")
 embedder.push_to_hub("org/by-st")
-np.save(out / "embedder.npy", embedder.encode_query(texts))
+batch = processor(text=texts, task="query", return_tensors="pt")
+with torch.no_grad():
+    np.save(out / "automodel.npy", model(**batch).pooler_output.numpy())
+plain = SentenceTransformer(str(local), device="cpu")
+np.save(out / "plain.npy", plain.encode_query([{"text": text} for text in texts]))
 
 torch.manual_seed(0)
 base = AutoModel.from_pretrained("org/pushed", revision="main")
 tuned = get_peft_model(base, LoraConfig(r=2, target_modules=r".*language_model.*\\.(q_proj|v_proj)", init_lora_weights=False))
-tuned.push_to_hub("org/adapter")
-batch = processor(text=texts, task="query", return_tensors="pt")
+tuned.push_to_hub("org/by-peft")
+tuned.save_pretrained(out / "adapter")
+push(out / "adapter", "org/adapter")
 with torch.no_grad():
     np.save(out / "adapter.npy", tuned.eval()(**batch).pooler_output.numpy())
 shutil.rmtree(local)
@@ -62,7 +68,7 @@ from transformers import AutoModel, AutoProcessor
 out = Path(sys.argv[1])
 revision = sys.argv[2]
 texts = ["a red circle", "a dog"]
-expected = np.load(out / "embedder.npy")
+expected, plain = np.load(out / "automodel.npy"), np.load(out / "plain.npy")
 
 def embed(model, processor):
     with torch.no_grad():
@@ -75,11 +81,12 @@ for repo, at in (("org/pushed", revision), ("org/by-parts", "main")):
     assert np.array_equal(embed(model, processor), expected), repo
 for repo in ("org/pushed", "org/by-st"):
     model = SentenceTransformer(repo, trust_remote_code=True, device="cpu")
-    assert np.array_equal(model.encode_query([{"text": text} for text in texts]), expected), repo
-base = AutoModel.from_pretrained("org/pushed", trust_remote_code=True)
-tuned = PeftModel.from_pretrained(base, "org/adapter").eval()
-assert np.array_equal(embed(tuned, processor), np.load(out / "adapter.npy"))
-assert not np.array_equal(embed(tuned, processor), expected)
+    assert np.array_equal(model.encode_query([{"text": text} for text in texts]), plain), repo
+for repo in ("org/adapter", "org/by-peft"):
+    base = AutoModel.from_pretrained("org/pushed", trust_remote_code=True)
+    tuned = PeftModel.from_pretrained(base, repo).eval()
+    assert np.array_equal(embed(tuned, processor), np.load(out / "adapter.npy")), repo
+    assert not np.array_equal(embed(tuned, processor), expected)
 """
 
 
@@ -123,7 +130,7 @@ def test_a_stranger_opens_everything_by_id_with_the_same_numbers(published, tmp_
 def test_no_way_to_push_uploads_a_machine_path_a_token_or_a_pickle(published):
     hub, folder = published
     foreign = re.compile(TOKEN + "|" + re.escape(str(folder)) + r"|(?<![\w.:/])/(?:home|root|tmp|work|Users)/\w")
-    assert {"org/pushed", "org/by-parts", "org/by-st", "org/adapter"} == set(hub.repos)
+    assert {"org/pushed", "org/by-parts", "org/by-st", "org/by-peft", "org/adapter"} == set(hub.repos)
     for repo in hub.repos:
         for name, content in hub.files(repo).items():
             assert not name.endswith((".bin", ".pt", ".pkl")), f"{repo}/{name}"
@@ -134,9 +141,10 @@ def test_no_way_to_push_uploads_a_machine_path_a_token_or_a_pickle(published):
 def test_an_adapter_names_its_base_and_revision(published):
     hub, _ = published
     config = json.loads(hub.files("org/adapter")["adapter_config.json"])
-    assert config["base_model_name_or_path"] == "org/pushed" and config["revision"]
+    assert config["base_model_name_or_path"] == "org/pushed"
+    assert config["revision"] == hub.repos["org/pushed"].branches["main"]
 
 
 def test_expected_embeddings_are_unit_vectors(published):
     _, folder = published
-    assert np.allclose(np.linalg.norm(np.load(folder / "embedder.npy"), axis=1), 1, atol=1e-6)
+    assert np.allclose(np.linalg.norm(np.load(folder / "plain.npy"), axis=1), 1, atol=1e-6)

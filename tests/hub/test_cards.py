@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+from jinja2 import UndefinedError
+
+from hf_mmembed.hub.card import card_of, metadata_errors, render_card, template_folder
+from hf_mmembed.hub.golden import GOLDEN_INPUTS, golden_pictures
+from hf_mmembed.sentence_transformer import MMEmbedder
+
+CARDS = Path(__file__).parents[2] / "model_cards"
+
+
+@pytest.mark.parametrize("card", sorted(CARDS.glob("*.md")), ids=lambda path: path.name)
+def test_every_committed_card_has_valid_metadata(card):
+    assert metadata_errors(card.read_text(encoding="utf-8")) == []
+
+
+def test_the_card_of_a_converted_model_says_what_it_is_and_its_code_runs(checkpoint, monkeypatch):
+    card = card_of(checkpoint, repo_id="org/my-embedder")
+    assert "not trained for embedding" in card and "## How it was made" not in card and "## Scores" not in card
+    snippets = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(snippets) == 2
+    for code in snippets:
+        assert '"org/my-embedder"' in code
+        exec(compile(code.replace("org/my-embedder", str(checkpoint)), "card", "exec"), {})
+
+
+def test_the_card_of_a_trained_model_reports_what_was_run(checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text())
+    config |= {"base_model": "Qwen/Qwen2-VL-2B-Instruct", "base_revision": "895c3a49bc3fa70a340399125c650a463535e71c"}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    (checkpoint / "README.md").write_text("---\nlicense: apache-2.0\n---\n[More Information Needed]\n")
+    training = {"datasets": ["TIGER-Lab/MMEB-train"], "seed": 7, "hours": 3.5, "hardware": "8 x H100", "steps": 1500}
+    (checkpoint / "training.json").write_text(json.dumps(training))
+    (checkpoint / "mining.json").write_text(json.dumps({"strategy": "saha", "clusters": 12, "rules": {"rank": 0.2}}))
+    (checkpoint / "recipe.yaml").write_text("strategy: saha\nk: 15\n")
+    (checkpoint / ".eval_results").mkdir()
+    (checkpoint / ".eval_results" / "mmeb.yaml").write_text(
+        "- dataset: {id: TIGER-Lab/MMEB-eval, task_id: ImageNet-1K/test}\n  value: 54.2\n  notes: 1000 queries\n"
+    )
+    card = card_of(checkpoint, repo_id="org/tuned")
+    for fact in (
+        "8 x H100",
+        "| seed | 7 |",
+        "| clusters | 12 |",
+        "strategy: saha",
+        "ImageNet-1K/test | 54.2",
+        "895c3a49bc3f",
+    ):
+        assert fact in card, fact
+    assert "not trained for embedding" not in card and "Zero-shot:" not in card
+    head = card.split("---")[1]
+    assert "license: apache-2.0" in head and "base_model: Qwen/Qwen2-VL-2B-Instruct" in head
+    assert "base_model_relation: finetune" in head and "- TIGER-Lab/MMEB-train" in head
+
+
+def test_a_card_that_somebody_wrote_is_kept(checkpoint):
+    written = "---\nlibrary_name: transformers\npipeline_tag: feature-extraction\ntags: [mine]\n---\n# Mine\n"
+    (checkpoint / "README.md").write_text(written)
+    assert card_of(checkpoint, repo_id="org/x") == written
+    (checkpoint / "README.md").write_text("---\nlibrary_name: keras\n---\n# Mine\n")
+    with pytest.raises(ValueError, match="library_name is 'keras'.*"):
+        card_of(checkpoint, repo_id="org/x")
+
+
+def test_a_missing_fact_is_an_error_and_never_a_gap():
+    with pytest.raises(UndefinedError):
+        render_card("embedder.md.jinja", {"metadata": {}, "marker": "", "name": "x"})
+
+
+def test_templates_are_found():
+    assert (template_folder() / "embedder.md.jinja").is_file()
+
+
+def test_the_card_of_the_shipped_model_is_rendered_from_its_data():
+    from hf_mmembed.tiny.card import render_tiny_card
+
+    committed = (CARDS / "mmembed-tiny.md").read_text(encoding="utf-8")
+    assert render_tiny_card() == committed, "run `hf-mmembed tiny card`"
+
+
+def test_golden_inputs_cover_what_engines_get_wrong(embedder):
+    assert len(GOLDEN_INPUTS) == 16
+    assert {tuple(sorted(set(item) - {"task"})) for item in GOLDEN_INPUTS} >= {
+        ("text",), ("image",), ("image", "text"), ("instruction", "text"), ("image", "instruction", "text"),
+    }  # fmt: skip
+    assert {item["task"] for item in GOLDEN_INPUTS} == {"query", "document"}
+    limit = MMEmbedder(embedder("qwen2_vl"), device="cpu").max_seq_length
+    assert limit is None or limit > 400, "the golden inputs are to be read whole"
+    pixels = b"".join(picture.tobytes() for picture in golden_pictures())
+    assert hashlib.sha256(pixels).hexdigest()[:16] == "871e12a5765bc5e2"  # published vectors were made from these

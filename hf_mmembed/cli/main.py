@@ -26,6 +26,7 @@ from .push import push
 from .quickstart import quickstart
 from .search import search
 from .tiny import tiny
+from .train import train
 from .verify import verify
 
 __all__ = ["app", "main"]
@@ -46,6 +47,7 @@ app.command()(convert)
 app.command()(embed)
 app.command()(index)
 app.command()(search)
+app.command()(train)
 app.add_typer(prompt)
 app.add_typer(tiny)
 app.add_typer(evaluate)

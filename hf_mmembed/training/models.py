@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file, save_file
 from sentence_transformers.util import is_sentence_transformer_model
+from transformers import set_seed
 from transformers.utils import find_adapter_config_file
 
 from hf_mmembed.model.convert import convert
@@ -24,7 +26,7 @@ from hf_mmembed.sentence_transformer import MMEmbedder
 
 from .arguments import SaHaTrainingArguments
 
-__all__ = ["add_lora", "open_for_training", "save_result"]
+__all__ = ["add_lora", "open_for_training", "save_embedder", "save_result"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ def open_for_training(
                 convert(path, converted, prompt=prompt)
         path = str(converted)
     embedder = MMEmbedder(path, model_kwargs={"dtype": dtype})
+    set_seed(args.seed)  # of the fresh adapter
     if is_adapter:
         for name, parameter in embedder.named_parameters():
             parameter.requires_grad_("lora_" in name)
@@ -104,6 +107,25 @@ def add_lora(embedder: MMEmbedder, args: SaHaTrainingArguments) -> None:
     )
 
 
+def save_embedder(embedder: MMEmbedder, directory: str | os.PathLike[str]) -> None:
+    """Write an embedder, or its adapter, without a card: that of sentence-transformers shows training data.
+
+    Args:
+        embedder: With or without an adapter.
+        directory: Written in place; see `save_result` for one that appears at once.
+    """
+    embedder.save_pretrained(str(directory), create_model_card=False)
+    file = Path(directory, "adapter_model.safetensors")
+    if file.is_file():
+        # PEFT leaves `.weight` out of the names of DoRA's magnitudes; it takes both, but transformers 5.23 only these.
+        tensors = load_file(file)
+        save_file({_with_weight(name): tensor for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
+
+
+def _with_weight(name: str) -> str:
+    return f"{name}.weight" if name.endswith("lora_magnitude_vector") else name
+
+
 def save_result(embedder: MMEmbedder, directory: str | os.PathLike[str], *, merged: bool) -> Path:
     """Write what was trained; the directory appears at once and complete.
 
@@ -118,13 +140,13 @@ def save_result(embedder: MMEmbedder, directory: str | os.PathLike[str], *, merg
     directory = Path(directory)
     staged = directory.with_name(f".{directory.name}.unfinished")
     shutil.rmtree(staged, ignore_errors=True)
-    embedder.save_pretrained(str(staged), create_model_card=False)
+    save_embedder(embedder, staged)
     config = getattr(embedder.transformers_model, "peft_config", None)
     if config and merged:
         base: Any = MMEmbedder(config["default"].base_model_name_or_path)
         base[0].model = PeftModel.from_pretrained(base[0].model, staged).merge_and_unload()
         shutil.rmtree(staged)
-        base.save_pretrained(str(staged), create_model_card=False)
+        save_embedder(base, staged)
     shutil.rmtree(directory, ignore_errors=True)
     os.replace(staged, directory)
     return directory

@@ -5,10 +5,12 @@ In: the log history of a trainer. Out: a PNG with the loss above and the hardnes
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from hf_mmembed.files import write_atomically
 
 __all__ = ["plot_training"]
 
@@ -45,7 +47,7 @@ def plot_training(history: Sequence[Mapping[str, Any]], path: Path) -> Path | No
     if below.lines:
         below.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png", dpi=120)
-    os.replace(temporary, path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    write_atomically(path, picture.getvalue())
     return path

@@ -11,6 +11,7 @@ same number of steps.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,8 @@ from numpy.typing import ArrayLike, NDArray
 from sentence_transformers.base.sampler import DefaultBatchSampler
 
 __all__ = ["SaHaBatchSampler"]
+
+logger = logging.getLogger(__name__)
 
 
 class SaHaBatchSampler(DefaultBatchSampler):
@@ -84,10 +87,11 @@ class SaHaBatchSampler(DefaultBatchSampler):
         """Take other clusters, for instance those mined anew by the current model, from the next epoch on.
 
         Args:
-            clusters: As for the sampler; they must give as many steps as the present ones.
+            clusters: As for the sampler. The number of steps stays; where they give more or fewer, some sit the epoch
+                out or come twice, with a warning.
 
         Raises:
-            ValueError: As for the sampler, or the number of steps changes.
+            ValueError: As for the sampler.
         """
         rows = np.asarray(clusters)
         sizes = (rows >= 0).sum(axis=1) if rows.ndim == 2 else np.zeros(0, dtype=int)
@@ -121,10 +125,14 @@ class SaHaBatchSampler(DefaultBatchSampler):
                 f"{' with full batches' if self.drop_last else ''}; use fewer processes or smaller batches."
             )
         if previous not in (None, self._steps):
-            raise ValueError(
-                f"the new clusters give {self._steps} steps per epoch instead of {previous}, but the length of a run "
-                "is fixed when it starts; mine with a strategy whose clusters all have the same size."
+            logger.warning(
+                "the new clusters give %d steps per epoch instead of %d, but the length of a run is fixed when it "
+                "starts: %s",
+                self._steps,
+                previous,
+                "some sit the epoch out" if self._steps > previous else "some come twice in an epoch",
             )
+            self._steps = previous
 
     def _lay_out(self, sizes: NDArray[Any], groups: NDArray[Any], capacity: int) -> None:
         """Decide which kinds of clusters (group and size) come in which slot, and which slots make a portion.
@@ -168,9 +176,11 @@ class SaHaBatchSampler(DefaultBatchSampler):
         for kind, members in enumerate(self._members):
             places = self._kinds_of_slots == kind
             slots[places] = rng.permutation(members)[: places.sum() * self.world_size].reshape(-1, self.world_size)
-        portions = rng.permutation(len(self._portions))
-        rows = rng.permuted(self._rows, axis=1)
         per_step = self.subsets_per_batch or 1
+        portions = rng.permutation(len(self._portions))
+        if len(portions) <= (self._steps - 1) * per_step:
+            portions = np.resize(portions, self._steps * per_step)
+        rows = rng.permuted(self._rows, axis=1)
         for step in range(self._steps):
             chosen = [self._portions[p] for p in portions[step * per_step : (step + 1) * per_step]]
             clusters = np.concatenate([slots[begin:end] for begin, end in chosen])

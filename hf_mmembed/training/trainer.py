@@ -31,7 +31,8 @@ from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
-from hf_mmembed.mining.ids import ContentIds, content_ids
+from hf_mmembed.files import write_atomically
+from hf_mmembed.mining import Clusters, ContentIds, content_ids
 from hf_mmembed.sentence_transformer import MMEmbedder
 
 from .arguments import SaHaTrainingArguments
@@ -40,7 +41,7 @@ from .chunks import NonFiniteLossError
 from .collator import ROW, PairCollator
 from .gather import any_process
 from .losses import MaskedInfoNCELoss
-from .models import open_for_training
+from .models import open_for_training, save_embedder, save_result
 from .plot import plot_training
 from .sampler import SaHaBatchSampler
 
@@ -56,11 +57,12 @@ class SaHaTrainer(SentenceTransformerTrainer):
         model: An embedder, as it is; or what `open_for_training` takes, opened as `args` say.
         args: Defaults to the defaults, in ``tmp_trainer``.
         train_dataset: Pairs, as `hf_mmembed.data.pairs.read_pairs` returns them.
-        clusters: Row numbers ``(n_clusters, size)``, -1 where a cluster is shorter, or an object that has them as
-            ``rows``. Defaults to None: random batches.
+        clusters: What mining returns, or row numbers ``(n_clusters, size)``, -1 where a cluster is shorter. Defaults to
+            None: random batches.
         ids: `content_ids` of the pairs, where they are known already. Defaults to computing them.
         loss: A `ChunkedLoss` or a function that makes one of the model. Defaults to `MaskedInfoNCELoss` as `args` say.
-        mine: Makes new clusters of the current model, on every process, for ``remine_every_epoch``.
+        mine: For ``remine_every_epoch``: called with the current model on every process, it saves new `Clusters` in the
+            directory that it is given.
         evaluator: Of sentence-transformers, called as ``eval_strategy`` says.
         callbacks: More callbacks.
         optimizers: An optimizer and a scheduler. Default to AdamW with linear decay, as `args` say.
@@ -84,11 +86,11 @@ class SaHaTrainer(SentenceTransformerTrainer):
         model: MMEmbedder | str | os.PathLike[str],
         args: SaHaTrainingArguments | None = None,
         train_dataset: Dataset | None = None,
-        clusters: ArrayLike | Any | None = None,
+        clusters: Clusters | ArrayLike | None = None,
         *,
         ids: ContentIds | None = None,
         loss: nn.Module | Callable[[MMEmbedder], nn.Module] | None = None,
-        mine: Callable[[MMEmbedder], Any] | None = None,
+        mine: Callable[[MMEmbedder, Path], object] | None = None,
         evaluator: SentenceEvaluator | list[SentenceEvaluator] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
@@ -97,7 +99,9 @@ class SaHaTrainer(SentenceTransformerTrainer):
         if train_dataset is None:
             raise ValueError("there is nothing to train on: give train_dataset, as read_pairs returns it.")
         if args.remine_every_epoch and mine is None:
-            raise ValueError("remine_every_epoch needs `mine`, a function from the model to new clusters.")
+            raise ValueError(
+                "remine_every_epoch needs `mine`, a function that saves new clusters of a model in a directory."
+            )
         self.ids = content_ids(train_dataset) if ids is None else ids
         if len(self.ids.query_ids) != len(train_dataset):
             raise ValueError(f"ids are of {len(self.ids.query_ids)} rows, but there are {len(train_dataset)} pairs.")
@@ -124,6 +128,22 @@ class SaHaTrainer(SentenceTransformerTrainer):
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(_Progress())
+
+    def summary(self) -> dict[str, Any]:
+        """What is about to be done, in numbers."""
+        steps = len(self.get_train_dataloader())
+        trainable = [p.numel() for p in self.model.parameters() if p.requires_grad]
+        return {
+            "pairs": f"{len(self.train_dataset):,} in {len(self.ids.subsets)} subsets",
+            "clusters": "none: random batches" if self.clusters is None else " x ".join(map(str, self.clusters.shape)),
+            "pairs per step": self.args.train_batch_size
+            * self.args.world_size
+            * self.args.gradient_accumulation_steps,
+            "processes": self.args.world_size,
+            "batches per epoch": steps,
+            "steps": self.args.max_steps if self.args.max_steps > 0 else f"{self.args.num_train_epochs:g} epochs",
+            "trainable weights": f"{sum(trainable):,} of {sum(p.numel() for p in self.model.parameters()):,}",
+        }
 
     # Batches
 
@@ -166,18 +186,12 @@ class SaHaTrainer(SentenceTransformerTrainer):
         assert self._sampler is not None
         self._sampler.set_epoch(epoch)
         if self.args.remine_every_epoch and epoch > 0 and self.mine is not None:
-            file = Path(self.args.output_dir, "clusters", f"epoch-{epoch}.npy")
-            if not (self._resumed_within_epoch and file.is_file()):
+            directory = Path(self.args.output_dir, "clusters", f"epoch-{epoch}")
+            if not (self._resumed_within_epoch and directory.is_dir()):
                 logger.info("mining anew for epoch %d", epoch + 1)
-                rows = np.asarray(getattr(clusters := self.mine(self.model), "rows", clusters))
-                if self.is_world_process_zero():
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    temporary = file.with_suffix(".tmp")
-                    with open(temporary, "wb") as stream:
-                        np.save(stream, rows, allow_pickle=False)
-                    os.replace(temporary, file)
+                self.mine(self.model, directory)
                 self.accelerator.wait_for_everyone()
-            self._sampler.set_clusters(np.load(file, allow_pickle=False))
+            self._sampler.set_clusters(Clusters.load(directory).rows)
         self._resumed_within_epoch = False
 
     # Steps
@@ -241,9 +255,9 @@ class SaHaTrainer(SentenceTransformerTrainer):
 
     def _report_rows(self, error: NonFiniteLossError) -> None:
         report = {"step": self.state.global_step + 1, "error": str(error), "rows": error.rows}
-        path = Path(self.args.output_dir, "non-finite-rows.json")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
+        content = json.dumps(report, indent=2) + "\n"
+        write_atomically(Path(self.args.output_dir, "non-finite-rows.json"), content.encode("utf-8"))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in transformers, with the mean of the loss's metrics and pairs per second since the last time."""
@@ -289,8 +303,6 @@ class SaHaTrainer(SentenceTransformerTrainer):
 
     def save_result(self, directory: str | os.PathLike[str]) -> Path:
         """Write the trained embedder as ``args.save_as`` says; see `hf_mmembed.training.models.save_result`."""
-        from .models import save_result
-
         if self.is_world_process_zero():
             save_result(self.model, directory, merged=self.args.save_as == "merged")
         self.accelerator.wait_for_everyone()
@@ -329,8 +341,7 @@ class SaHaTrainer(SentenceTransformerTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Any] | None = None) -> None:
         directory = Path(output_dir or self.args.output_dir)
         directory.mkdir(parents=True, exist_ok=True)
-        # The card of sentence-transformers would copy pictures of the training data into the checkpoint.
-        self.model.save_pretrained(str(directory), create_model_card=False)
+        save_embedder(self.model, directory)
         (directory / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
 
     def add_model_card_callback(self, default_args_dict: Mapping[str, Any]) -> None:

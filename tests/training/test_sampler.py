@@ -205,8 +205,11 @@ def test_errors_say_what_is_wrong(options, message):
         SaHaBatchSampler(range(8), 4, **options)
 
 
-def test_new_clusters_must_keep_the_number_of_steps():
-    sampler = SaHaBatchSampler(range(16), 4, clusters=np.arange(16).reshape(4, 4))
+@pytest.mark.parametrize(("number", "message"), [(2, "come twice"), (7, "sit the epoch out")])
+def test_new_clusters_keep_the_number_of_steps(number, message, caplog):
+    sampler = SaHaBatchSampler(range(32), 4, clusters=np.arange(16).reshape(4, 4))
     sampler.set_clusters(np.arange(16)[::-1].reshape(4, 4))
-    with pytest.raises(ValueError, match="2 steps per epoch instead of 4"):
-        sampler.set_clusters(np.arange(8).reshape(2, 4))
+    assert not caplog.text
+    sampler.set_clusters(np.arange(4 * number).reshape(number, 4))
+    assert message in caplog.text
+    assert len(list(sampler)) == len(sampler) == 4

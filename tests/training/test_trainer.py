@@ -16,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import Trainer, TrainerCallback
 
 from hf_mmembed import MMEmbedder
+from hf_mmembed.mining import Clusters
 from hf_mmembed.training import checkpoints
 from hf_mmembed.training.arguments import SaHaTrainingArguments
 from hf_mmembed.training.chunks import NonFiniteLossError
@@ -29,7 +30,7 @@ CLUSTERS = np.arange(12).reshape(6, 2)
 def arguments(directory, **options):
     chosen = {
         "global_batch_size": 4, "num_train_epochs": 2, "learning_rate": 1e-2, "warmup_steps": 0, "lora_rank": 2,
-        "save_steps": 1, "save_total_limit": None, "logging_steps": 1, "mini_batch_size": 3, "use_cpu": True,
+        "use_dora": False, "save_steps": 1, "save_total_limit": None, "logging_steps": 1, "mini_batch_size": 3, "use_cpu": True,
     }  # fmt: skip
     return SaHaTrainingArguments(str(directory), **{**chosen, **options})
 
@@ -303,10 +304,10 @@ def test_out_of_memory_keeps_accumulated_gradients(embedder, tmp_path):
 def test_epochs_are_mined_anew_and_resumed_with_their_own_clusters(embedder, tmp_path):
     mined = []
 
-    def mine(model):
+    def mine(model, directory):
         assert not model.encode("x", convert_to_tensor=True).requires_grad
-        mined.append(np.random.default_rng(len(mined)).permutation(12).reshape(6, 2))
-        return mined[-1]
+        mined.append(Clusters(np.random.default_rng(len(mined)).permutation(12).reshape(6, 2), "random"))
+        mined[-1].save(directory)
 
     options = {"remine_every_epoch": True, "num_train_epochs": 3}
     trainer = SaHaTrainer(
@@ -319,20 +320,20 @@ def test_epochs_are_mined_anew_and_resumed_with_their_own_clusters(embedder, tmp
     )
     trainer.train()
     assert len(mined) == 2
-    np.testing.assert_array_equal(np.load(tmp_path / "clusters" / "epoch-2.npy"), mined[1])
-    np.testing.assert_array_equal(trainer._sampler._rows, mined[1])
+    np.testing.assert_array_equal(Clusters.load(tmp_path / "clusters" / "epoch-2").rows, mined[1].rows)
+    np.testing.assert_array_equal(trainer._sampler._rows, mined[1].rows)
     for step, again in ((4, 1), (6, 2)):
         resumed = SaHaTrainer(
             embedder("qwen2_vl"),
             arguments(tmp_path, **options),
             make_pairs(),
             CLUSTERS,
-            mine=lambda _, a=again: mined[a - 1],
+            mine=lambda _, directory, again=again: mined[again - 1].save(directory),
         )
         resumed.train(str(tmp_path / f"checkpoint-{step}"))
         if step == 4:
             # Within epoch 2 the stored clusters count; at the beginning of the third, new ones are mined.
-            np.testing.assert_array_equal(resumed._sampler._rows, mined[0])
+            np.testing.assert_array_equal(resumed._sampler._rows, mined[0].rows)
         else:
             assert_same(trained_weights(resumed.model), steps.weights[9])
 

@@ -1,0 +1,204 @@
+"""A whole training in one YAML file: model, data, mining, training, and where the result goes.
+
+In: the name of a recipe that comes with the package, or a file of the same form. Out: a trainer with everything in
+place (`prepare`), or the trained checkpoint (`train`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from datasets import Dataset
+
+from hf_mmembed.data.pairs import read_pairs
+from hf_mmembed.identity import prompt_hash
+from hf_mmembed.mining import Clusters, content_ids, mine_pairs
+from hf_mmembed.sentence_transformer import MMEmbedder
+
+from .arguments import SaHaTrainingArguments
+from .models import open_for_training
+from .trainer import SaHaTrainer
+
+__all__ = ["Recipe", "load_recipe", "prepare", "recipe_names", "train"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a recipe file says.
+
+    Attributes:
+        model: A multimodal LLM, an embedder, or an adapter over one; see `open_for_training`.
+        data: Arguments of `read_pairs`, ``source`` first of all.
+        output: Directory of the run. The result will be in ``model`` inside it.
+        prompt: What to convert a multimodal LLM with. Defaults to ``"saha"``.
+        dtype: Of the frozen weights. Defaults to ``"auto"``, that of the checkpoint.
+        image_size: ``size`` of the family's image processor, kept with the result. Defaults to that of the checkpoint.
+        mining: Arguments of the mining, and optionally ``model``, the embedder that mines. Defaults to those of
+            ``hf-mmembed mine``; None for random batches.
+        training: `SaHaTrainingArguments`, but for the output directory.
+    """
+
+    model: str
+    data: Mapping[str, Any]
+    output: str
+    prompt: str = "saha"
+    dtype: str = "auto"
+    image_size: Mapping[str, int] | None = None
+    mining: Mapping[str, Any] | None = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+def recipe_names() -> list[str]:
+    """Recipes that come with the package."""
+    folder = resources.files("hf_mmembed") / "recipes"
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def load_recipe(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        source: One of `recipe_names`, or a YAML file.
+        overrides: Values that win over the file; a key may name a part, as in ``{"training.max_steps": 10}``.
+
+    Raises:
+        FileNotFoundError: There is no such recipe or file.
+        ValueError: The file is no recipe, or a key is unknown; the message names the nearest.
+
+    Example:
+        >>> load_recipe("saha-tiny", {"training.max_steps": 3}).training["max_steps"]
+        3
+    """
+    names = recipe_names()
+    path: Any = resources.files("hf_mmembed") / "recipes" / f"{source}.yaml" if source in names else Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no recipe {source}: give a YAML file, or one of {', '.join(names)}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{source} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{source} must hold a mapping, not {type(values).__name__}")
+    for key, value in (overrides or {}).items():
+        part, _, name = key.partition(".")
+        if name:
+            values[part] = {**(values.get(part) or {}), name: value}
+        else:
+            values[part] = value
+    _require_known(source, "", values, {item.name for item in fields(Recipe)})
+    of_training = {item.name for item in fields(SaHaTrainingArguments) if item.name != "output_dir"}
+    _require_known(source, "training.", values.get("training", {}), of_training)
+    if missing := {"model", "data", "output"} - values.keys():
+        raise ValueError(f"{source} lacks {', '.join(sorted(missing))}")
+    return Recipe(**values)
+
+
+def prepare(
+    recipe: Recipe, *, pairs: Dataset | None = None, clusters: Clusters | None = None, **trainer: Any
+) -> SaHaTrainer:
+    """Everything up to the first step: data read, model open, clusters mined.
+
+    Args:
+        recipe: What to do.
+        pairs: Instead of ``recipe.data``.
+        clusters: Instead of mining.
+        **trainer: More arguments of `SaHaTrainer`.
+
+    Raises:
+        OSError: The model or the data cannot be read.
+        ValueError: A value of the recipe does not fit.
+    """
+    args = SaHaTrainingArguments(output_dir=str(Path(recipe.output)), **recipe.training)
+    if pairs is None:
+        pairs = read_pairs(**recipe.data)
+    model = open_for_training(recipe.model, args, prompt=recipe.prompt, dtype=recipe.dtype)
+    if recipe.image_size is not None:
+        size = model.processor.image_processor.size
+        model.processor.image_processor.size = type(size)(**recipe.image_size)
+    ids = content_ids(pairs)
+    mine = None if recipe.mining is None else partial(mine_clusters, pairs=pairs, options=recipe.mining)
+    if clusters is None and mine is not None:
+        clusters = mine(_miner(recipe, model), Path(args.output_dir, "clusters", "epoch-0"))
+    return SaHaTrainer(model, args, pairs, clusters, ids=ids, mine=mine, **trainer)
+
+
+def mine_clusters(model: MMEmbedder, directory: Path, *, pairs: Dataset, options: Mapping[str, Any]) -> Clusters:
+    """Mine with an embedder as it is in memory; a run that was killed goes on where it was.
+
+    Args:
+        model: The embedder, trained or not.
+        directory: For embeddings and clusters.
+        pairs: What to mine.
+        options: Of `mine_pairs`; ``model`` is not one.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, weight in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    identity = {
+        "weights": digest.hexdigest(),
+        "prompt": prompt_hash(model),
+        "image_size": str(model.processor.image_processor.size),
+    }
+    chosen = {name: value for name, value in options.items() if name != "model"}
+    return mine_pairs(pairs, model, directory, model=identity, **chosen).clusters
+
+
+def _miner(recipe: Recipe, model: MMEmbedder) -> MMEmbedder:
+    """The embedder that mines at the beginning: the one to be trained, unless the recipe names another."""
+    other = (recipe.mining or {}).get("model")
+    return (
+        model
+        if other is None
+        else open_for_training(
+            other,
+            SaHaTrainingArguments(str(Path(recipe.output) / "miner"), lora_rank=0),
+            prompt=recipe.prompt,
+            dtype=recipe.dtype,
+        )
+    )
+
+
+def _require_known(source: str | Path, part: str, values: Any, known: set[str]) -> None:
+    if not isinstance(values, dict):
+        raise ValueError(f"{source}: {part.rstrip('.')} must be a mapping, not {type(values).__name__}")
+    for key in values:
+        if key not in known:
+            nearest = get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {part}{nearest[0]}?" if nearest else ""
+            raise ValueError(f"{source}: unknown key {part}{key}{hint}")
+
+
+def train(
+    recipe: Recipe, *, pairs: Dataset | None = None, clusters: Clusters | None = None, resume: bool = False
+) -> Path:
+    """Train as the recipe says.
+
+    Args:
+        recipe: What to do.
+        pairs: Instead of ``recipe.data``.
+        clusters: Instead of mining.
+        resume: Go on from the last complete checkpoint in ``recipe.output``, if there is one.
+
+    Returns:
+        The result, ``model`` in ``recipe.output``.
+
+    Raises:
+        OSError: The model or the data cannot be read.
+        ValueError: A value of the recipe does not fit, or the loss is not a number.
+    """
+    trainer = prepare(recipe, pairs=pairs, clusters=clusters)
+    trainer.train(resume)
+    return trainer.save_result(Path(recipe.output) / "model")

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from hf_mmembed.mining import Clusters
+from hf_mmembed.training.recipes import load_recipe, prepare, recipe_names, train
+from tests.training.conftest import make_pairs
+
+PUBLISHED = {
+    "global_batch_size": 8 * 16 * 16, "max_steps": 1500, "learning_rate": 5e-5, "warmup_steps": 100, "temperature": 0.02,
+    "lora_rank": 8, "lora_alpha": 64, "lora_dropout": 0.1, "use_dora": True, "bf16": True,
+}  # fmt: skip
+
+
+def test_the_recipes_that_ship():
+    assert recipe_names() == ["saha-qwen2-vl-2b", "saha-qwen2-vl-7b", "saha-tiny"]
+
+
+@pytest.mark.parametrize("name", ["saha-qwen2-vl-2b", "saha-qwen2-vl-7b"])
+def test_published_values(name):
+    recipe = load_recipe(name)
+    assert recipe.training | PUBLISHED == recipe.training
+    assert (recipe.mining["k"], recipe.mining["mult"], recipe.prompt) == (15, 3, "saha")
+    assert recipe.image_size["longest_edge"] == 448 * 448
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_everything_is_built_up_to_the_first_step(name, generative, tmp_path):
+    """With a tiny random backbone of the same family; the number of pairs per step is that of the recipe."""
+    recipe = load_recipe(
+        name,
+        {
+            "model": str(generative("qwen2_vl")),
+            "output": str(tmp_path / "run"),
+            "image_size": {"shortest_edge": 256, "longest_edge": 1024},
+            "training.use_cpu": True,
+            "training.dataloader_num_workers": 0,
+            "dtype": "auto",
+            "mining.model": None,
+        },
+    )
+    size, k = recipe.training["global_batch_size"], recipe.mining["k"]
+    pairs = make_pairs(size + 16, pictures=False)
+    clusters = Clusters(np.arange(len(pairs) // (k + 1) * (k + 1)).reshape(-1, k + 1), "random")
+    trainer = prepare(recipe, pairs=pairs, clusters=clusters)
+    batch = next(iter(trainer.get_train_dataloader()))
+    rows = batch["facts"].rows.numpy()
+    assert len(rows) == size
+    assert {frozenset(c) for c in clusters.rows.tolist() if set(c) & set(rows)} == {
+        frozenset(c) for c in clusters.rows.tolist() if set(c) <= set(rows)
+    }
+    assert trainer.summary()["pairs per step"] == size
+    trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    assert trained and all("language_model" in name and "lora_" in name for name in trained)
+    assert any("magnitude" in name for name in trained) == recipe.training["use_dora"]
+    assert trainer.args.bf16 == recipe.training.get("bf16", False)
+
+
+def test_mine_and_train_and_open(generative, tmp_path):
+    """A recipe from beginning to end, with mining, re-mining and a merged result."""
+    recipe = load_recipe(
+        "saha-tiny",
+        {
+            "model": str(generative("qwen2_vl")),
+            "output": str(tmp_path / "run"),
+            "mining.k": 1,
+            "training.use_cpu": True,
+            "training.dataloader_num_workers": 0,
+            "training.global_batch_size": 4,
+            "training.max_steps": -1,
+            "training.num_train_epochs": 2,
+            "training.remine_every_epoch": True,
+            "training.save_as": "merged",
+        },
+    )
+    result = train(recipe, pairs=make_pairs(12))
+    model = SentenceTransformer(str(result), trust_remote_code=True, device="cpu")
+    assert model.encode_query([{"text": "red thing"}]).shape == (1, 32)
+    for epoch in (0, 1):
+        assert Clusters.load(tmp_path / "run" / "clusters" / f"epoch-{epoch}").strategy == "saha"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: [", "not valid YAML"),
+        ("- a", "must hold a mapping, not list"),
+        ("modle: x", "unknown key modle; did you mean model?"),
+        ("training: {learning_rat: 1}", "unknown key training.learning_rat; did you mean training.learning_rate?"),
+        ("training: {output_dir: x}", "unknown key training.output_dir"),
+        ("model: x", "lacks data, output"),
+    ],
+)
+def test_a_wrong_recipe_says_what_is_wrong(tmp_path, text, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        load_recipe(path)
+
+
+def test_an_unknown_recipe_names_those_that_ship(tmp_path):
+    with pytest.raises(FileNotFoundError, match="saha-tiny"):
+        load_recipe(tmp_path / "none.yaml")

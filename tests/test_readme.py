@@ -57,9 +57,10 @@ def test_every_fence_is_found_and_has_a_known_language():
 
 
 def commands_of(snippet: Snippet) -> list[list[str]]:
-    return [
-        shlex.split(line, comments=True)[1:] for line in snippet.code.splitlines() if line.startswith("hf-mmembed ")
-    ]
+    """The words after each `hf-mmembed`, also where accelerate starts it on several processes."""
+    starts = re.compile(r"^(hf-mmembed|accelerate launch .*-m hf_mmembed\.cli) ")
+    lines = [line for line in snippet.code.splitlines() if starts.match(line)]
+    return [shlex.split(starts.sub("", line), comments=True) for line in lines]
 
 
 def run_in_bash(snippet: Snippet) -> None:
@@ -104,7 +105,8 @@ def test_marked_commands_use_options_that_exist(snippet):
     from hf_mmembed.cli.main import app
 
     lines = commands_of(snippet)
-    assert len(lines) == len(snippet.code.strip().splitlines()), "only hf-mmembed commands can be checked"
+    others = re.findall(r"^(?:hf download|unzip) ", snippet.code, re.MULTILINE)
+    assert len(lines) + len(others) == len(snippet.code.strip().splitlines()), "only hf-mmembed commands can be checked"
     for words in lines:
         command = get_command(app)
         while hasattr(command, "commands"):

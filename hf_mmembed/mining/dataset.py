@@ -1,0 +1,207 @@
+"""Mines a whole dataset of pairs with a model's own embeddings, one subset after the other.
+
+In: pairs and an embedder. Out: `Mined`, with the clusters of all subsets; on the disk, in one directory, the embeddings
+(``embeddings/``), the clusters and ``skipped.jsonl``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from hf_mmembed.files import write_atomically
+
+from .clusters import Clusters
+from .filters import FilterRules
+from .ids import ContentIds, content_ids
+from .store import Embedder, Embeddings, embed_contents, process_share
+from .strategies import Strategy, mine, shuffled
+
+__all__ = ["LABEL_ROWS", "Mined", "are_labels", "mine_pairs"]
+
+logger = logging.getLogger(__name__)
+
+LABEL_ROWS = 10
+"""Rows per distinct document, on average, from which on the documents of a subset are taken for labels."""
+
+
+@dataclass(frozen=True)
+class Mined:
+    """What mining a dataset gave.
+
+    Attributes:
+        clusters: Clusters of all subsets; `settings` and `counts` tell subset by subset under ``"subsets"``.
+        ids: Who is who.
+        queries: Embeddings by query id.
+        documents: Embeddings by document id.
+        skipped: Why rows were left out, by row.
+    """
+
+    clusters: Clusters
+    ids: ContentIds
+    queries: Embeddings
+    documents: Embeddings
+    skipped: Mapping[int, str]
+
+
+def are_labels(document_ids: np.ndarray) -> bool:
+    """Whether the documents of a subset are labels: few distinct ones for its number of rows.
+
+    Example:
+        >>> are_labels(np.arange(100) % 5), are_labels(np.arange(100) % 20)
+        (True, False)
+    """
+    return len(document_ids) >= LABEL_ROWS * len(np.unique(document_ids))
+
+
+def mine_pairs(
+    pairs: Dataset,
+    embedder: Embedder,
+    out: str | Path,
+    *,
+    model: Mapping[str, Any],
+    strategy: Strategy = "saha",
+    k: int = 15,
+    mult: int = 3,
+    seed: int = 0,
+    rules: FilterRules | None = None,
+    canonical_instruction: str | Mapping[str, str] | None = None,
+    label_subsets: Mapping[str, bool] | None = None,
+    batch_size: int = 32,
+    shard_size: int = 2048,
+    device: str | torch.device | None = None,
+) -> Mined:
+    """Embeds the pairs as far as that is still to be done, mines each subset by itself and saves the clusters.
+
+    Under ``accelerate launch`` all processes embed; the first one mines, and all return the same.
+
+    Args:
+        pairs: What `read_pairs` returns.
+        embedder: The model that mines, as a rule the one to be trained.
+        out: Directory for embeddings and clusters.
+        model: What decides the embeddings; see `embed_contents`.
+        strategy: See `mine`. ``"random"`` mixes subsets, every other strategy keeps them apart.
+        k: Members of a cluster beside the anchor. Defaults to 15.
+        mult: ``mult · k`` candidates are looked at per query. Defaults to 3.
+        seed: Decides everything random. Defaults to 0.
+        rules: When a candidate is suspect. Defaults to those of the strategy.
+        canonical_instruction: The instruction every query is embedded with, for all subsets or by subset. Defaults to
+            the most frequent one of each subset.
+        label_subsets: Whether the documents of a subset are labels. Defaults, subset by subset, to `are_labels`.
+        batch_size: Inputs per forward pass, at most. Defaults to 32.
+        shard_size: Contents per file of embeddings. Defaults to 2048.
+        device: Where to search. Defaults to the CPU.
+
+    Raises:
+        ValueError: An argument is out of range, or nothing can be embedded.
+    """
+    out = Path(out)
+    ids = content_ids(pairs, canonical_instruction=canonical_instruction)
+    options: dict[str, Any] = {"model": model, "batch_size": batch_size, "shard_size": shard_size}
+    queries = embed_contents(pairs, ids, embedder, out / "embeddings", "queries", **options)
+    documents = embed_contents(pairs, ids, embedder, out / "embeddings", "documents", **options)
+    skipped = {
+        row: queries.skipped.get(query) or documents.skipped[document]
+        for row, (query, document) in enumerate(zip(ids.query_ids.tolist(), ids.document_ids.tolist(), strict=True))
+        if query in queries.skipped or document in documents.skipped
+    }
+    rank, _, wait = process_share()
+    if rank == 0:
+        lines = [json.dumps({"row": row, "reason": why}, ensure_ascii=False) + "\n" for row, why in skipped.items()]
+        write_atomically(out / "skipped.jsonl", "".join(lines).encode("utf-8"))
+        usable = np.setdiff1d(np.arange(len(pairs)), np.fromiter(skipped, np.int64, len(skipped)))
+        if strategy == "random":
+            rows = usable[shuffled(len(usable), k, seed)]
+            counts = {"rows": len(usable), "left_over": len(usable) - rows.size}
+            clusters = Clusters(rows, strategy, {"k": k, "seed": seed}, counts)
+        else:
+            chosen = {"strategy": strategy, "k": k, "mult": mult, "seed": seed, "rules": rules, "device": device}
+            labels = label_subsets or {}
+            parts = {}
+            for subset, name in enumerate(ids.subsets):
+                rows = usable[ids.subset_ids[usable] == subset]
+                if len(rows):
+                    parts[name] = _mine_subset(name, rows, ids, queries, documents, labels, chosen)
+            clusters = _joined(parts, strategy)
+        clusters.save(out)
+    wait()
+    return Mined(Clusters.load(out), ids, queries, documents, skipped)
+
+
+def _mine_subset(
+    name: str,
+    rows: np.ndarray,
+    ids: ContentIds,
+    queries: Embeddings,
+    documents: Embeddings,
+    label_subsets: Mapping[str, bool],
+    chosen: Mapping[str, Any],
+) -> Clusters:
+    """Clusters of one subset in row numbers of the dataset."""
+    own_queries, query_ids = np.unique(ids.query_ids[rows], return_inverse=True)
+    own_documents, document_ids = np.unique(ids.document_ids[rows], return_inverse=True)
+    label_subset = label_subsets.get(name, are_labels(document_ids))
+    found = mine(
+        query_ids,
+        document_ids,
+        queries.take(own_queries),
+        documents.take(own_documents),
+        label_subset=label_subset,
+        **chosen,
+    )
+    left_over = found.counts["left_over"]
+    if left_over > chosen["k"]:
+        logger.warning(
+            "subset %s: %d of %d rows fit into no cluster of %d: too many of them share a document (its %d rows have %d "
+            "distinct ones)",
+            name,
+            left_over,
+            len(rows),
+            chosen["k"] + 1,
+            len(rows),
+            len(own_documents),
+        )
+    return Clusters(
+        np.where(found.rows >= 0, rows[found.rows], -1),
+        found.strategy,
+        found.settings,
+        found.counts,
+        found.diagnostics,
+        found.recall,
+    )
+
+
+def _joined(parts: Mapping[str, Clusters], strategy: str) -> Clusters:
+    """All subsets in one; counts are sums, recalls means over rows, and each subset keeps its own under its name."""
+    first = next(iter(parts.values()))
+    total: Counter[str] = Counter()
+    for part in parts.values():
+        total.update(part.counts)
+    recall = {
+        name: sum(part.recall[name] * part.counts["rows"] for part in parts.values()) / total["rows"]
+        for name in first.recall
+    }
+    diagnostics = {
+        name: np.concatenate([part.diagnostics[name] for part in parts.values()]) for name in first.diagnostics
+    }
+    settings = {name: value for name, value in first.settings.items() if name != "label_subset"}
+    settings["subsets"] = {
+        name: {
+            "label_subset": part.settings.get("label_subset"),
+            "clusters": len(part),
+            "counts": dict(part.counts),
+            "recall": dict(part.recall),
+        }
+        for name, part in parts.items()
+    }
+    rows = np.concatenate([part.rows for part in parts.values()])
+    return Clusters(rows, strategy, settings, dict(total), diagnostics, recall)

@@ -1,0 +1,110 @@
+"""The greedy of the SaHa paper as its authors published it, for comparison.
+
+In: embeddings and ids of one subset. Out: `Clusters` whose rows are shorter where the greedy found fewer members. Every
+query is an anchor or a member in the first pass; anchors that found nothing left take members a second time in the
+second. Of the ``mult · k`` nearest documents with an owner still free, the k are taken whose owners are least like the
+anchor. The published program goes through queries and documents in the order of Python's sets, which depends on the
+hash seed; this goes through them in the order of the data. Nothing else differs: a query may meet itself, a member may
+come twice, and the row of a query is its last one (Ju & Lee, arXiv 2508.00955, and their repository Gen2Embed).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from .candidates import nearest_documents
+from .clusters import Clusters
+from .relations import Groups, Relations
+
+__all__ = ["mine_as_published"]
+
+
+def mine_as_published(
+    relations: Relations,
+    queries: torch.Tensor,
+    documents: torch.Tensor,
+    *,
+    k: int,
+    mult: int,
+    label_subset: bool,
+) -> Clusters:
+    """Clusters of one subset by the published greedy.
+
+    Args:
+        relations: Who answers whom.
+        queries: ``(queries, dim)``.
+        documents: ``(documents, dim)``.
+        k: Members beside the anchor, at most.
+        mult: ``mult · k`` candidates are compared with the anchor.
+        label_subset: Take the nearest candidates, not those with the least similar owners.
+    """
+    greedy = _Greedy(relations, queries, documents, k=k, mult=mult, label_subset=label_subset)
+    rows = [*greedy.run(mult * k, again=False), *greedy.run(2 * mult * k, again=True)]
+    shaped = np.full((len(rows), k + 1), -1, np.int64)
+    for line, row in zip(shaped, rows, strict=True):
+        line[: len(row)] = row
+    lost = len(relations.query_ids) - len(np.unique(shaped[shaped >= 0]))
+    return Clusters(shaped, "saha-paper", counts={"rows": len(relations.query_ids), "left_over": lost})
+
+
+class _Greedy:
+    def __init__(
+        self,
+        relations: Relations,
+        queries: torch.Tensor,
+        documents: torch.Tensor,
+        *,
+        k: int,
+        mult: int,
+        label_subset: bool,
+    ) -> None:
+        self._relations = relations
+        self._queries = queries.cpu().numpy()
+        self._nearest = nearest_documents(queries, documents, 2 * mult * k).documents
+        self._k = k
+        self._label_subset = label_subset
+        self._used = np.zeros(len(queries), bool)
+        rows = np.arange(len(relations.query_ids))
+        self._last_row = np.full(len(queries), -1, np.int64)
+        self._last_row[relations.query_ids] = rows  # the last assignment counts
+        # Owners in the order of the data, as a set that keeps the order of insertion would hold them.
+        keys = relations.query_ids * relations.number_of_documents + relations.document_ids
+        firsts = np.sort(np.unique(keys, return_index=True)[1])
+        self._owners = Groups.of(
+            relations.document_ids[firsts], relations.query_ids[firsts], relations.number_of_documents
+        )
+
+    def run(self, limit: int, *, again: bool) -> list[list[int]]:
+        """One pass over the data; rows of each cluster it makes, the anchor first."""
+        relations, clusters = self._relations, []
+        taken = np.zeros_like(self._used) if again else self._used
+        for row, (anchor, document) in enumerate(zip(relations.query_ids, relations.document_ids, strict=True)):
+            if self._used[anchor]:
+                continue
+            members = self._candidates(anchor, document, taken, limit)
+            if not len(members):
+                continue
+            self._used[anchor] = True
+            if not self._label_subset:
+                members = members[np.argsort(self._queries[members] @ self._queries[anchor], kind="stable")]
+            members = members[: self._k]
+            clusters.append([row, *self._last_row[members].tolist()])
+            self._used[members] = True
+            taken[members] = True
+        return clusters
+
+    def _candidates(self, anchor: int, document: int, taken: np.ndarray, limit: int) -> np.ndarray:
+        """The most similar free owner of each of the nearest documents, up to `limit`."""
+        owners = self._owners
+        found: list[int] = []
+        for near in self._nearest[anchor].tolist():
+            if near == document:
+                continue
+            free = owners[near][~taken[owners[near]]]
+            if len(free) > 1:
+                free = free[[int(np.argmax(self._queries[free] @ self._queries[anchor]))]]
+            found += free.tolist()
+            if len(found) == limit:
+                break
+        return np.array(found, np.int64)

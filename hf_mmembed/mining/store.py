@@ -1,0 +1,209 @@
+"""Embeddings of every distinct query and document, once each, on the disk.
+
+In: pairs, their `ContentIds` and an embedder. Out: a directory per side with npy files of shape ``(shard, dim)``, float32,
+which are read as memory maps, and a ``manifest.json``. A file is written under a temporary name and renamed, and its
+name holds a digest of what it was made from (contents, instructions, model), so a run that was killed goes on where it
+was, and one with another model or other data takes nothing from it. Under ``accelerate launch`` every process embeds
+its share of the files; the directory has to be one that all of them see.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from datasets import Dataset
+from tqdm import tqdm
+
+from hf_mmembed.data.pairs import document_of, query_of
+from hf_mmembed.data.rows import hash_parts
+from hf_mmembed.files import write_atomically
+
+from .ids import ContentIds
+
+__all__ = ["Embedder", "Embeddings", "embed_contents", "process_share"]
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "hf_mmembed/contents"
+FORMAT_VERSION = 1
+
+Side = Literal["queries", "documents"]
+
+
+class Embedder(Protocol):
+    """What of an `MMEmbedder` is used here."""
+
+    def encode_query(self, inputs: list[dict[str, Any]], **options: Any) -> Any:
+        """Embeddings ``(inputs, dim)``."""
+
+    def encode_document(self, inputs: list[dict[str, Any]], **options: Any) -> Any:
+        """Embeddings ``(inputs, dim)``."""
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Embeddings of all contents of one side.
+
+    Attributes:
+        shards: Memory maps of shape ``(shard, dim)``, in the order of ids; all but the last of the same length.
+        skipped: Why a content has no embedding (its vector is NaN), by id.
+    """
+
+    shards: Sequence[np.ndarray]
+    skipped: Mapping[int, str]
+
+    def take(self, ids: np.ndarray) -> np.ndarray:
+        """Embeddings of some ids, shape ``(ids, dim)``, float32, in memory."""
+        size = len(self.shards[0])
+        found = np.empty((len(ids), self.shards[0].shape[1]), np.float32)
+        for number in np.unique(ids // size):
+            places = np.flatnonzero(ids // size == number)
+            found[places] = self.shards[number][ids[places] - number * size]
+        return found
+
+
+def process_share() -> tuple[int, int, Callable[[], None]]:
+    """This process's number, how many there are, and a function that waits for all of them."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0, 1, lambda: None
+    from accelerate import PartialState
+
+    state = PartialState()
+    return state.process_index, state.num_processes, state.wait_for_everyone
+
+
+def embed_contents(
+    pairs: Dataset,
+    ids: ContentIds,
+    embedder: Embedder,
+    directory: Path,
+    side: Side,
+    *,
+    model: Mapping[str, Any],
+    batch_size: int = 32,
+    shard_size: int = 2048,
+) -> Embeddings:
+    """Embeds every distinct query, or every distinct document, that is not embedded yet.
+
+    Args:
+        pairs: The pairs.
+        ids: Their ids. A query is embedded with the canonical instruction of the subset where it first appears.
+        embedder: The model.
+        directory: Where the shards go; the same one for both sides.
+        side: ``"queries"`` or ``"documents"``.
+        model: What decides the numbers: name, revision, fingerprint, hash of the prompt, resolution. Anything JSON
+            holds; embeddings of another model in the directory are left alone.
+        batch_size: Inputs per forward pass, at most. Defaults to 32.
+        shard_size: Contents per file: what a killed run loses at most, per process. Defaults to 2048.
+
+    Raises:
+        RuntimeError: The model gave an embedding that is not finite.
+    """
+    folder = directory / side
+    folder.mkdir(parents=True, exist_ok=True)
+    digests = ids.query_digests if side == "queries" else ids.document_digests
+    rows = ids.query_rows if side == "queries" else ids.document_rows
+    salt = hash_parts(side, json.dumps(model, sort_keys=True, default=str))
+    starts = range(0, len(rows), shard_size)
+    paths = [_path(folder, salt, digests[start : start + shard_size], start) for start in starts]
+    rank, world, wait = process_share()
+    manifest = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "side": side,
+        "model": dict(model),
+        "instructions": dict(zip(ids.subsets, ids.instructions, strict=True)) if side == "queries" else None,
+        "contents": len(rows),
+        "shard_size": shard_size,
+        "shards": [path.name for path in paths],
+    }
+    if rank == 0:
+        _write_manifest(folder, manifest, complete=False)
+    encode = embedder.encode_query if side == "queries" else embedder.encode_document
+    own = list(zip(starts, paths, strict=True))[rank::world]
+    done = sum(min(shard_size, len(rows) - start) for start, path in own if path.exists())
+    total = sum(min(shard_size, len(rows) - start) for start, _ in own)
+    with tqdm(total=total, initial=done, unit=" inputs", desc=f"embedding {side}", disable=None, smoothing=0.1) as bar:
+        for start, path in own:
+            if path.exists():
+                continue
+            inputs = _inputs(pairs, ids, rows[start : start + shard_size], side)
+            vectors, reasons = _embed(inputs, encode, batch_size)
+            skipped = {start + place: reason for place, reason in reasons.items()}
+            # First the reasons, then the vectors: a shard counts as finished when these are there.
+            write_atomically(path.with_suffix(".json"), json.dumps(skipped, ensure_ascii=False).encode("utf-8"))
+            _write_npy(path, vectors)
+            bar.update(len(inputs))
+    wait()
+    if rank == 0:
+        _write_manifest(folder, manifest, complete=True)
+        for stray in folder.glob(".*.tmp"):
+            stray.unlink(missing_ok=True)
+    shards = [np.load(path, mmap_mode="r") for path in paths]
+    reasons_by_id = [json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) for path in paths]
+    return Embeddings(shards, {int(number): why for found in reasons_by_id for number, why in found.items()})
+
+
+def _path(folder: Path, salt: str, digests: np.ndarray, start: int) -> Path:
+    return folder / f"shard-{start:09d}-{hash_parts(salt, digests.tobytes().hex())}.npy"
+
+
+def _inputs(pairs: Dataset, ids: ContentIds, rows: np.ndarray, side: Side) -> list[dict[str, Any]]:
+    """What to encode for each of the rows."""
+    table = pairs.select(rows.tolist()).with_format("arrow")[:]
+    inputs = [query_of(row) if side == "queries" else document_of(row) for row in table.to_pylist()]
+    if side == "queries":
+        for item, subset in zip(inputs, ids.subset_ids[rows], strict=True):
+            item["instruction"] = ids.instructions[subset]
+    return inputs
+
+
+def _embed(
+    inputs: list[dict[str, Any]], encode: Callable[..., Any], batch_size: int
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Vectors ``(inputs, dim)``, and why some of them are NaN."""
+    parts: list[tuple[int, np.ndarray]] = []
+    reasons: dict[int, str] = {}
+    pending = [(0, inputs)]
+    while pending:
+        start, group = pending.pop()
+        try:
+            found = encode(group, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True)
+        except ValueError as error:
+            # One input is refused: halve the group until it is alone.
+            if len(group) == 1:
+                reasons[start] = " ".join(str(error).split())
+                continue
+            middle = len(group) // 2
+            pending += [(start, group[:middle]), (start + middle, group[middle:])]
+            continue
+        parts.append((start, np.asarray(found, np.float32)))
+    if not parts:
+        first = next(iter(reasons.values()))
+        raise ValueError(f"none of {len(inputs)} inputs can be embedded; the first: {first}")
+    vectors = np.full((len(inputs), parts[0][1].shape[1]), np.nan, np.float32)
+    for start, found in parts:
+        vectors[start : start + len(found)] = found
+    wrong = np.setdiff1d(np.flatnonzero(~np.isfinite(vectors).all(1)), list(reasons))
+    if len(wrong):
+        raise RuntimeError(f"the model gave an embedding that is not finite for {str(inputs[wrong[0]])[:200]}")
+    return vectors, reasons
+
+
+def _write_npy(path: Path, vectors: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, vectors, allow_pickle=False)
+    write_atomically(path, buffer.getvalue())
+
+
+def _write_manifest(folder: Path, manifest: Mapping[str, Any], *, complete: bool) -> None:
+    data = json.dumps({**manifest, "complete": complete}, indent=2, ensure_ascii=False, default=str)
+    write_atomically(folder / "manifest.json", data.encode("utf-8") + b"\n")

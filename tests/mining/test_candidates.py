@@ -1,0 +1,76 @@
+"""The nearest documents are those that sorting all float64 scores gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_mmembed.mining import candidates
+from hf_mmembed.mining.candidates import as_matrix, nearest_documents
+
+
+def brute_force(queries, documents, depth):
+    scores = (queries.astype(np.float64)[:, None] * documents.astype(np.float64)).sum(-1)
+    numbers = np.broadcast_to(np.arange(len(documents)), scores.shape)
+    order = np.lexsort((numbers, -scores), axis=1)[:, :depth]
+    return order, np.take_along_axis(scores, order, 1)
+
+
+def vectors(rng, rows, dim, kind):
+    if kind == "ties":
+        return rng.integers(-1, 2, (rows, dim)).astype(np.float32)
+    if kind == "narrow":  # a cone, as of a model that was not trained to embed
+        return (1 + 1e-3 * rng.normal(size=(rows, dim))).astype(np.float32)
+    if kind == "copies":
+        return rng.normal(size=(3, dim)).astype(np.float32)[rng.integers(0, 3, rows)]
+    return rng.normal(size=(rows, dim)).astype(np.float32)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    queries=st.integers(1, 20),
+    documents=st.integers(1, 300),
+    dim=st.integers(1, 12),
+    depth=st.integers(1, 60),
+    kind=st.sampled_from(["ties", "narrow", "copies", "normal"]),
+    double=st.booleans(),
+)
+def test_equals_brute_force(seed, queries, documents, dim, depth, kind, double):
+    rng = np.random.default_rng(seed)
+    q, d = vectors(rng, queries, dim, kind), vectors(rng, documents, dim, kind)
+    if double:
+        q, d = q.astype(np.float64), d.astype(np.float64)
+    found = nearest_documents(torch.from_numpy(q), torch.from_numpy(d), depth)
+    order, scores = brute_force(q, d, depth)
+    assert found.documents.tolist() == order.tolist()
+    np.testing.assert_allclose(found.scores, scores, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["ties", "narrow", "normal"])
+def test_many_blocks_and_groups_change_nothing(kind, monkeypatch):
+    monkeypatch.setattr(candidates, "_GROUP", 4)
+    monkeypatch.setattr(candidates, "_SPARE", 3)
+    rng = np.random.default_rng(1)
+    q, d = vectors(rng, 13, 6, kind), vectors(rng, 17_001, 6, kind)
+    found = nearest_documents(torch.from_numpy(q), torch.from_numpy(d), 20, block_bytes=1_000_000)
+    assert found.documents.tolist() == brute_force(q, d, 20)[0].tolist()
+    assert (found.unsettled > 0) == (kind == "ties")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_row_that_is_not_finite_is_named(value):
+    matrix = np.zeros((70_000, 3), np.float32)
+    matrix[66_000, 1] = value
+    with pytest.raises(ValueError, match="query_embeddings: row 66000 holds NaN or infinity"):
+        as_matrix(matrix, "query_embeddings")
+    assert as_matrix(np.full((2, 3), 3e38, np.float32), "x").dtype == torch.float32
+
+
+def test_half_precision_is_widened_and_integers_are_refused():
+    assert as_matrix(torch.ones(2, 3, dtype=torch.bfloat16), "x").dtype == torch.float32
+    with pytest.raises(ValueError, match=r"x must be floats of shape \(rows, dim\), not torch.int64 \(2, 3\)"):
+        as_matrix(np.ones((2, 3), np.int64), "x")

@@ -1,0 +1,184 @@
+"""What holds of clusters whatever they are built from."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_mmembed.mining import STRATEGIES, Clusters, FilterRules, mine
+from tests.mining.corpora import conflicts, corpus, one_to_one
+
+HARD = ("saha", "top-k", "margin", "mutual")
+FIXED = tuple(strategy for strategy in STRATEGIES if strategy != "saha-paper")
+
+corpora = st.builds(
+    corpus,
+    st.integers(0, 2**32 - 1),
+    rows=st.integers(1, 90),
+    queries=st.integers(1, 60),
+    documents=st.integers(1, 60),
+    ties=st.booleans(),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=corpora, strategy=st.sampled_from(FIXED), k=st.integers(1, 9), seed=st.integers(0, 9))
+def test_clusters_are_full_disjoint_and_free_of_conflicts(data, strategy, k, seed):
+    found = mine(*data, strategy=strategy, k=k, mult=2, seed=seed)
+    rows = found.rows
+    assert rows.dtype == np.int64 and rows.shape[1] == k + 1 and (rows >= 0).all()
+    assert len(np.unique(rows)) == rows.size
+    assert found.counts["left_over"] == len(data[0]) - rows.size
+    if strategy in HARD:
+        assert [conflicts(cluster, *data[:2]) for cluster in rows] == [0] * len(rows)
+        assert found.counts["conflicts"] == 0
+        origins = sum(found.diagnostics[name] for name in ("from_pool", "next_best", "at_random", "conflicts"))
+        assert (origins == k).all()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    counts=st.lists(st.integers(1, 8), min_size=1, max_size=40),
+    strategy=st.sampled_from(HARD),
+    k=st.integers(1, 9),
+)
+def test_every_row_that_can_be_placed_is(seed, counts, strategy, k):
+    """With one document per query, the most that fits is known: no cluster holds two rows of one document."""
+    document_ids = np.repeat(np.arange(len(counts)), counts)
+    rng = np.random.default_rng(seed)
+    rng.shuffle(document_ids)
+    rows = len(document_ids)
+    queries, documents = rng.normal(size=(rows, 4)), rng.normal(size=(len(counts), 4))
+    found = mine(np.arange(rows), document_ids, queries, documents, strategy=strategy, k=k, mult=1, seed=seed % 7)
+    most = max(n for n in range(rows + 1) if sum(min(count, n) for count in counts) >= n * (k + 1))
+    assert len(found) == most
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=corpora, k=st.integers(1, 9))
+def test_labels_fill_every_cluster(data, k):
+    found = mine(*data, label_subset=True, k=k)
+    rows = len(data[0])
+    assert len(found) == rows // (k + 1) and len(np.unique(found.rows)) == found.rows.size
+    clashing = sum(conflicts(cluster, *data[:2]) > 0 for cluster in found.rows)
+    assert clashing == (found.diagnostics["conflicts"] > 0).sum()
+
+
+def test_binary_labels_alternate():
+    rows = 64
+    labels = np.arange(rows) % 2
+    rng = np.random.default_rng(0)
+    found = mine(np.arange(rows), labels, rng.normal(size=(rows, 4)), rng.normal(size=(2, 4)), label_subset=True, k=1)
+    assert all(set(labels[cluster]) == {0, 1} for cluster in found.rows) and len(found) == 32
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_more_asked_for_than_there_is(strategy):
+    found = mine(*one_to_one(1), strategy=strategy)
+    assert found.rows.shape == (0, 16) and found.counts["left_over"] == 1
+    assert mine(*one_to_one(15), strategy=strategy).counts["rows"] == 15
+
+
+def test_hard_clusters_are_harder_than_random_ones():
+    data = one_to_one(480, 16)
+
+    def hardness(rows):
+        scores = data[2][rows] @ data[3][rows].transpose(0, 2, 1)
+        return scores[:, ~np.eye(rows.shape[1], dtype=bool)].mean()
+
+    found = {strategy: hardness(mine(*data, strategy=strategy, k=7).rows) for strategy in FIXED}
+    assert found["random"] == pytest.approx(0, abs=0.02)
+    assert all(found[strategy] > 0.15 for strategy in HARD)
+    assert found["saha"] <= found["top-k"]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_torch_and_numpy_give_the_same(strategy):
+    data = one_to_one(100)
+    ours = mine(*map(torch.from_numpy, data), strategy=strategy, k=4)
+    assert ours.rows.tolist() == mine(*data, strategy=strategy, k=4).rows.tolist()
+
+
+def test_the_seed_decides_and_nothing_else(tmp_path):
+    code = (
+        "from tests.mining.corpora import corpus\n"
+        "from hf_mmembed.mining import STRATEGIES, mine\n"
+        "data = corpus(3, rows=80, queries=50, documents=40)\n"
+        "print([mine(*data, strategy=s, k=3, seed=5).rows.tolist() for s in STRATEGIES])"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        ).stdout
+        for hash_seed in ("1", "2")
+    }
+    assert len(outputs) == 1
+    data = one_to_one(64)
+    assert mine(*data, k=3, seed=1).rows.tolist() != mine(*data, k=3, seed=2).rows.tolist()
+
+
+def test_top_k_takes_the_nearest_documents():
+    """On a line, the hardest neighbours of a point are those beside it."""
+    angles = np.linspace(0, 1, 40)
+    vectors = np.stack([np.cos(angles), np.sin(angles)], 1)
+    found = mine(np.arange(40), np.arange(40), vectors, vectors, strategy="top-k", k=3, mult=1)
+    first = found.rows[0]
+    assert np.ptp(first) <= 5
+    assert Counter(found.rows.ravel().tolist()) == Counter(range(40))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"strategy": "sahara"}, "strategy is 'sahara'; choose one of saha, saha-paper"),
+        ({"k": 0}, "k and mult must be at least 1, got 0 and 3"),
+        ({"query_ids": np.array([0, 1, 9])}, "query_ids: row 2 has the id 9, but there are 3 embeddings"),
+        ({"document_ids": np.array([0, -1, 1])}, "document_ids: row 1 has the id -1"),
+        ({"document_ids": np.array([0, 1])}, "3 query_ids for 2 document_ids"),
+        ({"query_ids": np.ones(3)}, "query_ids must be integers"),
+        ({"document_embeddings": np.ones((3, 5))}, "queries have 4 dimensions, documents 5"),
+    ],
+)
+def test_wrong_arguments_are_named(changes, message):
+    arguments = dict(zip(("query_ids", "document_ids", "query_embeddings", "document_embeddings"), one_to_one(3, 4)))
+    with pytest.raises(ValueError, match=message):
+        mine(**{**arguments, **changes})
+
+
+def test_a_share_is_below_one():
+    with pytest.raises(ValueError, match="rank is a share, at least 0 and below 1, got 1.5"):
+        FilterRules(rank=1.5)
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    found = mine(*one_to_one(50), k=4)
+    found.save(tmp_path)
+    again = Clusters.load(tmp_path)
+    assert again.rows.tolist() == found.rows.tolist()
+    assert (again.strategy, again.settings, again.counts, again.recall) == (
+        found.strategy,
+        found.settings,
+        found.counts,
+        found.recall,
+    )
+    assert {name: values.tolist() for name, values in again.diagnostics.items()} == {
+        name: values.tolist() for name, values in found.diagnostics.items()
+    }
+    (tmp_path / "clusters.arrow").write_bytes(b"cut")
+    with pytest.raises(ValueError, match="cannot read the clusters in"):
+        Clusters.load(tmp_path)
+    with pytest.raises(ValueError, match="no clusters in"):
+        Clusters.load(tmp_path / "elsewhere")

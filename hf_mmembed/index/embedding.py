@@ -26,6 +26,7 @@ from hf_mmembed.files import write_atomically
 from hf_mmembed.identity import ModelIdentity
 from hf_mmembed.model.images_mmembed import open_image
 
+from .lock import LOCK, only_writer
 from .manifest import Manifest, read_manifest, remove_leftovers, write_manifest
 from .shards import (
     Embedded,
@@ -111,38 +112,41 @@ def embed_source(
         strict: Stop at the first row that cannot be read.
 
     Raises:
-        ValueError: `out` holds something else, or (`strict`) a row cannot be read, or no row can.
+        ValueError: `out` holds something else, another process is writing to it, or (`strict`) a row cannot be read,
+            or no row can.
     """
-    manifest = _begin(source, identity, out, task=task, instruction=instruction, shard_size=shard_size)
-    items = out / ITEMS
-    items.mkdir(exist_ok=True)
-    salt = hash_parts(identity.fingerprint, identity.prompt_hash, task, instruction)
-    shards = plan_shards(source, salt=salt, size=shard_size)
-    if strict and source.unreadable:
-        raise ValueError(_stopped(source.unreadable[0]))
-    todo = [shard for shard in shards if not shard.path(items).exists()]
-    known = recall_rows(items, shards, salt=salt) if todo else {}
-    encode = _encoder(embedder, task=task, instruction=instruction, batch_size=batch_size)
-    total = len(source)
-    finished = total - sum(shard.stop - shard.start for shard in todo)
-    new = 0
-    started = time.perf_counter()
-    with tqdm(total=total, initial=finished, unit=" items", desc="embedding", disable=None, smoothing=0.1) as bar:
-        for shard in todo:
-            rows: list[Embedded] = []
-            skipped: list[Unreadable] = []
-            for done, failed in _embed_shard(source, shard, encode, known):
-                if strict and failed:
-                    raise ValueError(_stopped(failed[0]))
-                new += sum(row.fingerprint not in known for row in done)
-                rows += done
-                skipped += failed
-                bar.update(len(done) + len(failed))
-            rows.sort(key=lambda row: row.row)
-            skipped.sort(key=lambda item: item.row or 0)
-            write_shard(items, shard, rows, skipped, salt=salt, dim=identity.dimension)
-    seconds = time.perf_counter() - started
-    return _finish(source, out, manifest, shards, new, seconds)
+    _claim(out)
+    with only_writer(out):
+        manifest = _begin(source, identity, out, task=task, instruction=instruction, shard_size=shard_size)
+        items = out / ITEMS
+        items.mkdir(exist_ok=True)
+        salt = hash_parts(identity.fingerprint, identity.prompt_hash, task, instruction)
+        shards = plan_shards(source, salt=salt, size=shard_size)
+        if strict and source.unreadable:
+            raise ValueError(_stopped(source.unreadable[0]))
+        todo = [shard for shard in shards if not shard.path(items).exists()]
+        known = recall_rows(items, shards, salt=salt) if todo else {}
+        encode = _encoder(embedder, task=task, instruction=instruction, batch_size=batch_size)
+        total = len(source)
+        finished = total - sum(shard.stop - shard.start for shard in todo)
+        new = 0
+        started = time.perf_counter()
+        with tqdm(total=total, initial=finished, unit=" items", desc="embedding", disable=None, smoothing=0.1) as bar:
+            for shard in todo:
+                rows: list[Embedded] = []
+                skipped: list[Unreadable] = []
+                for done, failed in _embed_shard(source, shard, encode, known):
+                    if strict and failed:
+                        raise ValueError(_stopped(failed[0]))
+                    new += sum(row.fingerprint not in known for row in done)
+                    rows += done
+                    skipped += failed
+                    bar.update(len(done) + len(failed))
+                rows.sort(key=lambda row: row.row)
+                skipped.sort(key=lambda item: item.row or 0)
+                write_shard(items, shard, rows, skipped, salt=salt, dim=identity.dimension)
+        seconds = time.perf_counter() - started
+        return _finish(source, out, manifest, shards, new, seconds)
 
 
 def write_npy(report: Report, out: Path) -> Path:
@@ -163,10 +167,17 @@ def write_npy(report: Report, out: Path) -> Path:
     return path
 
 
+def _claim(out: Path) -> None:
+    """Creates the directory, or makes sure that it is ours."""
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "manifest.json").exists() and any(item.name != LOCK for item in out.iterdir()):
+        raise ValueError(f"{out} is not empty and holds no embeddings of ours: choose another directory")
+
+
 def _begin(
     source: Source, identity: ModelIdentity, out: Path, *, task: str, instruction: str | None, shard_size: int
 ) -> Manifest:
-    """Claims the directory, or makes sure that it is ours and was begun in the same way."""
+    """Begins the directory anew, or makes sure that it was begun in the same way."""
     named = {
         "kind": source.kind,
         "path": str(source.path),
@@ -174,7 +185,6 @@ def _begin(
         "text_column": source.text_column,
     }
     manifest = Manifest(identity, task, instruction, named, rows=len(source), shard_size=shard_size)
-    out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(out)
     if (out / "manifest.json").exists():
         earlier = read_manifest(out)
@@ -188,8 +198,6 @@ def _begin(
                 f"{out} was built from something else; what differs: {'; '.join(found)}. Choose another directory, or "
                 "delete this one"
             )
-    elif any(out.iterdir()):
-        raise ValueError(f"{out} is not empty and holds no embeddings of ours: choose another directory")
     write_manifest(out, manifest)
     return manifest
 

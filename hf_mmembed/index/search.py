@@ -20,6 +20,7 @@ from hf_mmembed.model.images_mmembed import open_image
 
 from . import vectors
 from .embedding import ITEMS, Report
+from .lock import only_writer
 from .manifest import Manifest, read_manifest, write_manifest
 from .shards import read_embeddings
 
@@ -65,6 +66,9 @@ def build_index(out: Path, report: Report, *, kind: vectors.Kind | None = None) 
         out: The directory.
         report: What `embed_source` returned for it.
         kind: See `vectors.build`. Defaults to flat up to 200,000 rows.
+
+    Raises:
+        ValueError: Another process is writing to `out`.
     """
     index, info = vectors.build(
         lambda: read_embeddings(out / ITEMS, report.shards),
@@ -72,9 +76,10 @@ def build_index(out: Path, report: Report, *, kind: vectors.Kind | None = None) 
         dim=report.manifest.model.dimension,
         kind=kind,
     )
-    vectors.save(index, out / _FAISS)
     manifest = report.manifest.changed(faiss=info)
-    write_manifest(out, manifest)
+    with only_writer(out):
+        vectors.save(index, out / _FAISS)
+        write_manifest(out, manifest)
     return manifest
 
 

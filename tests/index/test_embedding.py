@@ -18,6 +18,7 @@ from PIL import Image
 
 from hf_mmembed.data import open_source
 from hf_mmembed.index import build_index, embed_source, read_manifest, write_npy
+from hf_mmembed.index.lock import only_writer
 from tests.index.fake_embedder import DIM, FakeEmbedder, identity
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,6 +67,21 @@ def test_a_second_run_embeds_nothing_and_changes_nothing(many_pictures, tmp_path
     report = run(many_pictures, tmp_path / "out", again)
     assert again.embedded == report.new == 0 and len(report.skipped) == 2
     assert contents(tmp_path / "out") == before
+
+
+def test_a_second_writer_is_refused_while_the_first_is_at_work(many_pictures, tmp_path):
+    class Interrupted(FakeEmbedder):
+        def encode_document(self, inputs, **options):
+            with pytest.raises(ValueError, match=r"another process is writing to .*out: wait"):
+                run(many_pictures, tmp_path / "out")
+            return super().encode_document(inputs, **options)
+
+    first = Interrupted()
+    report = run(many_pictures, tmp_path / "out", first)
+    assert first.embedded == report.new == 18
+    with only_writer(tmp_path / "out"), pytest.raises(ValueError, match="another process is writing"):
+        build_index(tmp_path / "out", report)
+    assert run(many_pictures, tmp_path / "out").new == 0
 
 
 READABLE = [row for row in range(20) if row not in (6, 13)]

@@ -1,0 +1,98 @@
+"""Batches: any order, repetition and size gives the same rows, and identical inputs are embedded once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.sentence_transformer.reference import assert_same, noise
+
+
+@pytest.fixture(scope="module")
+def pool():
+    return [
+        "a red circle",
+        "a much longer text " * 12,
+        "",
+        noise(1),
+        noise(2, 90, 20),
+        {"text": "turned", "image": noise(1)},
+        {"image": [noise(1), noise(2, 90, 20)]},
+        {"text": "a red circle", "instruction": "Find."},
+    ]
+
+
+@pytest.fixture(scope="module")
+def one_by_one(model, pool):
+    return np.stack([model.encode_query(item) for item in pool])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    picks=st.lists(st.integers(0, 7), min_size=1, max_size=16),
+    batch_size=st.integers(1, 10),
+    token_budget=st.sampled_from([1, 100, 300, 1000, 16384]),
+)
+def test_any_order_repetition_and_batching_gives_the_same_rows(
+    model, pool, one_by_one, picks, batch_size, token_budget
+):
+    rows = model.encode_query([pool[i] for i in picks], batch_size=batch_size, token_budget=token_budget)
+    assert_same(rows, one_by_one[picks], 2e-5)
+
+
+def test_identical_inputs_are_embedded_once(model, pool, monkeypatch):
+    seen = []
+    preprocess = model[0].preprocess
+    monkeypatch.setattr(model[0], "preprocess", lambda batch, **kw: seen.extend(batch) or preprocess(batch, **kw))
+    copies = [item.copy() if isinstance(item, (dict, Image.Image)) else item for item in pool]
+    rows = model.encode(pool + copies[::-1])
+    assert len(seen) == len(pool)
+    assert_same(rows[: len(pool)], rows[len(pool) :][::-1], 0)
+
+
+@torch.inference_mode()
+def test_repeated_rows_do_not_share_memory(model):
+    first, second = model.encode(["a", "a"], convert_to_numpy=False)
+    first.zero_()
+    assert second.norm() > 0.9
+
+
+def test_batches_respect_the_bounds(model, monkeypatch):
+    shapes = []
+    forward = model.transformers_model.forward
+    monkeypatch.setattr(
+        model.transformers_model, "forward", lambda **kw: shapes.append(kw["input_ids"].shape) or forward(**kw)
+    )
+    monkeypatch.setattr(model[0], "model_forward_params", None)
+    texts = [f"{number} " + "red circle " * (number % 7) for number in range(40)]
+    model.encode(texts, batch_size=7)
+    assert max(rows for rows, _ in shapes) <= 7
+    shapes.clear()
+    model.encode(texts, token_budget=1)
+    assert {rows for rows, _ in shapes} == {1}
+
+
+def test_containers(model):
+    texts = ["a", "b", "a"]
+    expected = model.encode(texts)
+    for container in (
+        tuple(texts),
+        np.array(texts),
+        np.array(texts, dtype=object),
+        Dataset.from_dict({"t": texts})["t"],
+    ):
+        assert_same(model.encode(container), expected, 0)
+
+
+def test_the_caller_s_objects_stay_as_they_are(model, picture_file):
+    with Image.open(picture_file) as opened:
+        row = {"text": "a", "image": [opened], "instruction": None}
+        chat = [{"role": "user", "content": [{"type": "image", "image": opened}]}]
+        model.encode([row, chat], instruction="Find.")
+        assert row == {"text": "a", "image": [opened], "instruction": None}
+        assert chat == [{"role": "user", "content": [{"type": "image", "image": opened}]}]

@@ -1,0 +1,48 @@
+"""Several threads may encode with one model."""
+
+from __future__ import annotations
+
+import io
+import threading
+
+import numpy as np
+from PIL import Image
+
+from hf_mmembed import MMEmbedder
+from tests.sentence_transformer.reference import assert_same, noise
+
+
+def encode_in_threads(model: MMEmbedder, parts: list[list]) -> list[np.ndarray]:
+    results: dict[int, np.ndarray] = {}
+
+    def work(part: int) -> None:
+        results[part] = model.encode(parts[part], batch_size=3)
+
+    threads = [threading.Thread(target=work, args=(part,)) for part in range(len(parts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [results[part] for part in range(len(parts))]
+
+
+def test_threads_do_not_mix_up_the_tokenizer_s_settings(model, monkeypatch):
+    # Texts that are cut are tokenized without padding in between.
+    monkeypatch.setattr(model.tokenizer, "model_max_length", 200)
+    parts = [[f"{n} cut " * 200 for n in range(30)], [f"{n} " + "b " * (n % 17) for n in range(120)]]
+    expected = [model.encode(part, batch_size=3) for part in parts]
+    for rows, alone in zip(encode_in_threads(model, parts), expected, strict=True):
+        assert_same(rows, alone)
+
+
+def test_threads_do_not_decode_one_picture_twice(model):
+    buffer = io.BytesIO()
+    noise(0, 1200, 1200).save(buffer, "PNG")  # large, so that two threads would meet in it
+
+    def shared() -> list[list]:
+        picture = Image.open(io.BytesIO(buffer.getvalue()))
+        return [[{"image": picture, "text": f"{side} " + "b " * n} for n in range(4)] for side in ("left", "right")]
+
+    expected = [model.encode(part, batch_size=3) for part in shared()]
+    for rows, alone in zip(encode_in_threads(model, shared()), expected, strict=True):
+        assert_same(rows, alone)

@@ -50,7 +50,7 @@ _PRELUDE = """\
 {%- set ended = row.instruction[-1:] | trim == "" -%}
 {%- set words = row.instruction ~ ("" if ended or not row.text else SEPARATOR) ~ row.text -%}
 {%- if IMAGE_TEXT and row.images -%}
-{%- set words = IMAGE_TEXT * row.images ~ (SEPARATOR ~ words if words else "") -%}
+{%- set words = (([IMAGE_TEXT] * row.images) | join(IMAGE_GAP)) ~ (SEPARATOR ~ words if words else "") -%}
 {%- endif -%}
 {%- if REPRESENT_DOCUMENTS or (task is defined and task == "query") -%}
 {%- set words = words ~ (REPRESENT_IMAGE if row.images else REPRESENT_TEXT) -%}
@@ -140,6 +140,7 @@ def native_chat_template(processor: MMEmbedProcessor) -> str:
         "CONTROL_TOKENS": processor.control_tokens(),
         "SEPARATOR": prompt.separator,
         "IMAGE_TEXT": image_text,
+        "IMAGE_GAP": prompt.separator if prompt.image_style == "bare" else "",
         "REPRESENT_DOCUMENTS": prompt.represent_documents,
         "REPRESENT_IMAGE": prompt.represent_image,
         "REPRESENT_TEXT": prompt.represent_text,

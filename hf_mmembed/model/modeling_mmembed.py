@@ -239,7 +239,9 @@ class MMEmbedModel(PreTrainedModel):
         kwargs.setdefault("use_cache", False)
         kwargs["return_dict"] = True
         # Gradient checkpointing runs blocks again outside of this call, and compiled code keeps no context.
-        again = torch.compiler.is_compiling() or (torch.is_grad_enabled() and self.backbone.is_gradient_checkpointing)
+        again = torch.compiler.is_compiling() or (
+            torch.is_grad_enabled() and self.backbone.is_activation_checkpointing
+        )
         whole = whole_states or self.config.pooling != "last" or again
         shared = None
         if share_prefix is None:

@@ -8,11 +8,11 @@ prompt is longer than most queries. This file travels with the checkpoint.
 
 from __future__ import annotations
 
-import copy
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
@@ -89,10 +89,11 @@ class PrefixMemory:
         if self.known is None or length < LEAST_REMEMBERED_SHARE * len(ids):
             length = len(ids)
             self.known = ids.clone(), *read_prefix(backbone, ids)
-        known_ids, states, cache = self.known
-        cache = copy.deepcopy(cache)
-        cache.crop(length - len(known_ids))
-        return states[:, :length], cache
+        _, states, cache = self.known
+        own = DynamicCache(config=backbone.config.get_text_config(decoder=True))
+        for index, layer in enumerate(cache.layers):
+            own.update(layer.keys[..., :length, :], layer.values[..., :length, :], index)
+        return states[:, :length], own
 
 
 def read_prefix(backbone: PreTrainedModel, ids: torch.Tensor) -> tuple[torch.Tensor, DynamicCache]:
@@ -180,13 +181,9 @@ def states_with_shared_prefix(
     # What follows the prefix begins `prefix` columns further right, in rows with padding on the left too.
     rest_mask = attention_mask[:, prefix:] if padded_right else attention_mask[:, : length - prefix]
     if config.model_type in MULTIMODAL_ROPE and kwargs.get("image_grid_thw") is not None:
-        positions, _ = backbone.get_rope_index(
-            input_ids,
-            mm_token_type_ids=kwargs["mm_token_type_ids"],
-            image_grid_thw=kwargs["image_grid_thw"],
-            attention_mask=attention_mask,
-        )
-        positions = positions[..., prefix:]
+        positions = _grid_positions(
+            backbone, input_ids, attention_mask, kwargs["mm_token_type_ids"], kwargs["image_grid_thw"]
+        )[..., prefix:]
     else:
         positions = (prefix + rest_mask.cumsum(dim=1) - 1).clamp(min=prefix)
     kwargs = {name: value[:, prefix:] if name in ROW_ARGUMENTS else value for name, value in kwargs.items()}
@@ -207,6 +204,29 @@ def states_with_shared_prefix(
     columns = starts[:, None] + torch.arange(prefix, device=input_ids.device)
     states[torch.arange(batch, device=input_ids.device)[:, None], columns] = prefix_states
     return states, attention_mask
+
+
+def _grid_positions(
+    backbone: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, types: torch.Tensor, grids: torch.Tensor
+) -> torch.Tensor:
+    """The backbone's own three-dimensional positions `(3, batch, seq_len)`, asked for once per layout of a row.
+
+    Transformers goes through rows and images one by one, and pictures of one size come in numbers.
+    """
+    real, mask, shapes = ((types * attention_mask).cpu().numpy(), attention_mask.cpu().numpy(), grids.cpu().numpy())
+    images = (np.diff(real, axis=1, prepend=0) > 0).sum(axis=1)
+    own_shapes = np.split(shapes, images.cumsum()[:-1])
+    places: dict[tuple[bytes, ...], int] = {}
+    layouts = [tuple(part.tobytes() for part in parts) for parts in zip(real, mask, own_shapes, strict=True)]
+    rows = [places.setdefault(layout, len(places)) for layout in layouts]
+    firsts = [rows.index(place) for place in range(len(places))]
+    positions, _ = backbone.get_rope_index(
+        input_ids[firsts],
+        mm_token_type_ids=types[firsts],
+        image_grid_thw=grids.new_tensor(np.concatenate([own_shapes[row] for row in firsts])),
+        attention_mask=attention_mask[firsts],
+    )
+    return positions[:, rows]
 
 
 def _possible(

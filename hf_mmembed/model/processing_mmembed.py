@@ -259,7 +259,9 @@ class MMEmbedProcessor(ProcessorMixin):
             token = self.backbone_processor.image_token
             if token == "<|image_pad|>" and self.prompt.image_style == "inline":
                 token = f"<|vision_start|>{token}<|vision_end|>"
-            words = token * len(row.images) + (self.prompt.separator + words if words else "")
+            # Qwen's positions take neighbouring image tokens for one image, so bare ones are kept apart.
+            gap = self.prompt.separator if self.prompt.image_style == "bare" else ""
+            words = gap.join([token] * len(row.images)) + (self.prompt.separator + words if words else "")
         return words + self.prompt.ending(task, has_image=bool(row.images))
 
     def _messages(self, row: Row, content: str) -> list[dict[str, Any]]:

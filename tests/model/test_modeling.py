@@ -121,6 +121,19 @@ def test_image_tokens_have_rows_and_columns(embedder, prompt):
     assert (columns - columns[0]).tolist() == [0, 1, 2, 3] * 2
 
 
+@pytest.mark.parametrize("prompt", ["saha-legacy", "vlm2vec", "unime"])
+def test_several_images_in_one_input_without_the_template_s_image_style(embedder, prompt):
+    path = embedder("qwen2_vl", prompt=prompt)
+    model, processor = AutoModel.from_pretrained(path), AutoProcessor.from_pretrained(path)
+    first, second = picture(16, 32), picture(20, 20, seed=1)
+    batch = processor(text=["a", "b", None], images=[[first, second], None, [second, first]], return_tensors="pt")
+    alone = processor(text=["a"], images=[[first, second]], return_tensors="pt")
+    rows = embed(model, batch)
+    assert torch.allclose(rows[0], embed(model, alone)[0], atol=5e-6)
+    swapped = embed(model, processor(text=["a"], images=[[second, first]], return_tensors="pt"))
+    assert (rows[0] - swapped[0]).abs().max() > 1e-4
+
+
 def test_there_is_no_head_and_no_cache(embedder, batches):
     path, inputs, _ = batches("qwen2_vl")
     model = AutoModel.from_pretrained(path)

@@ -54,6 +54,10 @@ def loaded(embedder):
 BATCHES = {
     "texts": (["a red circle", "two", "a much longer text about a blue star"], None),
     "pictures": (None, pictures((40, 24), (24, 40), (32, 32))),
+    "layouts": (
+        ["a", "a", "b b", "a", "c"],
+        [[p] * n for p, n in zip(pictures(*[(40, 24)] * 5), [1, 2, 1, 1, 0], strict=True)],
+    ),
     "mixture": (["a red circle", None, "with a picture"], [None, *pictures((40, 24), (24, 40))]),
 }
 

@@ -83,14 +83,14 @@ class MMEmbedder(SentenceTransformer):
         ValueError: the checkpoint is no embedder (it was never converted), or cannot read chat messages.
 
     Example:
-        ::
-
-            from hf_mmembed import MMEmbedder
-
-            model = MMEmbedder("path/of/a/converted/checkpoint")
-            queries = model.encode_query(["a red circle", {"image": "sketch.png", "text": "the same in blue"}])
-            documents = model.encode_document([picture, {"image": "photo.jpg"}])
-            model.similarity(queries, documents)  # (2, 2)
+        >>> from PIL import Image
+        >>> from hf_mmembed import MMEmbedder, tiny
+        >>> model = MMEmbedder(tiny.checkpoint_path(), device="cpu")
+        >>> red, blue = (Image.new("RGB", (64, 64), colour) for colour in ("red", "blue"))
+        >>> queries = model.encode_query(["a red circle", {"image": red, "text": "the same in blue"}])
+        >>> documents = model.encode_document([red, {"image": blue, "instruction": "Name the colour."}, "a blue circle"])
+        >>> model.similarity(queries, documents).shape
+        torch.Size([2, 3])
     """
 
     def __init__(self, model_name_or_path: str | os.PathLike[str] | None = None, **kwargs: Any) -> None:

@@ -16,7 +16,7 @@ import sys
 import urllib.request
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -143,15 +143,15 @@ def _download(url: str, allow_urls: bool) -> bytes:
     return data
 
 
-def _is_tensor(source: object) -> TypeGuard[torch.Tensor]:
+def _is_tensor(source: object) -> bool:
     """Asked without importing torch: where it was never imported, nothing is a tensor."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(source, torch.Tensor)
 
 
 def _from_array(array: np.ndarray | torch.Tensor) -> Image.Image:
-    channels_first = _is_tensor(array)
-    values: np.ndarray = array.detach().cpu().numpy() if _is_tensor(array) else array
+    channels_first = not isinstance(array, np.ndarray)
+    values = array if isinstance(array, np.ndarray) else array.detach().cpu().numpy()
     shape = tuple(values.shape)
     if values.ndim == 3:
         first, last = shape[0] in (1, 3, 4), shape[2] in (1, 3, 4)

@@ -26,11 +26,13 @@ from transformers.utils import ModelOutput
 
 from .configuration_mmembed import MMEmbedConfig
 from .pooled_mmembed import last_block_for_pooled, last_real_token, only_pooled
-from .prefix_mmembed import MULTIMODAL_ROPE, PrefixMemory, states_with_shared_prefix
+from .prefix_mmembed import PrefixMemory, states_with_shared_prefix
 from .vision_mmembed import run_lean
 
 __all__ = ["MMEmbedModel", "MMEmbedOutput", "pool", "require_safetensors"]
 
+# Our processor gives these families an `image_grid_thw` that says how to cut a batch into pieces; they do not take it.
+TILED_WITHOUT_GRID = frozenset({"internvl"})
 IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "image_sizes", "image_grid_thw", "batch_num_images")
 
 # What `SentenceTransformer(dir)` reads: one Transformer module that hands on our `pooler_output`, so that pooling and
@@ -234,8 +236,8 @@ class MMEmbedModel(PreTrainedModel):
             if int(num_images_per_sample.sum()) == 0:
                 for name in IMAGE_INPUTS:
                     kwargs.pop(name, None)
-        if self.config.backbone_config.model_type not in MULTIMODAL_ROPE:
-            kwargs.pop("image_grid_thw", None)  # for whoever cuts a batch into pieces; only these families read it
+        if self.config.backbone_config.model_type in TILED_WITHOUT_GRID:
+            kwargs.pop("image_grid_thw", None)
         kwargs.setdefault("use_cache", False)
         kwargs["return_dict"] = True
         # Gradient checkpointing runs blocks again outside of this call, and compiled code keeps no context.
@@ -243,7 +245,7 @@ class MMEmbedModel(PreTrainedModel):
             torch.is_grad_enabled() and self.backbone.is_activation_checkpointing
         )
         whole = whole_states or self.config.pooling != "last" or again
-        shared = None
+        shared, mask = None, attention_mask
         if share_prefix is None:
             share_prefix = not torch.is_grad_enabled()
         if share_prefix and input_ids is not None:
@@ -253,7 +255,6 @@ class MMEmbedModel(PreTrainedModel):
         if shared is not None:
             states, mask = shared
         else:
-            mask = attention_mask
             with nullcontext() if whole else only_pooled(mask):
                 states = self.backbone(input_ids=input_ids, attention_mask=mask, **kwargs).last_hidden_state
         pooled = pool(states, mask, self.config.pooling)[:, : self.config.embedding_dim]

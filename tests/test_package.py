@@ -26,6 +26,7 @@ HEAVY = {"PIL", "datasets", "faiss", "numpy", "pandas", "pyarrow", "sentence_tra
 RANK = {
     "model": 0,
     "files": 0,
+    "processes": 0,
     "data": 1,
     "batching": 1,
     "duplicates": 1,

@@ -76,7 +76,7 @@ def run(
     """
     from hf_mmembed.evaluation import evaluate as measure
     from hf_mmembed.evaluation import plot
-    from hf_mmembed.evaluation.engine import world
+    from hf_mmembed.processes import world
 
     from .models import embedder
 

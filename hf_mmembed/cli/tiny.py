@@ -75,3 +75,19 @@ def card() -> None:
     from hf_mmembed.tiny.card import write_tiny_card
 
     typer.echo(f"wrote {write_tiny_card()}")
+
+
+@tiny.command()
+def benchmark(
+    out: Annotated[Path, typer.Argument(help="Folder for mmeb-v1, sugarcrepe and sugarcrepe-pp; made if missing.")],
+    rows: Annotated[int, typer.Option(help="Queries of each data set.", min=1)] = 500,
+    seed: Annotated[int, typer.Option(help="Seed of the drawings and wordings.")] = 0,
+) -> None:
+    """Draw a benchmark in the layouts of MMEB-V1, SugarCrepe and SugarCrepe++, for `hf-mmembed evaluate`.
+
+    Example: hf-mmembed tiny benchmark drawn && hf-mmembed evaluate mmembed-tiny --benchmark mmeb-v1 --data drawn/mmeb-v1
+    """
+    from hf_mmembed.tiny.benchmark import draw_benchmark
+
+    draw_benchmark(out, rows=rows, seed=seed)
+    typer.echo(f"the benchmark is in {out}: mmeb-v1, sugarcrepe, sugarcrepe-pp")

@@ -93,17 +93,24 @@ class SentenceEncoder:
         return vectors
 
     def _input(self, item: Item) -> Any:
+        kinds = tuple(["image"] * bool(item.images) + ["text"] * (item.text is not None))
+        if not self.model.supports(kinds[0] if len(kinds) == 1 else kinds):
+            raise ValueError(
+                f"{self.name} takes {', '.join(map(str, self.model.modalities))}; it cannot read {' and '.join(kinds)} in "
+                f"one input, such as {item}"
+            )
         pictures = [image.read() for image in item.images]
         if self.ours:
             parts = {"text": item.text, "image": pictures or None, "instruction": item.instruction}
             return {key: value for key, value in parts.items() if value is not None}
+        if not pictures:
+            # In a dict a text is never taken for the path of a picture; a model of texts alone takes no dicts.
+            return {"text": item.text} if self.model.supports("image") else item.text
         from hf_mmembed.model.images_mmembed import open_image
 
         opened = [open_image(picture) for picture in pictures]
         image = opened[0] if len(opened) == 1 else opened
-        if item.text is None:
-            return image if len(opened) == 1 else {"image": image}
-        return {"text": item.text, "image": image} if opened else {"text": item.text}
+        return image if kinds == ("image",) else {"image": image, "text": item.text}
 
 
 def load_encoder(

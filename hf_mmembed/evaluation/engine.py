@@ -6,55 +6,21 @@ Work is cut into batches by content alone, so it is the same work in any order o
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from hf_mmembed.processes import world
+
 from .cache import EmbeddingCache
 from .encoder import Encoder
 from .items import Item, digest
 
-__all__ = ["World", "embed_items", "world"]
+__all__ = ["embed_items"]
 
 _SHARD = 256
-
-
-@dataclass(frozen=True)
-class World:
-    """This process among those that ``accelerate launch`` or torchrun started."""
-
-    rank: int = 0
-    size: int = 1
-    device: str | None = None
-
-    @property
-    def main(self) -> bool:
-        """Whether this process writes the results."""
-        return self.rank == 0
-
-    def agree(self, failure: str | None) -> str | None:
-        """Waits for all processes; the first failure of any of them."""
-        if self.size == 1:
-            return failure
-        from accelerate.utils import gather_object
-
-        return next((one for one in gather_object([failure]) if one is not None), None)
-
-
-@cache
-def world() -> World:
-    """The processes of this run; one, unless a launcher says otherwise."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return World()
-    from accelerate import PartialState
-
-    state = PartialState()
-    return World(state.process_index, state.num_processes, str(state.device))
 
 
 def embed_items(

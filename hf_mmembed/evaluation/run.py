@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_mmembed import __version__
+from hf_mmembed.processes import world
 
 from .cache import EmbeddingCache
 from .encoder import Encoder, SentenceEncoder, load_encoder
-from .engine import embed_items, world
+from .engine import embed_items
 from .instructions import Protocol, Wording
 from .mmeb_image import read_v1, read_v2_image
 from .mmeb_video import read_v2_video

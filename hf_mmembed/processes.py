@@ -1,0 +1,47 @@
+"""The processes that ``accelerate launch`` or torchrun started, as far as sharing out work needs to know them.
+
+In: the environment. Out: a `World`: which process this is, of how many, and what the others ran into.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache
+
+__all__ = ["World", "world"]
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of the run."""
+
+    rank: int = 0
+    size: int = 1
+    device: str | None = None
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes the results."""
+        return self.rank == 0
+
+    def agree(self, failure: str | None) -> str | None:
+        """Waits for all processes; the first failure of any of them."""
+        if self.size == 1:
+            return failure
+        from accelerate.utils import gather_object
+
+        return next((one for one in gather_object([failure]) if one is not None), None)
+
+
+@cache
+def world() -> World:
+    """The processes of this run; one, unless a launcher says otherwise."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return World()
+    import torch
+    from accelerate import PartialState
+
+    # Without an accelerator it has to be told, or every process takes itself for the only one.
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    return World(state.process_index, state.num_processes, str(state.device))

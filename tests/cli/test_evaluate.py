@@ -1,0 +1,76 @@
+"""The commands around evaluation: what they print, and their exit codes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hf_mmembed.cli import evaluate as command
+from hf_mmembed.cli.main import main
+from tests.evaluation import layouts
+from tests.evaluation.test_scoreboard import leaderboard
+
+
+def call(*words):
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    return stopped.value.code
+
+
+def test_a_model_is_measured_without_naming_the_subcommand(tmp_path, monkeypatch, capsys):
+    import hf_mmembed.evaluation.run as run
+
+    layouts.write_small_v1(tmp_path / "data")
+    monkeypatch.setattr(run, "load_encoder", lambda model, **options: layouts.oracle())
+    words = [
+        "evaluate",
+        "some-model",
+        "--benchmark",
+        "mmeb-v1",
+        "--data",
+        tmp_path / "data",
+        "--out",
+        tmp_path / "out",
+    ]
+    assert call(*words) == 0
+    printed = capsys.readouterr().out
+    assert "| GQA | 100.0 | hit@1 | 12 |" in printed and "**Partial run:**" in printed
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["metrics"]["image"]["GQA"]["hit@1"] == 1
+    assert call(*words, "--subset", "GQA_") == 1
+    assert "did you mean 'GQA'" in capsys.readouterr().err
+    assert call(*words, "--subset", "VizWiz", "--subset", "GQA") == 1
+    captured = capsys.readouterr()
+    assert "failed: VizWiz: nothing in" in captured.err and "| GQA |" in captured.out
+
+
+def test_averages_of_a_leaderboard_file(tmp_path, capsys):
+    results = leaderboard()
+    (tmp_path / "a.json").write_text(json.dumps(results))
+    assert call("evaluate", "aggregate", tmp_path / "a.json") == 0
+    lines = dict(line.rsplit(None, 1) for line in capsys.readouterr().out.splitlines())
+    image = [row["hit@1"] for row in results["metrics"]["image"].values()]
+    assert lines["image"] == f"{100 * sum(image) / 36:.2f}"
+    assert {"video", "visdoc", "overall (flat mean over data sets)", "macro mean over meta-tasks"} < set(lines)
+    del results["metrics"]["visdoc"]
+    (tmp_path / "b.json").write_text(json.dumps(results))
+    assert call("evaluate", "aggregate", tmp_path / "b.json") == 0
+    printed = capsys.readouterr().out
+    assert "visdoc" in printed and "partial (0 of 24)" in printed and "partial (54 of 78)" in printed
+
+
+def test_two_results_beside_each_other(tmp_path, capsys):
+    for name, seed in (("a", 0), ("b", 1)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(leaderboard(seed)))
+    assert call("evaluate", "compare", tmp_path / "a.json", tmp_path / "b.json") == 0
+    assert "| GQA |" in capsys.readouterr().out
+    (tmp_path / "b.json").write_text("{}")
+    assert call("evaluate", "compare", tmp_path / "a.json", tmp_path / "b.json") == 1
+    assert "no results file" in capsys.readouterr().err
+
+
+def test_help_shows_the_ways_in(capsys):
+    assert call("evaluate", "--help") == 0
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("compare", "aggregate", "run"))
+    assert command.__all__ == ["evaluate"]

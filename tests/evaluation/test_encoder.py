@@ -1,0 +1,93 @@
+"""Real models, ours and others': what reaches them, and that scores do not depend on how inputs are batched."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hf_mmembed import MMEmbedder
+from hf_mmembed.evaluation import SentenceEncoder, evaluate, load_encoder
+from hf_mmembed.evaluation.items import ImageFile, Item
+from tests.evaluation import layouts
+
+
+@pytest.fixture(scope="module")
+def checkpoint(embedder):
+    return embedder("qwen2_vl")
+
+
+@pytest.fixture
+def picture(tmp_path):
+    layouts.write_pictures(tmp_path, [200])
+    return ImageFile(tmp_path / "200.png")
+
+
+def test_items_reach_our_model_with_their_side_and_instruction(checkpoint, picture):
+    encoder = load_encoder(checkpoint, device="cpu")
+    assert encoder.name == checkpoint.name and isinstance(encoder.model, MMEmbedder)
+    items = [
+        Item("a red square", role="query"),
+        Item("a red square"),
+        Item("a red square", (picture,), "Find it.", "query"),
+        Item(None, (picture, picture)),
+        Item(""),
+    ]
+    model, data = encoder.model, picture.read()
+    expected = [
+        model.encode_query("a red square"),
+        model.encode_document("a red square"),
+        model.encode_query({"text": "a red square", "image": data, "instruction": "Find it."}),
+        model.encode_document({"image": [data, data]}),
+        model.encode_document(""),
+    ]
+    found = encoder(items)
+    assert np.abs(found - np.stack(expected)).max() < 1e-5
+    assert len({vector.tobytes() for vector in found}) == len(items)
+
+
+def test_the_key_follows_weights_and_prompt_but_not_the_place(checkpoint, embedder, tmp_path):
+    import shutil
+
+    import torch
+
+    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+    first, second = load_encoder(checkpoint, device="cpu"), load_encoder(copy, device="cpu")
+    assert first.key == second.key
+    with torch.no_grad():
+        next(second.model.parameters()).view(-1)[0] += 1
+    assert SentenceEncoder(second.model).key != first.key
+    other = load_encoder(embedder("qwen2_vl", prompt="plain"), device="cpu")
+    assert other.key != first.key
+
+
+def test_scores_do_not_depend_on_the_batch_size(checkpoint, tmp_path):
+    layouts.write_small_v1(tmp_path / "data", rows=8, candidates=6)
+    scores = []
+    for batch_size in (1, 16):
+        model = MMEmbedder(checkpoint, device="cpu")
+        encoder = SentenceEncoder(model, "tiny", batch_size=batch_size)
+        results = evaluate(encoder, "mmeb-v1", tmp_path / "data", out=tmp_path / f"out{batch_size}")
+        scores.append({name: row["hit@1"] for name, row in results.metrics["image"].items()})
+        assert results.metadata["embedding_dimension"] == model.get_embedding_dimension()
+    assert scores[0] == scores[1] and len(scores[0]) == 2
+
+
+def test_any_sentence_transformer_will_do(tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {word: number for number, word in enumerate(["?", *"abcdefgh"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    text_only = SentenceTransformer(
+        modules=[StaticEmbedding(tokenizer, embedding_weights=np.eye(9, dtype=np.float32))], device="cpu"
+    )
+    encoder = SentenceEncoder(text_only, "static")
+    found = encoder([Item("a b", instruction="c", role="query"), Item("a b", role="query"), Item("d")])
+    assert found[0].argmax() in (1, 2, 3) and found[0, 3] > 0 and found[1, 3] == 0 and found[2].argmax() == 4
+    folder = tmp_path / "set"
+    layouts.write_pictures(folder, [1])
+    layouts.write_jsonl(folder / "metadata.jsonl", [{"file_name": "1.png", "text": "a b"}])
+    results = evaluate(text_only, "retrieval", tmp_path, out=tmp_path / "out")
+    assert set(results.failed) == {"set_t2i", "set_i2t"}  # it cannot read pictures, and says so

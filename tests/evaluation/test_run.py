@@ -1,0 +1,249 @@
+"""Whole runs with encoders that know, guess or break; what is written; what is kept."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from hf_mmembed.evaluation import OVERALL, evaluate
+from tests.evaluation import layouts
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def data(tmp_path):
+    layouts.write_small_v1(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def test_an_oracle_scores_100(data, tmp_path):
+    results = evaluate(layouts.oracle(), "mmeb-v1", data, out=tmp_path / "out")
+    assert {name: row["hit@1"] for name, row in results.metrics["image"].items()} == {"GQA": 1, "MSCOCO_t2i": 1}
+
+
+def test_a_guesser_scores_by_chance(tmp_path):
+    layouts.write_small_v1(tmp_path / "data", rows=40, candidates=8)
+    rows = [layouts.v1_vqa(n % 40, [f"#{n} {k}" for k in range(8)]) for n in range(400)]
+    layouts.write_v1(tmp_path / "data", "GQA", rows)
+    encoder = layouts.Fake(
+        lambda item: np.random.default_rng(list(layouts.digest(item))).standard_normal(256), "guesser"
+    )
+    [score] = [
+        evaluate(encoder, "mmeb-v1", tmp_path / "data", subsets=["GQA"], out=tmp_path / "out").metrics["image"]["GQA"]
+    ]
+    chance, spread = 1 / 8, math.sqrt(1 / 8 * 7 / 8 / 400)
+    assert abs(score["hit@1"] - chance) < 4 * spread
+
+
+def test_each_content_is_embedded_once(data, tmp_path):
+    encoder = layouts.oracle()
+    evaluate(encoder, "mmeb-v1", data, out=tmp_path / "out")
+    # GQA: 12 pictures and 19 answers; COCO: 12 captions and 19 pictures, which say something else than as queries.
+    assert len(encoder.seen) == len(set(map(layouts.digest, encoder.seen))) == 12 + 19 + 12 + 19
+    again = layouts.oracle()
+    evaluate(again, "mmeb-v1", data, out=tmp_path / "out")
+    assert again.seen == []
+    other = layouts.oracle()
+    evaluate(other, "mmeb-v1", data, out=tmp_path / "out", instruction_in="system")
+    assert len(other.seen) == 12 + 12 + 19  # the answers are the same texts, the rest reads something else
+
+
+def noisy():
+    """Right more often than not; depends on the content alone."""
+    return layouts.Fake(
+        lambda item: (
+            2.5 * layouts.one_hot(layouts.meant(item))
+            + np.random.default_rng(list(layouts.digest(item))).standard_normal(layouts.DIM)
+        ),
+        "noisy",
+    )
+
+
+def test_scores_do_not_depend_on_order_shards_or_cache(data, tmp_path, monkeypatch):
+    import pyarrow.parquet as pq
+
+    from hf_mmembed.evaluation import run
+
+    def scores(out):
+        results = evaluate(noisy(), "mmeb-v1", data, out=out)
+        return {name: row["hit@1"] for name, row in results.metrics["image"].items()}
+
+    expected = scores(tmp_path / "a")
+    assert all(0 < score < 1 for score in expected.values())
+    embed = run.embed_items
+    monkeypatch.setattr(run, "embed_items", lambda *a, **k: embed(*a, **k, shard=3))
+    assert scores(tmp_path / "b") == expected
+    files = sorted((tmp_path / "b" / "embeddings" / "noisy").iterdir())
+    for file in files[::2]:
+        file.unlink()
+    assert scores(tmp_path / "b") == expected
+    for name in ("GQA", "MSCOCO_t2i"):
+        file = data / name / "test-00000-of-00001.parquet"
+        layouts.write_parquet(file, pq.read_table(file).to_pylist()[::-1])
+    assert scores(tmp_path / "c") == expected
+
+
+def test_broken_data_sets_do_not_stop_the_others(data, tmp_path, caplog):
+    (data / "VizWiz").mkdir()
+    (data / "VizWiz" / "test-0.parquet").write_bytes(b"PAR1 cut")
+    layouts.write_v1(data, "OK-VQA", [layouts.v1_vqa(99, ["#1", "#2"])])
+    results = evaluate(layouts.oracle(), "mmeb-v1", data, out=tmp_path / "out")
+    assert set(results.failed) == {"VizWiz", "OK-VQA"} and "VizWiz: cannot read" in caplog.text
+    assert "no picture 'GQA/99.png'" in results.failed["OK-VQA"]
+    assert set(results.metrics["image"]) == {"GQA", "MSCOCO_t2i"} and results.partial
+    kept = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(kept["metrics"]["image"]) == {"GQA", "MSCOCO_t2i"} and kept["metadata"]["partial"]
+
+
+def test_what_is_not_there_is_said(data, tmp_path):
+    with pytest.raises(ValueError, match="did you mean 'MSCOCO_t2i'"):
+        evaluate(layouts.oracle(), "mmeb-v1", data, subsets=["MSCOCO-t2i"], out=tmp_path / "out")
+    with pytest.raises(ValueError, match="no benchmark 'mmeb'"):
+        evaluate(layouts.oracle(), "mmeb", data)
+    with pytest.raises(ValueError, match="no folder"):
+        evaluate(layouts.oracle(), "mmeb-v1", data / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no data set of mmeb-v1"):
+        evaluate(layouts.oracle(), "mmeb-v1", tmp_path / "empty", out=tmp_path / "out")
+    asked = evaluate(layouts.oracle(), "mmeb-v1", data, subsets=["VisDial", "GQA"], out=tmp_path / "out")
+    assert "nothing in" in asked.failed["VisDial"] and asked.metrics["image"]["GQA"]["hit@1"] == 1
+
+
+def test_files_that_are_written(data, tmp_path):
+    out = tmp_path / "out"
+    results = evaluate(noisy(), "mmeb-v1", data, out=out, tie="legacy")
+    written = json.loads((out / "results.json").read_text())
+    assert written == results.as_dict() and list(written) == ["metadata", "metrics"]
+    metadata = written["metadata"]
+    assert metadata["model_name"] == "noisy" and metadata["tie"] == "legacy" and metadata["instruction_in"] == "user"
+    assert metadata["partial"] and len(metadata["missing"]) == 34
+    assert metadata["summary"]["score"][OVERALL] is None
+    row = written["metrics"]["image"]["GQA"]
+    assert row["num_pred"] == row["num_data"] == row["rows"] == 12 and row["candidates"] == 19
+    lines = [json.loads(line) for line in (out / "predictions" / "GQA.jsonl").read_text().splitlines()]
+    assert len(lines) == 12 and len(lines[0]["candidates"]) == 8 and lines[0]["relevant"] == ["'#0'"]
+    assert np.mean([line["hit@1"] for line in lines]) == row["hit@1"]
+    assert lines[0]["scores"] == sorted(lines[0]["scores"], reverse=True)
+    [entry, _] = yaml.safe_load((out / ".eval_results" / "mmeb-v1.yaml").read_text())
+    assert entry["dataset"] == {"id": "TIGER-Lab/MMEB-eval", "task_id": "GQA"}
+    assert entry["value"] == round(100 * row["hit@1"], 2)
+    table = (out / "results.md").read_text()
+    assert "**Partial run:**" in table and f"| GQA | {100 * row['hit@1']:.1f} | hit@1 | 12 |" in table
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_own_benchmark_in_the_same_layout(data, tmp_path):
+    rows = [
+        {"name": "GQA", "meta_task": "Answers", "distribution": "IND"},
+        {"name": "MSCOCO_t2i", "meta_task": "Pictures", "target_instruction": "Represent the given image."},
+    ]
+    (data / "subsets.json").write_text(json.dumps(rows))
+    results = evaluate(layouts.oracle(), "mmeb-v1", data, out=tmp_path / "out")
+    assert not results.partial and results.means()[OVERALL].value == 1
+    assert not (tmp_path / "out" / ".eval_results").exists()  # its scores are not those of MMEB
+    (data / "subsets.json").write_text(json.dumps([*rows, rows[0]]))
+    with pytest.raises(ValueError, match="names a data set twice"):
+        evaluate(layouts.oracle(), "mmeb-v1", data)
+
+
+def test_old_pages_are_taken_where_the_mended_ones_are_not(tmp_path):
+    from tests.evaluation.test_mmeb_visdoc import write
+
+    data = tmp_path / "data"
+    write(data / "annotation/VLM2Vec/ViDoSeek-page", {0: "#2"}, [(0, "2", 1)], ["1", "2"])
+    layouts.write_pictures(data / "visdoc-tasks" / "ViDoSeek-page", [1, 2])
+    encoder = layouts.Fake(
+        lambda i: layouts.one_hot(layouts.number_in(i.images[0].read()) if i.images else layouts.meant(i))
+    )
+    results = evaluate(encoder, "mmeb-v2", data, out=tmp_path / "out")
+    assert results.metrics["visdoc"] == {
+        "ViDoSeek-page": results.metrics["visdoc"]["ViDoSeek-page"] | {"hit@1": 1, "split": "old page labels"}
+    }
+    assert results.metadata["visdoc_split"] == "old page labels" and results.metadata["num_frames"] == 8
+    asked = evaluate(encoder, "mmeb-v2", data, subsets=["ViDoSeek-page-fixed"], out=tmp_path / "out")
+    assert set(asked.failed) == {"ViDoSeek-page-fixed"}
+
+
+def test_a_plot_beside_published_systems(tmp_path):
+    from hf_mmembed.evaluation import MMEB_V1, plot
+
+    metrics = {"image": {subset.name: {"hit@1": 0.5} for subset in MMEB_V1}}
+    metadata = {"model_name": "m", "benchmark": "mmeb-v1", "partial": False, "reference_split": "MMEB-eval"}
+    drawn = plot({"metadata": metadata, "metrics": metrics}, tmp_path / "a.png")
+    assert 0 < len(drawn) <= 8 and {row.benchmark for row in drawn} == {"mmeb-v1"}
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+    own = plot({"metadata": metadata | {"reference_split": None}, "metrics": metrics}, tmp_path / "b.png")
+    assert own == []  # published figures are of other data
+    with pytest.raises(ValueError, match="nothing to plot"):
+        plot({"metadata": metadata, "metrics": {"image": {}}}, tmp_path / "c.png")
+
+
+SCRIPT = """
+import os, sys
+from tests.evaluation import layouts
+from tests.evaluation.test_run import noisy
+from hf_mmembed.evaluation import evaluate, run
+
+stop_after = int(os.environ.get("STOP_AFTER", "0"))
+encoder = noisy()
+inner = encoder.vector
+def vector(item):
+    if stop_after and len(encoder.seen) > stop_after:
+        os.kill(os.getpid(), 9)
+    return inner(item)
+encoder.vector = vector
+embed = run.embed_items
+run.embed_items = lambda *a, **k: embed(*a, **k, shard=5)
+results = evaluate(encoder, "mmeb-v1", sys.argv[1], out=sys.argv[2])
+with open(f"{sys.argv[2]}/embedded-{os.environ.get('RANK', '0')}", "w") as file:
+    file.write(str(len(encoder.seen)))
+"""
+
+
+def launch(arguments, *command, **environment):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1", **environment}
+    return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, env=environment, cwd=ROOT)
+
+
+def embedded(out):
+    return [int(file.read_text()) for file in sorted(out.glob("embedded-*"))]
+
+
+def measured(out):
+    return json.loads((out / "results.json").read_text())["metrics"]
+
+
+def test_a_killed_run_goes_on(data, tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = (sys.executable, tmp_path / "script.py")
+    killed = launch([data, tmp_path / "a"], *map(str, command), STOP_AFTER="27")
+    assert killed.returncode == -signal.SIGKILL
+    resumed = launch([data, tmp_path / "a"], *map(str, command))
+    assert resumed.returncode == 0, resumed.stderr
+    # Five whole shards of five were kept.
+    assert embedded(tmp_path / "a") == [62 - 25]
+    whole = launch([data, tmp_path / "b"], *map(str, command))
+    assert whole.returncode == 0 and embedded(tmp_path / "b") == [62]
+    assert measured(tmp_path / "a") == measured(tmp_path / "b")
+
+
+def test_two_processes_give_the_scores_of_one(data, tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    one = launch([data, tmp_path / "a"], sys.executable, str(tmp_path / "script.py"))
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "script.py"))
+    two = launch([data, tmp_path / "b"], sys.executable, "-m", *torchrun, OMP_NUM_THREADS="1")
+    assert two.returncode == 0, two.stderr
+    assert one.returncode == 0 and embedded(tmp_path / "a") == [62]
+    shares = embedded(tmp_path / "b")
+    assert len(shares) == 2 and sum(shares) == 62 and min(shares) > 20
+    assert measured(tmp_path / "a") == measured(tmp_path / "b")

@@ -21,6 +21,7 @@ from .embed import embed
 from .evaluate import evaluate
 from .export import export
 from .index import index
+from .mine import mine
 from .prompt import prompt
 from .push import push
 from .quickstart import quickstart
@@ -47,6 +48,7 @@ app.command()(convert)
 app.command()(embed)
 app.command()(index)
 app.command()(search)
+app.command()(mine)
 app.command()(train)
 app.add_typer(prompt)
 app.add_typer(tiny)

@@ -74,9 +74,11 @@ def process_share() -> tuple[int, int, Callable[[], None]]:
     """This process's number, how many there are, and a function that waits for all of them."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return 0, 1, lambda: None
+    import torch
     from accelerate import PartialState
 
-    state = PartialState()
+    # Without an accelerator it has to be told, or every process takes itself for the only one.
+    state = PartialState(cpu=not torch.accelerator.is_available())
     return state.process_index, state.num_processes, state.wait_for_everyone
 
 

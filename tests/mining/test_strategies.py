@@ -153,7 +153,8 @@ def test_top_k_takes_the_nearest_documents():
     ],
 )
 def test_wrong_arguments_are_named(changes, message):
-    arguments = dict(zip(("query_ids", "document_ids", "query_embeddings", "document_embeddings"), one_to_one(3, 4)))
+    names = ("query_ids", "document_ids", "query_embeddings", "document_embeddings")
+    arguments = dict(zip(names, one_to_one(3, 4), strict=True))
     with pytest.raises(ValueError, match=message):
         mine(**{**arguments, **changes})
 

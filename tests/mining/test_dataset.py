@@ -1,0 +1,212 @@
+"""Mining a dataset with an embedder: once per content, killed and resumed, in one process or two."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset, concatenate_datasets
+from PIL import Image
+
+from hf_mmembed.data.pairs import read_pairs
+from hf_mmembed.mining import Clusters, mine_pairs
+from hf_mmembed.mining.dataset import are_labels
+from hf_mmembed.mining.report import hardness, write_report
+from tests.index.fake_embedder import FakeEmbedder
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = {"name": "fake"}
+
+
+def rows(number, subset="s", labels=None):
+    table = {
+        "query_text": [f"query {i}" for i in range(number)],
+        "pos_text": [f"{subset} document {i if labels is None else i % labels}" for i in range(number)],
+        "query_instruction": ["Find it." if i % 3 else "Look for it." for i in range(number)],
+        "subset": [subset] * number,
+    }
+    return read_pairs(Dataset.from_dict(table))
+
+
+@pytest.fixture
+def fake():
+    embedder = FakeEmbedder()
+    return embedder
+
+
+def test_each_content_is_embedded_once_with_the_canonical_instruction(fake, tmp_path):
+    pairs = concatenate_datasets([rows(40), rows(40)])
+    mined = mine_pairs(pairs, fake, tmp_path, model=MODEL, k=3, shard_size=16)
+    assert fake.embedded == 80
+    queries = [item for call in fake.calls for item in call if item["text"].startswith("query")]
+    assert {item["instruction"] for item in queries} == {"Find it."}
+    assert len(mined.clusters) == 20 and mined.clusters.counts["left_over"] == 0
+    for cluster in mined.clusters.rows:
+        assert len({row % 40 for row in cluster.tolist()}) == 4
+    manifest = json.loads((tmp_path / "embeddings/queries/manifest.json").read_text())
+    assert manifest["complete"] and manifest["contents"] == 40 and manifest["instructions"] == {"s": "Find it."}
+    again = FakeEmbedder()
+    assert mine_pairs(pairs, again, tmp_path, model=MODEL, k=3, shard_size=16).clusters.rows.tolist() == (
+        mined.clusters.rows.tolist()
+    )
+    assert again.embedded == 0
+
+
+def test_another_model_or_instruction_takes_nothing_from_the_store(fake, tmp_path):
+    pairs = rows(20)
+    mine_pairs(pairs, fake, tmp_path, model=MODEL, k=3)
+    other = FakeEmbedder()
+    mine_pairs(pairs, other, tmp_path, model={"name": "other"}, k=3)
+    assert other.embedded == 40
+    other = FakeEmbedder()
+    mine_pairs(pairs, other, tmp_path, model=MODEL, k=3, canonical_instruction="Seek.")
+    assert other.embedded == 20
+
+
+def test_subsets_are_kept_apart_and_labels_seen(fake, tmp_path):
+    pairs = concatenate_datasets([rows(40), rows(64, "labels", labels=4)])
+    clusters = mine_pairs(pairs, fake, tmp_path, model=MODEL, k=3).clusters
+    assert all(len({row < 40 for row in cluster.tolist()}) == 1 for cluster in clusters.rows)
+    subsets = clusters.settings["subsets"]
+    assert not subsets["s"]["label_subset"] and subsets["labels"]["label_subset"]
+    assert subsets["labels"]["counts"]["suspect_rank"] == 0 < subsets["s"]["counts"]["suspect_rank"]
+    mixed = mine_pairs(pairs, fake, tmp_path, model=MODEL, k=3, strategy="random").clusters
+    assert any(len({row < 40 for row in cluster.tolist()}) == 2 for cluster in mixed.rows)
+    apart = mine_pairs(pairs, fake, tmp_path, model=MODEL, k=3, strategy="same-subset").clusters
+    assert all(len({row < 40 for row in cluster.tolist()}) == 1 for cluster in apart.rows)
+    assert are_labels(np.zeros(10, int)) and not are_labels(np.arange(10) // 5)
+
+
+def test_what_cannot_be_embedded_is_left_out_and_named(fake, tmp_path, caplog):
+    table = rows(20).to_dict()
+    table["query_text"][7] = "refuse me"
+    pairs = read_pairs(Dataset.from_dict(table))
+    mined = mine_pairs(pairs, fake, tmp_path, model=MODEL, k=3, strategy="top-k")
+    assert mined.skipped == {7: "an input is refused"}
+    assert 7 not in mined.clusters.rows and mined.clusters.rows.size == 16
+    assert json.loads((tmp_path / "skipped.jsonl").read_text()) == {"row": 7, "reason": "an input is refused"}
+    with caplog.at_level("WARNING"):
+        mine_pairs(
+            read_pairs(Dataset.from_dict({"query": list("abcd"), "pos": ["x", "x", "x", "y"]})),
+            fake,
+            tmp_path / "b",
+            model=MODEL,
+            k=1,
+        )
+    assert "2 of 4 rows fit into no cluster of 2" in caplog.text
+
+
+def test_an_embedding_that_is_not_finite_stops_the_run(tmp_path):
+    class Broken(FakeEmbedder):
+        @staticmethod
+        def _vector(item, task):
+            return FakeEmbedder._vector(item, task) * (np.nan if item["text"] == "query 3" else 1)
+
+    with pytest.raises(RuntimeError, match="not finite for .*query 3"):
+        mine_pairs(rows(20), Broken(), tmp_path, model=MODEL, k=3)
+    assert not list((tmp_path / "embeddings").rglob("*.npy"))
+
+
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+from hf_mmembed.mining import mine_pairs
+from tests.index.fake_embedder import FakeEmbedder
+from tests.mining.test_dataset import MODEL, rows
+
+class Dying(FakeEmbedder):
+    def _encode(self, inputs, task):
+        if sys.argv[2] == "die" and self.embedded >= 24:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._encode(inputs, task)
+
+embedder = Dying()
+mine_pairs(rows(60), embedder, sys.argv[1], model=MODEL, k=3, shard_size=8)
+print(embedder.embedded)
+"""
+
+
+def run(out, how, launcher=()):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [
+            sys.executable,
+            *launcher,
+            "-c" if not launcher else str(out.parent / "script.py"),
+            *([SCRIPT] if not launcher else []),
+            str(out),
+            how,
+        ],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+
+
+def files(directory):
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_killed_and_resumed_gives_the_same_bytes(fake, tmp_path):
+    assert run(tmp_path / "killed", "die").returncode == -signal.SIGKILL
+    assert len(list((tmp_path / "killed").rglob("*.npy"))) == 3
+    mined = mine_pairs(rows(60), fake, tmp_path / "killed", model=MODEL, k=3, shard_size=8)
+    assert fake.embedded == 120 - 24
+    mine_pairs(rows(60), FakeEmbedder(), tmp_path / "whole", model=MODEL, k=3, shard_size=8)
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+    assert mined.clusters.rows.tolist() == Clusters.load(tmp_path / "whole").rows.tolist()
+
+
+def test_two_processes_give_what_one_gives(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0"]
+    done = run(tmp_path / "two", "live", launcher)
+    assert done.returncode == 0, done.stderr
+    assert sorted(int(line) for line in done.stdout.split()) == [56, 64]
+    mine_pairs(rows(60), FakeEmbedder(), tmp_path / "one", model=MODEL, k=3, shard_size=8)
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+
+
+def test_the_report_tells_what_happened(fake, tmp_path):
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    table = rows(40).to_dict()
+    table["query_image"] = [{"bytes": None, "path": str(tmp_path / "red.png")}, *[None] * 39]
+    table["query_text"][1] = "<script>alert(1)</script>"
+    pairs = read_pairs(Dataset.from_dict(table))
+    mined = mine_pairs(pairs, ToRGB(), tmp_path / "out", model=MODEL, k=3)
+    numbers = write_report(pairs, mined, tmp_path / "out")
+    assert numbers == json.loads((tmp_path / "out/report.json").read_text(), object_hook=with_integer_keys)
+    assert numbers["cluster_sizes"] == {4: 10} and numbers["rows"] == 40
+    assert numbers["hardness"]["mined"]["mean"] >= numbers["hardness"]["random"]["mean"]
+    assert numbers["counts"]["from_pool"] + numbers["counts"]["next_best"] + numbers["counts"]["at_random"] == 30
+    page = (tmp_path / "out/report.html").read_text()
+    assert page.count("<h2>Cluster") == 10 and "data:image/webp" in page
+    assert "<script>" not in page and "&lt;script&gt;" in page
+    assert Image.open(tmp_path / "out/report.png").size[0] > 1000
+    two = mined.clusters.rows[:2]
+    own = [
+        float(mined.queries.take(mined.ids.query_ids[[a]]) @ mined.documents.take(mined.ids.document_ids[[b]]).T)
+        for cluster in two
+        for a in cluster
+        for b in cluster
+        if a != b
+    ]
+    assert hardness(mined, two) == pytest.approx(own, abs=1e-6)
+
+
+class ToRGB(FakeEmbedder):
+    """Takes encoded pictures too, as `MMEmbedder` does."""
+
+    def _encode(self, inputs, task):
+        opened = [{**i, "image": Image.open(i["image"]).convert("RGB")} if "image" in i else i for i in inputs]
+        return super()._encode(opened, task)
+
+
+def with_integer_keys(items):
+    return {int(key) if key.isdigit() else key: value for key, value in items.items()}

@@ -1,0 +1,80 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-mmembed[train]"]
+# ///
+"""Fine-tune an embedder on your own pairs with SaHa, and push it.
+
+In: a data set of pairs (an image-caption folder or data set is one) and a multimodal LLM. Out: a fine-tuned embedder,
+on the Hub if you like.
+
+Copy and run, on one GPU::
+
+    uv run finetune_saha.py --model Qwen/Qwen2-VL-2B-Instruct --data my-name/my-captions \\
+        --column query_text=caption --column pos_image=image --push my-name/my-embedder
+
+As a job on the Hub::
+
+    hf jobs uv run --flavor a100-large --secrets HF_TOKEN finetune_saha.py --model ... --data ... --push ...
+
+On a laptop, with the shipped model and drawn pictures::
+
+    hf-mmembed tiny draw pictures --number 200
+    python -m hf_mmembed.scripts.finetune_saha --recipe saha-tiny --data pictures \\
+        --column query_text=text --column pos_image=file_name --set training.max_steps=20
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["main"]
+
+logger = logging.getLogger("finetune_saha")
+
+
+def main(args: Sequence[str] | None = None) -> Path:
+    """Mine, train, push; returns the directory of the result."""
+    parser = argparse.ArgumentParser(description="Fine-tune an embedder on your own pairs with SaHa, and push it.")
+    parser.add_argument("--recipe", default="saha-qwen2-vl-2b", help="name of one that ships, or a YAML file")
+    parser.add_argument("--model", help="multimodal LLM, embedder or adapter; default: the recipe's")
+    parser.add_argument("--data", required=True, help="pairs: a folder, a table, or the id of a data set")
+    parser.add_argument("--column", action="append", default=[], metavar="OURS=THEIRS", help="query_text=caption, ...")
+    parser.add_argument("--output", type=Path, default=Path("finetuned"), help="directory of the run")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another value of the recipe")
+    parser.add_argument("--push", metavar="ORG/NAME", help="repository to push the result to")
+    parser.add_argument("--private", action="store_true", help="make that repository private")
+    options = parser.parse_args(args)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    import yaml
+
+    from hf_mmembed import tiny
+    from hf_mmembed.hub import push
+    from hf_mmembed.training.recipes import load_recipe, train
+
+    overrides: dict[str, object] = {"data.source": options.data, "output": str(options.output)}
+    if options.column:
+        overrides["data.columns"] = _mapping(parser, "--column", options.column)
+    overrides |= {key: yaml.safe_load(value) for key, value in _mapping(parser, "--set", options.set).items()}
+    model = options.model or (str(tiny.checkpoint_path()) if options.recipe == "saha-tiny" else None)
+    if model:
+        overrides["model"] = model
+    result = train(load_recipe(options.recipe, overrides))
+    logger.info("the embedder is in %s", result)
+    if options.push:
+        logger.info("pushed: %s", push(result, options.push, private=options.private or None).commit_url)
+    return result
+
+
+def _mapping(parser: argparse.ArgumentParser, flag: str, items: list[str]) -> dict[str, str]:
+    pairs = [item.partition("=") for item in items]
+    if wrong := [key for key, equals, _ in pairs if not equals]:
+        parser.error(f"{flag} takes NAME=VALUE, not {wrong[0]!r}")
+    return {key: value for key, _, value in pairs}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,284 @@
+"""A Space to try a multimodal embedding model: search, prompt lab, similarity map, hard-negative explorer.
+
+Start it with `hf-mmembed demo`, `python app.py`, or as a Space. Environment: MMEMBED_MODEL, a directory or Hub id of an
+embedder (default: the shipped `mmembed-tiny`).
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+try:  # on ZeroGPU it has to come before torch; elsewhere its decorator does nothing
+    from spaces import GPU as on_gpu
+except ImportError:
+
+    def on_gpu(function):  # type: ignore[no-untyped-def]
+        """No ZeroGPU here."""
+        return function
+
+
+import functools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import gradio as gr
+from engine import MAX_ADDED, MAX_BYTES, MAX_TEXT, PROMPTS, Engine, Visitor, query_of, read_upload
+from explorer import Explorer, candidate_list, cluster_view
+from views import bump_chart, cards, heat_map, note, prompt_box
+
+__all__ = ["build", "launch"]
+
+logger = logging.getLogger("hf_mmembed.space")
+
+INSTRUCTIONS = ("", "Find a picture of this.", "What colour is the object?", "Find the picture after this change.")
+EXAMPLES = ["a red star", "two small hearts", "a blue circle left of a yellow square", "a large green moon"]
+LAB_REMARKS = {
+    "no prompt": "The bare input.",
+    "generic": "The chat template with a system prompt that says nothing about the task.",
+    "hierarchical": "The checkpoint's own: one word asked for by the system, and again at the end of the query.",
+}
+MAX_MAP = 8
+
+
+class Upload(gr.Image):
+    """A picture from the visitor's own machine, handed on as a path and looked at by our guards alone.
+
+    Gradio's own component would fetch a URL that somebody sends in place of a file, and open the file before us.
+    """
+
+    is_template = True
+
+    async def async_move_resource_to_block_cache(self, url_or_file_path: str | Path | None) -> str | None:
+        """As in Gradio, for files alone."""
+        if str(url_or_file_path).lower().startswith(("http:", "https:", "data:", "ftp:")):
+            raise gr.Error("Pictures are not fetched from the web; upload a file.")
+        return await super().async_move_resource_to_block_cache(url_or_file_path)
+
+    def preprocess(self, payload: Any) -> str | None:
+        """The path of the uploaded file, unopened."""
+        if payload is None:
+            return None
+        if payload.path is None or str(payload.path).startswith(("http:", "https:", "data:")):
+            raise gr.Error("Pictures are not fetched from the web; upload a file.")
+        return str(payload.path)
+
+
+def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What a visitor did wrong is said in a toast; what we did wrong goes into the log, and not to the visitor."""
+
+    @functools.wraps(function)
+    def safe(*args: Any) -> Any:
+        try:
+            return function(*args)
+        except gr.Error:
+            raise
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        except Exception as error:
+            logger.exception("in %s", function.__name__)
+            raise gr.Error("Something went wrong on our side. Try again.", print_exception=False) from error
+
+    return safe
+
+
+def build(engine: Engine, explorer: Explorer) -> gr.Blocks:
+    """The page around a model."""
+
+    @guarded
+    @on_gpu
+    def search(text: str, path: str | None, instruction: str, k: int, visitor: Visitor) -> str:
+        hits = engine.rank(query_of(text, read_upload(path), instruction), visitor)
+        return cards(hits[: int(k)], worst=hits[-1][1])
+
+    @guarded
+    @on_gpu
+    def add(path: str | None, visitor: Visitor) -> tuple[Visitor, str]:
+        image = read_upload(path)
+        if image is None:
+            raise ValueError("Choose a picture above first.")
+        engine.add(image, visitor)
+        return visitor, shown_gallery(visitor)
+
+    def shown_gallery(visitor: Visitor) -> str:
+        own = f"{len(visitor.added)} of yours (at most {MAX_ADDED}), " if visitor.added else ""
+        pictures = [(picture, 0.0) for picture in engine.gallery(visitor)[:24]]
+        return note(f"Searched: {own}{len(engine.samples)} drawn ones.") + (
+            '<div class="plain">' + cards(pictures) + "</div>"
+        )
+
+    @guarded
+    @on_gpu
+    def compare(text: str, path: str | None, instruction: str, visitor: Visitor) -> tuple[str, str]:
+        query = query_of(text, read_upload(path), instruction)
+        columns = [(prompt, engine.rank(query, visitor, prompt)) for prompt in PROMPTS]
+        boxes = "".join(prompt_box(engine.rendered(query, p), p, LAB_REMARKS[p]) for p in PROMPTS)
+        return bump_chart(columns), f'<div class="prompts">{boxes}</div>'
+
+    @guarded
+    @on_gpu
+    def draw_map(lines: str, shift: int, visitor: Visitor) -> str:
+        texts = [line.strip() for line in (lines or "").splitlines() if line.strip()][:MAX_MAP]
+        if not texts:
+            raise ValueError("Write one text per line.")
+        for line in texts:
+            query_of(line, None, None)
+        own = visitor.added[:MAX_MAP]
+        chosen = [*own, *Random(int(shift)).sample(engine.samples, len(engine.samples))][:MAX_MAP]
+        return heat_map(texts, chosen, engine.similarities(texts, chosen))
+
+    def other_pictures(shift: int, visitor: Visitor) -> tuple[int, str]:
+        chosen = Random(shift + 1).sample(engine.samples, len(engine.samples))
+        return shift + 1, "\n".join(picture.about for picture in [*visitor.added, *chosen][:MAX_MAP])
+
+    @guarded
+    @on_gpu
+    def explore(row: int) -> tuple[str, str, str]:
+        if row not in {number for _, number in explorer.choices}:
+            raise ValueError("Pick one of the queries.")
+        own = (
+            f'<figure class="own"><img src="{explorer.own_picture(row)}" alt="the marked answer">'
+            "<figcaption>the marked answer</figcaption></figure>"
+        )
+        return own, candidate_list(explorer.candidates(row)), cluster_view(explorer.cluster(row))
+
+    with gr.Blocks(title="hf-mmembed", fill_width=False) as page:
+        visitor = gr.State(Visitor(), time_to_live=3600)
+        gr.HTML(
+            "<h1>One space for words and pictures</h1><p>Search by text, by picture, or by a picture and what to change "
+            f"in it. The model here is <b>{engine.name}</b>"
+            + (
+                ", tiny and trained on drawn shapes: ask it about shapes, colours and places.</p>"
+                if engine.is_tiny
+                else ".</p>"
+            ),
+            elem_id="intro",
+        )
+        with gr.Tabs():
+            with gr.Tab("Search", id="search"):
+                with gr.Row():
+                    with gr.Column(scale=2, min_width=280):
+                        text = gr.Textbox(
+                            label="What are you looking for?", value=EXAMPLES[0], max_length=MAX_TEXT, autofocus=True,
+                            placeholder="a red star", elem_id="query",
+                        )  # fmt: skip
+                        picture = Upload(
+                            label=f"Picture, up to {MAX_BYTES // 1_000_000} MB", sources=["upload", "clipboard"],
+                            type="filepath", height=215, elem_id="query-picture", buttons=[],
+                        )  # fmt: skip
+                        with gr.Accordion("More", open=False):
+                            instruction = gr.Dropdown(
+                                list(INSTRUCTIONS), value="", allow_custom_value=True, label="Instruction to the model",
+                                info="Pick one or write your own.",
+                            )  # fmt: skip
+                            k = gr.Slider(1, 24, value=8, step=1, label="How many results")
+                        with gr.Row():
+                            go = gr.Button("Search", variant="primary", elem_id="go", min_width=100)
+                            put = gr.Button("Add to gallery", elem_id="add", min_width=100)
+                        gr.Examples([[example] for example in EXAMPLES], inputs=[text], label="Try")
+                    with gr.Column(scale=5, min_width=300):
+                        results = gr.HTML(elem_id="results", min_height=300)
+                with gr.Accordion("The gallery that is searched", open=False):
+                    gallery = gr.HTML(lambda: shown_gallery(Visitor()), elem_id="gallery")
+                inputs = [text, picture, instruction, k, visitor]
+                for event in (go.click, text.submit, page.load):
+                    event(search, inputs, results, api_name="search" if event == go.click else False)
+                put.click(add, [picture, visitor], [visitor, gallery], api_name=False)
+
+            with gr.Tab("Prompt lab", id="lab"):
+                gr.HTML(
+                    note(
+                        "The same weights and the same query under three prompts. Lines follow each picture; green ones climb."
+                    )
+                )
+                with gr.Row(equal_height=True):
+                    lab_text = gr.Textbox(
+                        label="Query", value="a green heart", max_length=MAX_TEXT, elem_id="lab-query", scale=3
+                    )
+                    lab_instruction = gr.Textbox(label="Instruction (optional)", max_length=MAX_TEXT, scale=2)
+                    lab_go = gr.Button("Compare", variant="primary", elem_id="lab-go", min_width=110, scale=1)
+                with gr.Accordion("With a picture", open=False):
+                    lab_picture = Upload(
+                        label="Picture", sources=["upload", "clipboard"], type="filepath", height=170, buttons=[]
+                    )
+                chart = gr.HTML(elem_id="chart", min_height=200)
+                prompts = gr.HTML(elem_id="prompts")
+                gr.Markdown(
+                    "### Similarity map\nUp to eight texts and eight pictures; your own pictures come first. The best picture of each text is outlined."
+                )
+                with gr.Row():
+                    with gr.Column(scale=2, min_width=260):
+                        lines = gr.Textbox(
+                            label="Texts, one per line",
+                            lines=8,
+                            max_lines=8,
+                            max_length=8 * MAX_TEXT,
+                            elem_id="map-texts",
+                        )
+                        shift = gr.State(0)
+                        with gr.Row():
+                            map_go = gr.Button("Draw", variant="primary", elem_id="map-go", min_width=90)
+                            map_other = gr.Button("Other pictures", elem_id="map-other", min_width=120)
+                    with gr.Column(scale=5, min_width=300):
+                        heat = gr.HTML(elem_id="heat", min_height=200)
+                lab_inputs = [lab_text, lab_picture, lab_instruction, visitor]
+                lab_go.click(compare, lab_inputs, [chart, prompts], api_name="compare")
+                lab_text.submit(compare, lab_inputs, [chart, prompts], api_name=False)
+                map_go.click(draw_map, [lines, shift, visitor], heat, api_name="similarity_map")
+                map_other.click(other_pictures, [shift, visitor], [shift, lines], api_name=False).then(
+                    draw_map, [lines, shift, visitor], heat, api_name=False
+                )
+                page.load(compare, lab_inputs, [chart, prompts], api_name=False)
+                page.load(other_pictures, [shift, visitor], [shift, lines], api_name=False).then(
+                    draw_map, [lines, shift, visitor], heat, api_name=False
+                )
+
+            with gr.Tab("SaHa explorer", id="saha"):
+                gr.HTML(
+                    note(
+                        "Training needs pictures that nearly fit, and must not punish the model for pictures that do fit though "
+                        "nobody marked them. SaHa asks who owns a candidate: if the owner asks the same as you, the candidate "
+                        "is probably an answer, and is set aside. Here the truth is known, so you can see when that is right."
+                    )
+                )
+                with gr.Row():
+                    pick = gr.Dropdown(
+                        explorer.choices, value=explorer.choices[0][1], label="Query", elem_id="pick", scale=4
+                    )
+                    own = gr.HTML(elem_id="own", min_height=150)
+                gr.Markdown("#### Nearest pictures, and what becomes of them")
+                steps = gr.HTML(elem_id="steps")
+                gr.Markdown(
+                    "#### The cluster that is trained together\nEach picture is a negative for every other query."
+                )
+                cluster = gr.HTML(elem_id="cluster")
+                pick.change(explore, pick, [own, steps, cluster], api_name="explore")
+                page.load(explore, pick, [own, steps, cluster], api_name=False)
+        gr.HTML(note("Pictures you upload are kept for an hour at most, in memory, for this tab alone."))
+    return page.queue(max_size=64, default_concurrency_limit=2)
+
+
+def launch(model: str | None = None, **options: Any) -> Any:
+    """Build the page and serve it; `options` are those of `gradio.Blocks.launch`."""
+    engine = Engine(model)
+    page = build(engine, Explorer(engine))
+    sans = ["ui-sans-serif", "system-ui", "sans-serif"]  # nothing is loaded from elsewhere
+    theme = gr.themes.Soft(
+        primary_hue="indigo", neutral_hue="slate", font=sans, font_mono=["ui-monospace", "monospace"]
+    )
+    defaults = {
+        "theme": theme,
+        "css_paths": [Path(__file__).with_name("style.css")],
+        "max_file_size": MAX_BYTES,
+        "show_error": True,
+        "ssr_mode": False,
+    }
+    return page.launch(**{**defaults, **options})
+
+
+if __name__ == "__main__":
+    launch()

@@ -1,0 +1,210 @@
+"""The model behind the Space and the pictures it searches.
+
+In: texts and pictures from anyone. Out: rankings. Everything a visitor sends is untrusted: texts reach the model as
+`{"text": s}` alone, pictures as PIL objects that passed the package's guards, and nothing is ever fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hf_mmembed import PRESETS, HierarchicalPrompt, MMEmbedder, tiny
+from hf_mmembed.data.captions import caption
+from hf_mmembed.data.scenes import draw, random_scene
+from hf_mmembed.model.images_mmembed import open_image
+from hf_mmembed.tiny.wordings import GENERIC_SYSTEM
+
+__all__ = [
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "MAX_TEXT",
+    "PROMPTS",
+    "Engine",
+    "Picture",
+    "Visitor",
+    "query_of",
+    "read_upload",
+    "uri",
+]
+
+MAX_BYTES = 10_000_000
+MAX_PIXELS = 25_000_000
+MAX_TEXT = 1_000
+MAX_ADDED = 12
+KEPT_SIDE = 768  # pixels; the model looks at fewer, and a visitor's pictures stay in memory
+
+# What the prompt lab compares, from nothing to the checkpoint's own prompt.
+PROMPTS = ("no prompt", "generic", "hierarchical")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the gallery, with its embeddings `(dim,)` as a document, one per prompt."""
+
+    name: str
+    image: Image.Image
+    about: str
+    vectors: dict[str, NDArray[np.float32]]
+    uri: str
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Picture:
+        return self  # never changed, so sessions may share it
+
+
+@dataclass
+class Visitor:
+    """What belongs to one browser tab."""
+
+    added: list[Picture] = field(default_factory=list)
+
+
+class Engine:
+    """One model, read out through three prompts, and a gallery of sample pictures.
+
+    Args:
+        model: Directory or Hub id of an embedder. Defaults to the environment variable MMEMBED_MODEL, and without it to
+            the shipped model.
+        samples: How many pictures to draw.
+    """
+
+    def __init__(self, model: str | None = None, samples: int = 48) -> None:
+        model = model or os.environ.get("MMEMBED_MODEL") or None
+        self.name = Path(model).name if model else "mmembed-tiny"
+        self.is_tiny = model is None
+        self.embedder = MMEmbedder(model or tiny.checkpoint_path())
+        own = self.embedder.processor.prompt
+        self._prompts = {
+            "no prompt": PRESETS["plain"],
+            "generic": HierarchicalPrompt(system=GENERIC_SYSTEM, represent_text="", represent_image=""),
+            "hierarchical": own if own.system else PRESETS["saha"],
+        }
+        self._lock = threading.Lock()  # the prompt belongs to the processor, which all visitors share
+        rng = Random("gallery")
+        scenes = [random_scene(rng) for _ in range(samples)]
+        images = [draw(scene, rng) for scene in scenes]
+        self.samples = self._pictures(images, [caption(scene, rng) for scene in scenes])
+
+    def embed(self, inputs: list[dict[str, Any]], task: str, prompt: str = "hierarchical") -> NDArray[np.float32]:
+        """Embeddings `(inputs, dim)` of `{"text", "image", "instruction"}` with PIL pictures."""
+        with self._lock:
+            self.embedder.processor.prompt = self._prompts[prompt]
+            try:
+                return self.embedder.encode(inputs, task=task, show_progress_bar=False)
+            finally:
+                self.embedder.processor.prompt = self._prompts["hierarchical"]
+
+    def rendered(self, query: dict[str, Any], prompt: str) -> str:
+        """What the model reads of a query."""
+        content: list[dict[str, Any]] = []
+        if "image" in query:
+            content.append({"type": "image", "image": query["image"]})
+        if "text" in query:
+            content.append({"type": "text", "text": query["text"]})
+        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if query.get("instruction"):
+            messages.insert(0, {"role": "system", "content": query["instruction"]})
+        with self._lock:
+            self.embedder.processor.prompt = self._prompts[prompt]
+            try:
+                return self.embedder.processor.apply_chat_template(messages, tokenize=False, task="query")
+            finally:
+                self.embedder.processor.prompt = self._prompts["hierarchical"]
+
+    def gallery(self, visitor: Visitor) -> list[Picture]:
+        """The visitor's own pictures, then the samples."""
+        return [*visitor.added, *self.samples]
+
+    def rank(
+        self, query: dict[str, Any], visitor: Visitor, prompt: str = "hierarchical"
+    ) -> list[tuple[Picture, float]]:
+        """All pictures with their cosines to the query, best first."""
+        pictures = self.gallery(visitor)
+        scores = np.stack([p.vectors[prompt] for p in pictures]) @ self.embed([query], "query", prompt)[0]
+        return [(pictures[index], float(scores[index])) for index in np.argsort(-scores, kind="stable")]
+
+    def similarities(self, texts: list[str], pictures: list[Picture]) -> NDArray[np.float32]:
+        """Cosines `(texts, pictures)`, texts as queries."""
+        queries = self.embed([{"text": text} for text in texts], "query")
+        return queries @ np.stack([p.vectors["hierarchical"] for p in pictures]).T
+
+    def add(self, image: Image.Image, visitor: Visitor) -> Picture:
+        """Put a picture into the visitor's gallery.
+
+        Raises:
+            ValueError: It is full.
+        """
+        if len(visitor.added) >= MAX_ADDED:
+            raise ValueError(f"Your gallery holds {MAX_ADDED} pictures already; reload the page to start over.")
+        [picture] = self._pictures([image], ["your picture"])
+        visitor.added.insert(0, picture)
+        return picture
+
+    def _pictures(self, images: list[Image.Image], about: list[str]) -> list[Picture]:
+        vectors = {
+            prompt: self.embed([{"image": image} for image in images], "document", prompt) for prompt in PROMPTS
+        }
+        return [
+            Picture(
+                f"picture {number}", image, words, {name: rows[number] for name, rows in vectors.items()}, uri(image)
+            )
+            for number, (image, words) in enumerate(zip(images, about, strict=True))
+        ]
+
+
+def query_of(text: str | None, image: Image.Image | None, instruction: str | None) -> dict[str, Any]:
+    """A query as the model takes it; empty parts are left out.
+
+    Raises:
+        ValueError: There is neither text nor picture, or the text is too long.
+    """
+    text, instruction = (text or "").strip(), (instruction or "").strip()
+    if not text and image is None:
+        raise ValueError("Type something, or add a picture, or both.")
+    for part in (text, instruction):
+        if len(part) > MAX_TEXT:
+            raise ValueError(f"That is {len(part):,} characters; the limit here is {MAX_TEXT:,}.")
+    query: dict[str, Any] = {}
+    if text:
+        query["text"] = text
+    if image is not None:
+        query["image"] = image
+    if instruction:
+        query["instruction"] = instruction
+    return query
+
+
+def read_upload(path: str | None) -> Image.Image | None:
+    """The picture in an uploaded file, as an RGB picture of bounded size.
+
+    Raises:
+        ValueError: It is too large, or no picture, or broken. The message names no path of the server.
+    """
+    if not path:
+        return None
+    file = Path(path)
+    if file.stat().st_size > MAX_BYTES:
+        raise ValueError(f"That file is larger than {MAX_BYTES // 1_000_000} MB.")
+    # From bytes, not from the path: the guard's messages name what they are given.
+    image = open_image(file.read_bytes(), max_pixels=MAX_PIXELS)
+    image.thumbnail((KEPT_SIDE, KEPT_SIDE))
+    return image
+
+
+def uri(image: Image.Image, side: int = 192) -> str:
+    """A small copy as a `data:` URI; nothing of the original file (no EXIF, no name) is in it."""
+    small = image.copy()
+    small.thumbnail((side, side))
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", quality=82)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,8 +1,32 @@
-"""Fine-tuning an embedder on pairs, in batches of clusters.
+"""Fine-tuning an embedder on pairs, in batches of whole clusters.
 
-In: an embedder (or the multimodal LLM it is made of), pairs, and clusters of pairs. Out: a checkpoint, merged or adapter.
+In: an embedder (or the multimodal LLM it is made of), pairs, and clusters of them: row numbers ``(n_clusters, size)``.
+Out: one directory, merged or adapter, that `SentenceTransformer` opens. `SaHaTrainer` is the trainer, `train` a whole
+recipe.
 """
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from .arguments import SaHaTrainingArguments
+from .chunks import ChunkedLoss, NonFiniteLossError
+from .losses import MaskedInfoNCELoss
+from .models import open_for_training, save_result
+from .recipes import Recipe, load_recipe, prepare, recipe_names, train
+from .sampler import SaHaBatchSampler
+from .trainer import SaHaTrainer
+
+__all__ = [
+    "ChunkedLoss",
+    "MaskedInfoNCELoss",
+    "NonFiniteLossError",
+    "Recipe",
+    "SaHaBatchSampler",
+    "SaHaTrainer",
+    "SaHaTrainingArguments",
+    "load_recipe",
+    "open_for_training",
+    "prepare",
+    "recipe_names",
+    "save_result",
+    "train",
+]

@@ -109,6 +109,7 @@ class SaHaTrainingArguments(SentenceTransformerTrainingArguments):
     warmup_steps: float = field(default=100, metadata={"help": "Steps of linear warm-up, or their share if below 1."})
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Not used: a NaN stops the run."})
+    disable_tqdm: bool | None = field(default=None, metadata={"help": "No bars; by default, off a terminal."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Keep this many checkpoints."})
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ A subclass supplies `ChunkedLoss.losses`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -114,6 +114,8 @@ class ChunkedLoss(CachedLossMixin, nn.Module):
         gathered: Whether the processes have exchanged the embeddings of the batch in work.
     """
 
+    forward_cached: Callable[..., Tensor]  # of the mixin
+
     def __init__(self, model: MMEmbedder, *, mini_batch_size: int = 32, mini_batch_num_tokens: int = 8_192) -> None:
         super().__init__()
         self.model = model
@@ -187,7 +189,9 @@ class ChunkedLoss(CachedLossMixin, nn.Module):
             torch.cat([queries, positives, negatives]),
         )
         first = sum(pairs[: _rank(len(pairs))])
-        losses = self.losses(queries, positives, negatives, of_all, first, n)
+        # Similarities in bfloat16 would be steps of 0.004, and these are divided by the temperature.
+        with torch.autocast(device.type, enabled=False):
+            losses = self.losses(queries, positives, negatives, of_all, first, n)
         _require_finite("the loss", facts.rows.to(device), losses[:, None])
         loss = losses.sum() * (len(pairs) / sum(pairs))
         if with_backward:

@@ -7,7 +7,6 @@ In: a tensor of each process, ``(rows, ...)``. Out: the same on every process, i
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from sentence_transformers.util.distributed import all_gather, all_gather_with_grad, get_world_size
 from torch import Tensor
 from torch.nn.functional import pad
@@ -49,11 +48,11 @@ def gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
     Returns:
         ``(sum(counts), ...)``.
     """
-    if get_world_size() == 1:
-        return rows
     most = max(counts)
+    if get_world_size() == 1 or most == 0:
+        return rows
     # The collective wants equal shapes.
     padded = pad(rows, [0, 0] * (rows.ndim - 1) + [0, most - len(rows)])
-    gather = all_gather_with_grad if rows.is_floating_point() and dist.is_initialized() else all_gather
+    gather = all_gather_with_grad if rows.is_floating_point() else all_gather
     parts = gather(padded.contiguous()).split(most)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])

@@ -35,7 +35,7 @@ def open_for_training(
     model: str | os.PathLike[str],
     args: SaHaTrainingArguments,
     *,
-    prompt: str | os.PathLike[str] = "saha",
+    prompt: str | Path = "saha",
     dtype: str | torch.dtype = "auto",
 ) -> MMEmbedder:
     """An embedder with the weights to train switched on and the others off.

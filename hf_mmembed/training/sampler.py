@@ -81,6 +81,7 @@ class SaHaBatchSampler(DefaultBatchSampler):
         self.subsets_per_batch = subsets_per_batch
         if subsets_per_batch is not None and (subsets_per_batch < 1 or self.subset_ids is None):
             raise ValueError(f"subsets_per_batch is {subsets_per_batch}; it must be positive, and needs subset_ids.")
+        self._steps = 0
         self.set_clusters(np.arange(len(dataset))[:, None] if clusters is None else clusters)
 
     def set_clusters(self, clusters: ArrayLike) -> None:
@@ -114,17 +115,17 @@ class SaHaBatchSampler(DefaultBatchSampler):
                 "make batches larger or clusters smaller."
             )
         groups = np.zeros(len(rows), dtype=np.int64)
-        if self.subsets_per_batch is not None:
+        if self.subsets_per_batch is not None and self.subset_ids is not None:
             groups = self.subset_ids[rows.max(axis=1)].astype(np.int64)
-        previous = getattr(self, "_steps", None)
+        previous = self._steps
         self._rows = rows
         self._lay_out(sizes, groups, capacity)
-        if not self._steps:
+        if self._steps == 0:
             raise ValueError(
                 f"{len(rows)} clusters are too few for one step of {self.world_size} processes"
                 f"{' with full batches' if self.drop_last else ''}; use fewer processes or smaller batches."
             )
-        if previous not in (None, self._steps):
+        if previous not in (0, self._steps):
             logger.warning(
                 "the new clusters give %d steps per epoch instead of %d, but the length of a run is fixed when it "
                 "starts: %s",

@@ -206,6 +206,7 @@ class SaHaTrainer(SentenceTransformerTrainer):
             RuntimeError: Memory runs out with a single input in a chunk.
         """
         rows = inputs["facts"].rows.tolist()
+        # There are some only while gradients accumulate.
         gradients = {p: p.grad.clone() for p in model.parameters() if p.grad is not None}
         random_state = _random_state()
         try:
@@ -286,12 +287,17 @@ class SaHaTrainer(SentenceTransformerTrainer):
             **kwargs: As in transformers.
 
         Raises:
-            ValueError: The checkpoint is not complete.
+            ValueError: The checkpoint is not complete, or the output directory holds another run.
         """
         if resume_from_checkpoint is True:
             found = last_complete(self.args.output_dir)
             logger.info("going on from %s", found) if found else logger.info("no checkpoint yet: from the beginning")
             resume_from_checkpoint = None if found is None else str(found)
+        elif not resume_from_checkpoint and any(Path(self.args.output_dir).glob("checkpoint-*")):
+            raise ValueError(
+                f"{self.args.output_dir} holds checkpoints of an earlier run, which would be mixed up with those of this "
+                "one: resume it, or choose another output directory."
+            )
         elif resume_from_checkpoint and (missing := what_is_missing(Path(resume_from_checkpoint))):
             raise ValueError(f"cannot resume from {resume_from_checkpoint}: {missing}.")
         self._resumed_within_epoch = bool(resume_from_checkpoint)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from datasets import Dataset
 from PIL import Image
 
@@ -80,7 +81,16 @@ def double_precision() -> Iterator[None]:
 
 def _run(function, arguments, rank, world, store, queue):
     try:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "LOCAL_WORLD_SIZE": str(world),
+        }
+        # accelerate looks at these even where the group is made already, and remembers that the parent was alone.
+        os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "1", "ACCELERATE_USE_CPU": "true"}
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
         torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
         queue.put((rank, function(rank, *arguments), None))
         torch.distributed.destroy_process_group()

@@ -74,6 +74,14 @@ def test_transparency_is_shown_on_white(tmp_path):
     palette.putpixel((1, 0), 1)
     opened = open_image(saved(palette, tmp_path / "p.png", transparency=1))
     assert [opened.getpixel((x, 0)) for x in range(2)] == [RED, (255, 255, 255)]
+    keyed = Image.new("RGB", (2, 1), RED)
+    keyed.putpixel((1, 0), (1, 2, 3))
+    opened = open_image(saved(keyed, tmp_path / "k.png", transparency=(1, 2, 3)))
+    assert [opened.getpixel((x, 0)) for x in range(2)] == [RED, (255, 255, 255)]
+
+
+def test_a_picture_that_is_right_already_is_not_copied(photo):
+    assert open_image(photo) is photo
 
 
 def test_cmyk_and_sixteen_bits_keep_their_brightness(tmp_path):

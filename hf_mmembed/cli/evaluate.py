@@ -75,7 +75,6 @@ def run(
     Example: hf-mmembed evaluate mmembed-tiny --benchmark mmeb-v1 --data MMEB-eval --subset GQA
     """
     from hf_mmembed.evaluation import evaluate as measure
-    from hf_mmembed.evaluation import plot
     from hf_mmembed.processes import world
 
     from .models import embedder
@@ -91,6 +90,7 @@ def run(
             instruction_in=instruction_in,
             tie=tie,
             frames=frames,
+            name=Path(model).name if Path(model).is_dir() else model,
             batch_size=batch_size,
             device=device,
             trust_remote_code=trust_remote_code,
@@ -101,8 +101,6 @@ def run(
     folder = out or Path("results", Path(model).name, benchmark)
     if world().main:
         typer.echo(str(results))
-        if any(mean.value is not None for mean in results.means().values()):
-            plot(results.as_dict(), folder / "results.png")
         typer.echo(f"results: {folder}")
         for name, reason in results.failed.items():
             typer.echo(f"failed: {name}: {reason}", err=True)

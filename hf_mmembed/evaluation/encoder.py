@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -81,11 +82,16 @@ class SentenceEncoder:
         for (role, prompt), places in groups.items():
             encode = self.model.encode_query if role == "query" else self.model.encode_document
             inputs = [self._input(items[place]) for place in places]
-            options = {} if prompt is None else {"prompt": prompt}
-            found = encode(
-                inputs, batch_size=self.batch_size, show_progress_bar=False, convert_to_numpy=True, **options
-            )
-            found = np.asarray(found, np.float32)
+            options: dict[str, Any] = {"batch_size": self.batch_size, "show_progress_bar": False}
+            if prompt is not None:
+                # A turn of its own for a model that reads chats; for another, words before the text.
+                options["prompt"] = prompt if self.model.supports("message") else f"{prompt} "
+            try:
+                found = np.asarray(encode(inputs, **options), np.float32)
+            except ValueError as error:
+                # Ours counts the inputs of a call; the user knows them by their files.
+                named = re.match(r"inputs\[(\d+)\]", str(error))
+                raise ValueError(f"{items[places[int(named[1])]]}: {error}" if named else str(error)) from error
             if vectors is None:
                 vectors = np.empty((len(items), found.shape[1]), np.float32)
             vectors[places] = found
@@ -114,14 +120,20 @@ class SentenceEncoder:
 
 
 def load_encoder(
-    model: str | Path, *, device: str | None = None, batch_size: int = 32, trust_remote_code: bool = False
+    model: str | Path,
+    *,
+    name: str | None = None,
+    device: str | None = None,
+    batch_size: int = 32,
+    trust_remote_code: bool = False,
 ) -> SentenceEncoder:
     """Opens a directory or Hub id: as `MMEmbedder` where it is one of ours, else as `SentenceTransformer`.
 
     On a CPU it computes in float32, whatever it is stored in.
 
     Args:
-        model: Directory, Hub id, or ``"mmembed-tiny"``.
+        model: Directory or Hub id.
+        name: What to call it. Defaults to the Hub id, or the directory's name.
         device: Defaults to the best there is.
         batch_size: Inputs per forward pass, at most.
         trust_remote_code: Run code that comes with a checkpoint of others. Ours need none.
@@ -135,7 +147,6 @@ def load_encoder(
     from hf_mmembed.identity import local_checkpoint
     from hf_mmembed.sentence_transformer import MMEmbedder
 
-    name = str(model)
     directory, _ = local_checkpoint(model)
     device = device or get_device_name()
     options: dict[str, Any] = {"device": device, "trust_remote_code": trust_remote_code}
@@ -146,7 +157,8 @@ def load_encoder(
         config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "mmembed"
     )
     opened = (MMEmbedder if ours else SentenceTransformer)(str(directory), **options)
-    return SentenceEncoder(opened, Path(name).name if Path(name).is_dir() else name, batch_size=batch_size)
+    name = name or (Path(model).name if Path(model).is_dir() else str(model))
+    return SentenceEncoder(opened, name, batch_size=batch_size)
 
 
 def _fingerprint(model: SentenceTransformer) -> str:

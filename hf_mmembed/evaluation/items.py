@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from hf_mmembed.data.rows import hash_parts
+from hf_mmembed.data.rows import file_state, hash_parts
 
 __all__ = ["ImageFile", "Item", "Role", "digest"]
 
@@ -39,13 +39,14 @@ class ImageFile:
         try:
             if self.member is None:
                 return self.path.read_bytes()
-            return _archive(self.path).read(self.member)
+            return _archive(self.path, file_state(self.path)).read(self.member)
         except (OSError, KeyError, zipfile.BadZipFile, EOFError) as error:
             raise ValueError(f"cannot read the picture {self}: {error}") from error
 
 
 @cache
-def _archive(path: Path) -> zipfile.ZipFile:
+def _archive(path: Path, state: str) -> zipfile.ZipFile:
+    """An open archive, until its file changes."""
     return zipfile.ZipFile(path)
 
 
@@ -76,10 +77,11 @@ def digest(item: Item) -> bytes:
     Raises:
         ValueError: A picture cannot be read.
     """
-    pictures = [_file_digest(image) for image in item.images]
+    pictures = [_file_digest(image, file_state(image.path)) for image in item.images]
     return bytes.fromhex(hash_parts(item.role, item.instruction, item.text, *pictures))
 
 
 @cache
-def _file_digest(image: ImageFile) -> str:
+def _file_digest(image: ImageFile, state: str) -> str:
+    """Read once for all items that show it, and again when its file has changed."""
     return hashlib.sha256(image.read()).hexdigest()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +66,6 @@ def _members(archive: Path) -> dict[str, str]:
     return {name.removeprefix(prefix): name for name in names} | {name: name for name in names}
 
 
-@cache
 def frames_in(folder: Path) -> tuple[ImageFile, ...]:
     """The saved frames of a video in time order: numbers in file names count as numbers.
 

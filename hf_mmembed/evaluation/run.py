@@ -24,6 +24,7 @@ from .instructions import Protocol, Wording
 from .mmeb_image import read_v1, read_v2_image
 from .mmeb_video import read_v2_video
 from .mmeb_visdoc import read_v2_visdoc
+from .plot import plot
 from .ranking import Tie
 from .report import markdown, write_predictions, write_results
 from .retrieval import list_retrieval, read_retrieval
@@ -92,6 +93,7 @@ def evaluate(
     instruction_in: Protocol = "user",
     tie: Tie = "strict",
     frames: int = FRAMES,
+    name: str | None = None,
     batch_size: int = 32,
     device: str | None = None,
     trust_remote_code: bool = False,
@@ -112,6 +114,7 @@ def evaluate(
         instruction_in: ``"user"`` (the published protocol up to 2025) or ``"system"``; see `instructions`.
         tie: ``"strict"`` (a tie is never won by the right candidate) or ``"legacy"`` (as the official code).
         frames: Frames per video; recorded with the score. Defaults to 8.
+        name: What to call the model in tables. Defaults to its Hub id, or its directory's name.
         batch_size: Inputs per forward pass, at most.
         device: Defaults to the best there is, or that of this process.
         trust_remote_code: Run code that comes with a checkpoint of others.
@@ -138,7 +141,8 @@ def evaluate(
     chosen = choose(everything, subsets)
     read = _reader(benchmark, root, instruction_in, frames, wordings)
     here = world()
-    encoder = _encoder(model, device=device or here.device, batch_size=batch_size, trust_remote_code=trust_remote_code)
+    options = {"name": name, "batch_size": batch_size, "trust_remote_code": trust_remote_code}
+    encoder = _encoder(model, device=device or here.device, **options)
     folder = Path(out) if out is not None else Path("results", encoder.name.replace("/", "--"), benchmark)
     embeddings = EmbeddingCache((Path(cache) if cache is not None else folder / "embeddings") / encoder.key)
     metadata: dict[str, Any] = {
@@ -178,6 +182,8 @@ def evaluate(
             'official layout (see README, "Evaluate")'
         )
     _finish(results, here.main, folder)
+    if here.main and any(mean.value is not None for mean in results.means().values()):
+        plot(results.as_dict(), folder / "results.png")
     return results
 
 
@@ -208,7 +214,7 @@ def _encoder(model: Any, **options: Any) -> Encoder:
         return load_encoder(model, **options)
     if hasattr(model, "key") and hasattr(model, "metadata"):
         return model
-    return SentenceEncoder(model, batch_size=options["batch_size"])
+    return SentenceEncoder(model, options["name"], batch_size=options["batch_size"])
 
 
 def _subsets(benchmark: str, root: Path) -> tuple[tuple[Subset, ...], dict[str, Wording]]:

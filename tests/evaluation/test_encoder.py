@@ -45,6 +45,15 @@ def test_items_reach_our_model_with_their_side_and_instruction(checkpoint, pictu
     assert len({vector.tobytes() for vector in found}) == len(items)
 
 
+def test_a_broken_picture_is_named(checkpoint, tmp_path, caplog):
+    layouts.write_small_v1(tmp_path / "data", rows=4, candidates=3)
+    broken = tmp_path / "data" / "images" / "GQA" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:50])
+    encoder = load_encoder(checkpoint, device="cpu")
+    results = evaluate(encoder, "mmeb-v1", tmp_path / "data", subsets=["GQA"], out=tmp_path / "out")
+    assert str(broken) in results.failed["GQA"]
+
+
 def test_the_key_follows_weights_and_prompt_but_not_the_place(checkpoint, embedder, tmp_path):
     import shutil
 

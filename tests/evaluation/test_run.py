@@ -139,6 +139,7 @@ def test_files_that_are_written(data, tmp_path):
     assert entry["value"] == round(100 * row["hit@1"], 2)
     table = (out / "results.md").read_text()
     assert "**Partial run:**" in table and f"| GQA | {100 * row['hit@1']:.1f} | hit@1 | 12 |" in table
+    assert not (out / "results.png").exists()  # no mean is complete
     assert not list(out.rglob("*.tmp"))
 
 
@@ -151,6 +152,7 @@ def test_own_benchmark_in_the_same_layout(data, tmp_path):
     results = evaluate(layouts.oracle(), "mmeb-v1", data, out=tmp_path / "out")
     assert not results.partial and results.means()[OVERALL].value == 1
     assert not (tmp_path / "out" / ".eval_results").exists()  # its scores are not those of MMEB
+    assert (tmp_path / "out" / "results.png").read_bytes()[:4] == b"\x89PNG"
     (data / "subsets.json").write_text(json.dumps([*rows, rows[0]]))
     with pytest.raises(ValueError, match="names a data set twice"):
         evaluate(layouts.oracle(), "mmeb-v1", data)

@@ -22,8 +22,15 @@ quickstart: $(STAMP) ## Draw 300 pictures, index them, search by text, picture a
 	$(BIN)/hf-mmembed quickstart
 
 .PHONY: test
-test: quality ## Quality gates, then the whole test suite
+test: quality chromium ## Quality gates, then the whole test suite
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --durations 15
+
+# For the browser tests of the Space, which are skipped without it. No "##": nobody needs to call it.
+.PHONY: chromium
+chromium:
+	@command -v chromium chromium-browser google-chrome > /dev/null \
+	  || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq --yes --no-install-recommends chromium; } \
+	  || echo "no chromium here, and it could not be installed: the browser tests will be skipped"
 
 .PHONY: quality
 quality: $(STAMP) ## Lint, format check, type check

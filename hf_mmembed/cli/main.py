@@ -15,7 +15,9 @@ import typer
 
 from hf_mmembed import __version__
 
+from .bench import bench
 from .convert import convert
+from .demo import demo
 from .doctor import doctor
 from .embed import embed
 from .evaluate import evaluate
@@ -53,6 +55,8 @@ app.command()(train)
 app.add_typer(prompt)
 app.add_typer(tiny)
 app.add_typer(evaluate)
+app.add_typer(bench)
+app.command()(demo)
 app.command()(export)
 app.command()(push)
 app.command()(verify)

@@ -28,7 +28,7 @@ from typing import Any
 
 import gradio as gr
 from engine import MAX_ADDED, MAX_BYTES, MAX_TEXT, PROMPTS, Engine, Visitor, query_of, read_upload
-from explorer import Explorer, candidate_list, cluster_view
+from explorer import Explorer, candidate_list
 from views import bump_chart, cards, heat_map, note, prompt_box
 
 __all__ = ["build", "launch"]
@@ -144,7 +144,7 @@ def build(engine: Engine, explorer: Explorer) -> gr.Blocks:
             f'<figure class="own"><img src="{explorer.own_picture(row)}" alt="the marked answer">'
             "<figcaption>the marked answer</figcaption></figure>"
         )
-        return own, candidate_list(explorer.candidates(row)), cluster_view(explorer.cluster(row))
+        return own, candidate_list(explorer.candidates(row)), explorer.cluster_view(row)
 
     with gr.Blocks(title="hf-mmembed", fill_width=False) as page:
         visitor = gr.State(Visitor(), time_to_live=3600)

@@ -23,11 +23,12 @@ from hf_mmembed.mining.filters import RULES, suspicions
 from hf_mmembed.mining.relations import Relations
 from hf_mmembed.tiny.pairs import draw_pairs
 
-__all__ = ["Candidate", "Explorer", "candidate_list", "cluster_view"]
+__all__ = ["Candidate", "Explorer", "Member", "candidate_list"]
 
-FAMILIES = 14
+FAMILIES = 40
 DEPTH = 12
 CLUSTER = 7
+MAX_CHOICES = 40
 WHY = {
     "rank": "its owner asks one of the most similar questions of all candidates",
     "query_similarity": "its owner asks nearly the same as you",
@@ -52,6 +53,14 @@ class Candidate:
     score: float
     owner: str
     rules: tuple[str, ...]
+    is_answer: bool
+
+
+@dataclass(frozen=True)
+class Member:
+    """A pair of a cluster: its row, and whether its picture truly answers the query that was picked."""
+
+    row: int
     is_answer: bool
 
 
@@ -91,13 +100,19 @@ class Explorer:
 
     @cached_property
     def choices(self) -> list[tuple[str, int]]:
-        """Queries to pick from, as (text, row): anchors of clusters, those with the most true answers set aside first."""
+        """Queries to pick from, as (text, row): anchors of clusters.
+
+        First those whose cluster is clean and for which the most true answers are set aside.
+        """
 
         def set_aside(row: int) -> int:
             documents, _, marks = self._judged(row)
             return int((self._are_answers(row, documents) & (marks > 0)).sum())
 
-        rows = sorted(map(int, self._clusters[:, 0]), key=lambda row: (-set_aside(row), len(self._texts[row])))
+        def order(row: int) -> tuple[int, int, int]:
+            return sum(member.is_answer for member in self.cluster(row)), -set_aside(row), len(self._texts[row])
+
+        rows = sorted(map(int, self._clusters[:MAX_CHOICES, 0]), key=order)
         return [(self._texts[row], row) for row in rows]
 
     def own_picture(self, row: int) -> str:
@@ -140,10 +155,25 @@ class Explorer:
         """Whether each document truly answers the query of a pair, marked or not."""
         return self._drawn.truth(self._rows[[row]], self._rows[self._document_rows[documents]])[0]
 
-    def cluster(self, row: int) -> list[tuple[str, str, bool]]:
-        """The cluster with this pair, as (picture, text, is the picked one)."""
-        [members] = self._clusters[(self._clusters == row).any(axis=1)]
-        return [(uri(self._images[member]), self._texts[member], member == row) for member in members]
+    def cluster(self, row: int) -> list[Member]:
+        """The cluster with this pair, the pair itself first."""
+        [rows] = self._clusters[(self._clusters == row).any(axis=1)]
+        others = np.array([member for member in rows if member != row])
+        answers = self._drawn.truth(self._rows[[row]], self._rows[others])[0]
+        return [Member(row, False), *(Member(int(o), bool(a)) for o, a in zip(others, answers, strict=True))]
+
+    def cluster_view(self, row: int) -> str:
+        """The cluster as pictures with their queries; a true answer that came through is marked."""
+        figures = []
+        for member in self.cluster(row):
+            kind = "anchor" if member.row == row else "leak" if member.is_answer else ""
+            leak = '<div class="leak-note">an answer that came through</div>' if member.is_answer else ""
+            text = escape(self._texts[member.row])
+            figures.append(
+                f'<figure class="{kind}"><img src="{uri(self._images[member.row])}" alt="{text}">'
+                f"<figcaption>{text}{leak}</figcaption></figure>"
+            )
+        return f'<div class="cluster">{"".join(figures)}</div>'
 
 
 def candidate_list(candidates: list[Candidate]) -> str:
@@ -176,13 +206,3 @@ def candidate_list(candidates: list[Candidate]) -> str:
         f'<div class="summary">{summary}</div>'
         f'<ol class="steps" aria-label="Candidates, nearest first">{"".join(items)}</ol>'
     )
-
-
-def cluster_view(members: list[tuple[str, str, bool]]) -> str:
-    """A cluster as pictures with their queries."""
-    figures = "".join(
-        f'<figure class="{"anchor" if is_anchor else ""}"><img src="{picture}" alt="{escape(text)}">'
-        f"<figcaption>{escape(text)}</figcaption></figure>"
-        for picture, text, is_anchor in members
-    )
-    return f'<div class="cluster">{figures}</div>'

@@ -10,7 +10,7 @@ on the Hub if you like.
 Copy and run, on one GPU::
 
     uv run finetune_saha.py --model Qwen/Qwen2-VL-2B-Instruct --data my-name/my-captions \\
-        --column query_text=caption --column pos_image=image --push my-name/my-embedder
+        --push my-name/my-embedder
 
 As a job on the Hub::
 
@@ -20,7 +20,7 @@ On a laptop, with the shipped model and drawn pictures::
 
     hf-mmembed tiny draw pictures --number 200
     python -m hf_mmembed.scripts.finetune_saha --recipe saha-tiny --data pictures \\
-        --column query_text=text --column pos_image=file_name --set training.max_steps=20
+        --set training.max_steps=20
 """
 
 from __future__ import annotations

@@ -9,13 +9,12 @@ embeddings; a killed run goes on where it stopped.
 
 Copy and run::
 
-    uv run mine.py --model my-name/my-embedder --data my-name/my-captions \\
-        --column query_text=caption --column pos_image=image --out clusters
+    uv run mine.py --model my-name/my-embedder --data my-name/my-captions --out clusters
 
 On a laptop, with the shipped model and drawn pictures::
 
     hf-mmembed tiny draw pictures --number 200
-    python -m hf_mmembed.scripts.mine --data pictures --column query_text=text --column pos_image=file_name --k 7
+    python -m hf_mmembed.scripts.mine --data pictures --k 7
 """
 
 from __future__ import annotations

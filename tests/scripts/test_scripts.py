@@ -1,0 +1,89 @@
+"""Every script runs on tiny data, and says in its header what it needs."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from hf_mmembed.data.drawings import draw_folder
+from hf_mmembed.mining import Clusters
+from hf_mmembed.scripts import convert_and_push, evaluate, finetune_saha, mine
+from hf_mmembed.sentence_transformer import MMEmbedder
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted(path for path in (ROOT / "hf_mmembed" / "scripts").glob("*.py") if path.stem != "__init__")
+
+
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("drawings")
+    draw_folder(folder, 24, split="mine", pixels=32)
+    return folder
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_the_header_and_the_command_are_right(script):
+    source = script.read_text(encoding="utf-8")
+    header = re.search(r"(?m)^# /// script$\n((?:^#.*$\n)+?)^# ///$", source)
+    assert header, "no PEP 723 header"
+    needs = tomllib.loads("\n".join(line.removeprefix("#").strip() for line in header[1].splitlines()))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert needs["requires-python"] == project["requires-python"]
+    [requirement] = map(Requirement, needs["dependencies"])
+    assert requirement.name == project["name"] and requirement.extras <= set(project["optional-dependencies"])
+    docstring = ast.get_docstring(ast.parse(source)) or ""
+    assert f"uv run {script.name}" in docstring
+    # Nothing heavy at the top, so that `--help` is quick; what a flag in the docstring is called, the parser knows.
+    heavy = [node for node in ast.parse(source).body if isinstance(node, ast.ImportFrom) and "hf_mmembed" in (node.module or "")]  # fmt: skip
+    assert not heavy
+    known = set(re.findall(r'add_argument\(\s*"(--[\w-]+)"', source))
+    used = set(re.findall(r"(?<=\s)--[\w-]+", docstring))
+    assert used - known <= {"--flavor", "--secrets", "--number", "--repo-type", "--local-dir", "--help", "--clusters"}
+
+
+def test_convert_and_push(generative, tmp_path, monkeypatch):
+    pushed = []
+    monkeypatch.setattr("hf_mmembed.hub.push", lambda *args, **kwargs: pushed.append((args, kwargs)) or _Commit)
+    words = ["--base", str(generative("qwen2_vl")), "--out", str(tmp_path / "out"), "--push", "org/name", "--private"]
+    written = convert_and_push.main(words)
+    assert MMEmbedder(written, device="cpu").encode("a").ndim == 1
+    assert pushed == [((written, "org/name"), {"private": True})]
+
+
+class _Commit:
+    commit_url = "somewhere"
+
+
+def test_mine(embedder, drawings, tmp_path):
+    words = ["--model", str(embedder("qwen2_vl")), "--data", str(drawings), "--out", str(tmp_path / "c"), "--k", "3"]
+    clusters = Clusters.load(mine.main(words))
+    assert clusters.rows.shape[1] == 4 and len(clusters) >= 4
+
+
+def test_finetune(embedder, drawings, tmp_path):
+    result = finetune_saha.main(
+        [
+            *("--recipe", "saha-tiny", "--model", str(embedder("qwen2_vl")), "--data", str(drawings)),
+            *("--output", str(tmp_path / "run"), "--set", "training.max_steps=1"),
+            *("--set", "training.global_batch_size=8", "--set", "mining.k=3"),
+            *("--set", "training.dataloader_num_workers=0"),
+        ]
+    )
+    assert MMEmbedder(result, device="cpu").encode("a red star").ndim == 1
+
+
+def test_evaluate(embedder, drawings, tmp_path):
+    words = ["--model", str(embedder("qwen2_vl")), "--benchmark", "retrieval", "--data", str(drawings)]
+    out = evaluate.main([*words, "--out", str(tmp_path / "results")])
+    assert (out / "results.json").is_file()
+
+
+def test_a_wrong_flag_is_a_usage_error(drawings, capsys):
+    with pytest.raises(SystemExit) as stop:
+        mine.main(["--data", str(drawings), "--column", "no-equals"])
+    assert stop.value.code == 2 and "OURS=THEIRS" in capsys.readouterr().err

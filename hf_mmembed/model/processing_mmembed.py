@@ -36,6 +36,7 @@ __all__ = ["HierarchicalPrompt", "MMEmbedProcessor", "image_only_processor", "lo
 # are cached, learns from `image_grid_thw` which of them belong together; the model does not read it.
 TILED_WITHOUT_GRID = frozenset({"InternVLProcessor"})
 SIZE_OPTIONS = ("truncation", "max_length", "padding", "return_tensors")
+THINK_TAGS = re.compile(r"(</?think>)")
 # sentence-transformers passes `task` only to templates that use the variable; this renders nothing.
 TASK_DECLARATION = "{% if task is defined %}{% endif %}"
 
@@ -154,6 +155,7 @@ class MMEmbedProcessor(ProcessorMixin):
         text: Sequence[str | None] | str | None = None,
         task: str | None = None,
         instruction: Sequence[str | None] | str | None = None,
+        trace: Sequence[str | None] | str | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Prepare a batch.
@@ -163,6 +165,8 @@ class MMEmbedProcessor(ProcessorMixin):
             text (`list[str | None]`, *optional*): Per input a text or None. Always taken as text, never as a path.
             task (`str`, *optional*): `"query"` or `"document"`, for the whole batch. Defaults to a document.
             instruction (`str` or `list[str | None]`, *optional*): One for all inputs, or one per input.
+            trace (`list[str | None]`, *optional*): Per input what a reasoner wrote about it, or None. It is read last,
+                in the assistant's turn, and the end of that turn is pooled.
             **kwargs: For the family's processor, such as `return_tensors="pt"`, `padding`, `max_length` (defaults to
                 the tokenizer's `model_max_length`) or `truncation` (defaults to True: the text is cut at its end).
 
@@ -173,7 +177,7 @@ class MMEmbedProcessor(ProcessorMixin):
             ValueError: If the batch is empty, the lists differ in length, a row has neither text nor image, or does
                 not fit into `max_length` even without its text; an [`ImageError`] if an image cannot be used.
         """
-        return self._encode(rows_of_lists(text, images, instruction), task, kwargs)
+        return self._encode(rows_of_lists(text, images, instruction, trace), task, kwargs)
 
     def apply_chat_template(
         self,
@@ -190,7 +194,7 @@ class MMEmbedProcessor(ProcessorMixin):
         """Rewrite conversations to the hierarchical prompt and render them with the backbone's own template.
 
         A `system` message is the instruction, `user` messages are the content. The generation prompt is always added:
-        its last token is the one that is pooled.
+        its last token is the one that is pooled, unless a last `assistant` message, a trace, follows it.
 
         Args:
             conversation: One conversation (a list of messages) or a list of them.
@@ -241,14 +245,23 @@ class MMEmbedProcessor(ProcessorMixin):
         """
         contents = [self._content(row, task) for row in rows]
         if self.prompt.chat:
-            return self.backbone_processor.apply_chat_template(
+            contents = self.backbone_processor.apply_chat_template(
                 [self._messages(row, content) for row, content in zip(rows, contents, strict=True)],
                 tokenize=False,
                 add_generation_prompt=True,
             )
-        if "" in contents:
+        elif "" in contents:
             raise ValueError(f"input {contents.index('')} is empty, and its prompt has no words: nothing to embed.")
-        return contents
+        return [content + self.turn_of_trace(row.trace) for content, row in zip(contents, rows, strict=True)]
+
+    def turn_of_trace(self, trace: str | None) -> str:
+        """The assistant's turn as `generate` leaves it: the trace, and the token that ends the turn; or nothing."""
+        if not trace:
+            return ""
+        # The tags are the reasoner's to write; any other control token in a trace is words.
+        parts = THINK_TAGS.split(trace)
+        words = "".join(part if THINK_TAGS.fullmatch(part) else self._neutralised(part) for part in parts)
+        return words + self.tokenizer.eos_token
 
     def _content(self, row: Row, task: str | None) -> str:
         """Everything in the user turn that is text: inline images, instruction, text, representation prompt."""
@@ -362,7 +375,14 @@ class MMEmbedProcessor(ProcessorMixin):
         return [len(list(run)) // each for run in runs]
 
     def _shortened(self, row: Row, index: int, length: int, limit: float) -> Row:
-        """`row` with its text cut at the end, so that about `length - limit` tokens go."""
+        """`row` with its trace cut at the start, or without one its text at the end, by about `length - limit` tokens."""
+        if row.trace:
+            # The end of a trace is its conclusion.
+            offsets = self.tokenizer(row.trace, add_special_tokens=False, return_offsets_mapping=True)[
+                "offset_mapping"
+            ]
+            over = int(length - limit)
+            return replace(row, trace=row.trace[max(1, offsets[over][0]) :] if over < len(offsets) else None)
         text = self._neutralised(row.text or "")
         if not text:
             raise ValueError(

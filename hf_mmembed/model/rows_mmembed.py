@@ -76,20 +76,26 @@ class HierarchicalPrompt:
 
 @dataclass(frozen=True)
 class Row:
-    """One input: its images, its instruction and its text, each of which may be missing, but not all."""
+    """One input: its images, its instruction and its text, each of which may be missing, but not all.
+
+    `trace` is what a reasoner wrote about it (Think-Then-Embed, arXiv 2510.05014): read after everything else, in the
+    assistant's turn.
+    """
 
     images: tuple[Any, ...] = ()
     text: str | None = None
     instruction: str | None = None
+    trace: str | None = None
 
 
-def rows_of_lists(text: Any, images: Any, instruction: Any) -> list[Row]:
+def rows_of_lists(text: Any, images: Any, instruction: Any, trace: Any = None) -> list[Row]:
     """One row per input from parallel lists; what stands alone counts as a list of one.
 
     Args:
         text (`list[str | None]` or `str`, *optional*): Texts.
         images (*optional*): Per input None, one image or a list of images.
         instruction (`list[str | None]` or `str`, *optional*): One per input, or one for all.
+        trace (`list[str | None]` or `str`, *optional*): One per input.
 
     Returns:
         `list[Row]`.
@@ -100,7 +106,7 @@ def rows_of_lists(text: Any, images: Any, instruction: Any) -> list[Row]:
     Example:
 
         >>> rows_of_lists(["a cat", "a dog"], None, "Find:")[1]
-        Row(images=(), text='a dog', instruction='Find:')
+        Row(images=(), text='a dog', instruction='Find:', trace=None)
     """
     if text is None and images is None:
         raise ValueError("there is nothing to embed: both `text` and `images` are None.")
@@ -113,13 +119,16 @@ def rows_of_lists(text: Any, images: Any, instruction: Any) -> list[Row]:
         )
     count = len(texts if texts is not None else pictures or [])
     instructions = [instruction] * count if instruction is None or isinstance(instruction, str) else list(instruction)
-    if len(instructions) != count:
-        raise ValueError(f"`instruction` has {len(instructions)} elements for {count} inputs.")
+    traces = [None] * count if trace is None else [trace] if isinstance(trace, str) else list(trace)
+    for name, given in (("instruction", instructions), ("trace", traces)):
+        if len(given) != count:
+            raise ValueError(f"`{name}` has {len(given)} elements for {count} inputs.")
     rows = []
     for index in range(count):
         for name, value in (
             ("text", texts[index] if texts is not None else None),
             ("instruction", instructions[index]),
+            ("trace", traces[index]),
         ):
             if value is not None and not isinstance(value, str):
                 raise ValueError(f"the {name} of input {index} is a {type(value).__name__}; give a string or None.")
@@ -129,7 +138,7 @@ def rows_of_lists(text: Any, images: Any, instruction: Any) -> list[Row]:
             row_images = () if row_images is None else (row_images,)
         if row_text is None and not row_images:
             raise ValueError(f"input {index} has neither a text nor an image; leave it out.")
-        rows.append(Row(tuple(row_images), row_text, instructions[index]))
+        rows.append(Row(tuple(row_images), row_text, instructions[index], traces[index] or None))
     return rows
 
 
@@ -137,7 +146,8 @@ def row_of_conversation(conversation: Sequence[Mapping[str, Any]], index: int) -
     """One row from a chat conversation; the words of several messages or blocks are joined by line breaks.
 
     Args:
-        conversation (`list[dict]`): `system` messages hold the instruction, `user` messages text and images.
+        conversation (`list[dict]`): `system` messages hold the instruction, `user` messages text and images, and a
+            last `assistant` message the trace.
         index (`int`): The conversation's place in its batch, for error messages.
 
     Returns:
@@ -149,16 +159,20 @@ def row_of_conversation(conversation: Sequence[Mapping[str, Any]], index: int) -
     Example:
 
         >>> row_of_conversation([{"role": "system", "content": "Find:"}, {"role": "user", "content": "a cat"}], 0)
-        Row(images=(), text='a cat', instruction='Find:')
+        Row(images=(), text='a cat', instruction='Find:', trace=None)
     """
     images: list[Any] = []
-    words: dict[str, list[str]] = {"system": [], "user": []}
+    words: dict[str, list[str]] = {"system": [], "user": [], "assistant": []}
     for message in _unwrapped(conversation):
         role, content = message.get("role", ""), message.get("content")
         if role not in words:
             raise ValueError(
                 f"input {index} has a message of role {role!r}; an input is made of `user` messages and, as its "
-                "instruction, a `system` message."
+                "instruction, a `system` message; an `assistant` message at the end is a trace."
+            )
+        if words["assistant"]:
+            raise ValueError(
+                f"input {index} has a {role} message after the assistant's, which is a trace and ends it."
             )
         blocks: Sequence[Mapping[str, Any]]
         blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
@@ -180,7 +194,7 @@ def row_of_conversation(conversation: Sequence[Mapping[str, Any]], index: int) -
     text = "\n".join(words["user"]) if words["user"] else None
     if text is None and not images:
         raise ValueError(f"input {index} has neither a text nor an image; leave it out.")
-    return Row(tuple(images), text, "\n".join(words["system"]) or None)
+    return Row(tuple(images), text, "\n".join(words["system"]) or None, "\n".join(words["assistant"]) or None)
 
 
 def _unwrapped(conversation: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:

@@ -58,7 +58,7 @@ def test_a_conversation_is_one_row():
 @pytest.mark.parametrize(
     ("conversation", "message"),
     [
-        ([{"role": "assistant", "content": "a"}], "input 7 has a message of role 'assistant'"),
+        ([{"role": "tool", "content": "a"}], "input 7 has a message of role 'tool'"),
         ([{"content": "a"}], "input 7 has a message of role ''"),
         ([{"role": "user", "content": []}], "input 7 has neither a text nor an image"),
         ([{"role": "user", "content": [{"type": "video", "video": "v"}]}], "input 7 has a block of type 'video'"),

@@ -101,12 +101,12 @@ def mine(
 
     from hf_mmembed.mining import mine_pairs
     from hf_mmembed.mining.report import write_report
-    from hf_mmembed.mining.store import process_share
+    from hf_mmembed.processes import world
 
     from .embed import load
 
-    rank_of_process, processes, wait = process_share()
-    embedder, identity = load(model, device)
+    process = world()
+    embedder, identity = load(model, device or process.device)
     size = str(getattr(getattr(embedder.processor, "image_processor", None), "size", None))
     try:
         mined = mine_pairs(
@@ -128,12 +128,12 @@ def mine(
     except KeyboardInterrupt:
         typer.echo(f"\nstopped; finished embeddings are kept in {out}: the same command goes on from there", err=True)
         raise typer.Exit(1) from None
-    if rank_of_process == 0:
+    if process.main:
         numbers = write_report(pairs, mined, out, seed=seed)
         _tell(numbers, mined.clusters.rows.shape[1], out)
         for row, reason in list(mined.skipped.items())[:_SHOWN]:
             typer.echo(f"  row {row}: {reason}", err=True)
-    wait()
+    process.agree(None)
     if mined.skipped:
         raise typer.Exit(1)
 

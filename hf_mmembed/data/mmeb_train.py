@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset
@@ -98,7 +99,7 @@ def _separate(rows: pa.Table, original: pa.Table, name: str) -> pa.Table:
             )
             instructions, contents = [""] * len(queries), queries
     pos_instruction, documents = _shared_instruction(documents, _paths(rows, "pos_image_path"))
-    columns = {
+    columns: dict[str, Any] = {
         "query_text": contents,
         "query_image": _paths(rows, "qry_image_path"),
         "query_instruction": instructions,

@@ -4,10 +4,11 @@ In: who answers whom, and a function that finds the hardest candidates of some a
 row numbers of shape ``(clusters, k + 1)`` and where the members came from.
 
 Anchors are taken in the order of scarcity, ties at random. One whose candidates are used up waits for the next round,
-in which the hardest of the remaining rows are looked for anew, so late clusters are about as hard as early ones. Only
-when that leads nowhere are suspect candidates taken, the least suspect first, and then random rows. A document with as
-many free rows as there are clusters left to build must go into each of them, or some of its rows could not be placed;
-that is seen to throughout.
+in which the hardest of the remaining rows are looked for anew, so late clusters are about as hard as early ones. Where
+that leads nowhere, clusters are filled up with random rows, and only where these do not fit either, with suspect ones,
+the least suspect first. What is suspect to one member is kept out whoever the anchor is. A document with as many free
+rows as there are clusters left to build has to go into each of them, or some of its rows could not be placed; that is
+seen to throughout.
 """
 
 from __future__ import annotations
@@ -37,11 +38,19 @@ class Pools:
         place: ``(queries of the subset,)``: line of each query in the other two, −1 where it was not asked for.
         documents: ``(queries asked for, depth)``, int32: document numbers, −1 for none.
         kept: ``(queries asked for,)``: how many of them no rule suspects.
+        firm: ``(queries asked for,)``: from where on they are suspect for what they are, not only for their rank; such
+            a document is kept out of the cluster of that query altogether.
     """
 
     place: np.ndarray
     documents: np.ndarray
     kept: np.ndarray
+    firm: np.ndarray
+
+    def suspects(self, query: int) -> list[int]:
+        """Documents that are firmly suspect to a query."""
+        line = self.place[query]
+        return self.documents[line, self.firm[line] :].tolist()
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ class Cover:
     Attributes:
         rows: ``(clusters, k + 1)``, int64, the anchor first.
         from_pool: Members from the anchor's own candidates in the first round.
-        next_best: Members from a later round, or suspect ones.
+        next_best: Members from a later round, or suspect ones where nothing else fits.
         at_random: Members taken at random, or because their document had to be placed.
         conflicts: Members that share an answer with another one (only where that was allowed).
     """
@@ -101,6 +110,8 @@ def build_cover(
 class _Builder:
     def __init__(self, relations: Relations, k: int, seed: int, allow_conflicts: bool) -> None:
         self.random = np.random.default_rng(seed)
+        self._clusters: list[list[int]] = []
+        self._origins: list[tuple[int, int, int, int]] = []
         self.used = np.zeros(len(relations.query_ids), bool)
         self._relations = relations
         self._k = k
@@ -111,52 +122,66 @@ class _Builder:
         self._starts = groups.starts
         self._left = groups.lengths.copy()
         self._frequent = np.flatnonzero(self._left > 1)
-        self._clusters: list[list[int]] = []
-        self._origins: list[tuple[int, int, int, int]] = []
+        self._most = int(self._left.max(initial=0))
+        self.missing = self.achievable()
+        self._urgent = self._find_urgent()
         self._spare = np.empty(0, np.int64)
+        self._shuffled = self.random.permutation(len(self.used))
 
-    @property
-    def missing(self) -> int:
-        """Clusters that the free rows could still make."""
-        return (len(self.used) - len(self._clusters) * (self._k + 1)) // (self._k + 1)
+    def achievable(self) -> int:
+        """How many clusters the free rows could make at best, with no document twice in one."""
+        low, high = 0, int(self._left.sum()) // (self._k + 1)
+        if self._allow_conflicts:
+            return high
+        while low < high:
+            number = (low + high + 1) // 2
+            if np.minimum(self._left, number).sum() >= number * (self._k + 1):
+                low = number
+            else:
+                high = number - 1
+        return low
 
     def run(self, anchors: np.ndarray, pools: Pools, stage: int, first: bool) -> int:
         """Tries every free anchor once; returns how many clusters it built."""
+        self.missing = self.achievable()
+        self._urgent = self._find_urgent()
         before, failures = len(self._clusters), 0
         places = pools.place[self._relations.query_ids]
         for row in anchors.tolist():
             if self.used[row]:
                 continue
-            if self.missing == 0 or (stage == 2 and failures == _GIVEN_UP):
+            if self.missing == 0 or failures == _GIVEN_UP and stage > 0:
                 break
             line = places[row]
-            near = pools.documents[line, : pools.kept[line]] if stage == 0 else pools.documents[line]
+            near = pools.documents[line] if stage == 2 else pools.documents[line, : pools.kept[line]]
             near = near[near >= 0]
             near = near[self._left[near] > 0]
-            failures = 0 if self._build(row, near, stage, first) else failures + 1
+            if stage == 0 and len(near) + len(self._urgent) < self._k:
+                continue
+            draft = _Draft(self._relations, row, self._k, pools if stage < 2 else None)
+            built = self._build(draft, near, stage, first)
+            failures = 0 if built else failures + 1
         return len(self._clusters) - before
 
     def result(self) -> Cover:
         rows = np.array(self._clusters, np.int64).reshape(-1, self._k + 1)
         return Cover(rows, *np.array(self._origins, np.int64).reshape(-1, 4).T)
 
-    def _build(self, anchor: int, near: np.ndarray, stage: int, first: bool) -> bool:
-        urgent = self._frequent[self._left[self._frequent] >= self.missing]
-        if stage < 2 and len(near) + len(urgent) < self._k:
-            return False
-        draft = _Draft(self._relations, anchor, self._k)
-        draft.add(self._free_rows(urgent[self.random.permutation(len(urgent))].tolist()))
+    def _build(self, draft: _Draft, near: np.ndarray, stage: int, first: bool) -> bool:
+        urgent = self._urgent[self.random.permutation(len(self._urgent))].tolist()
+        needed = min(self._k, len(urgent) - len(draft.answers.intersection(urgent)))
+        draft.add(self._free_rows(urgent))
         placed = len(draft.rows)
+        if stage < 2 and placed <= needed:
+            return False
         draft.add(self._free_rows(near.tolist()))
         hard = len(draft.rows) - placed
-        if len(draft.rows) <= self._k and stage == 2:
+        if stage > 0:
             draft.add(self._free_rows(self._spares()))
         conflicts = 0
         if len(draft.rows) <= self._k and stage == 2 and self._allow_conflicts:
-            free = np.flatnonzero(~self.used)
-            rest = np.setdiff1d(free, draft.rows)
             conflicts = self._k + 1 - len(draft.rows)
-            draft.rows += rest[self.random.permutation(len(rest))[:conflicts]].tolist()
+            draft.rows += self._free_rows_but(draft.rows, conflicts)
         if len(draft.rows) <= self._k:
             return False
         self.used[draft.rows] = True
@@ -164,13 +189,32 @@ class _Builder:
         origins = (hard, 0) if first else (0, hard)
         self._clusters.append(draft.rows)
         self._origins.append((*origins, self._k - hard - conflicts, conflicts))
+        self.missing -= 1
+        self._urgent = self._find_urgent()
         return True
+
+    def _find_urgent(self) -> np.ndarray:
+        """Documents that have to go into every cluster still missing."""
+        if self.missing > self._most:
+            return self._frequent[:0]
+        return self._frequent[self._left[self._frequent] >= self.missing]
 
     def _free_rows(self, documents: Iterable[int]) -> Iterator[Iterator[int]]:
         """For each document its free rows."""
         for document in documents:
             rows = self._rows[self._starts[document] : self._starts[document + 1]]
-            yield iter(rows[~self.used[rows]][:_TRIES].tolist() if len(rows) > 1 else rows[~self.used[rows]].tolist())
+            yield iter(rows[~self.used[rows]][:_TRIES].tolist())
+
+    def _free_rows_but(self, taken: list[int], number: int) -> list[int]:
+        """The next free rows in random order; there are enough of them."""
+        found: list[int] = []
+        end = 0
+        while len(found) < number:
+            part = self._shuffled[end : end + 4 * self._k]
+            found += [row for row in part[~self.used[part]].tolist() if row not in taken]
+            end += len(part)
+        self._shuffled = self._shuffled[np.argmin(self.used[self._shuffled[:end]]) :]  # used up at the front
+        return found[:number]
 
     def _spares(self) -> Iterator[int]:
         """Documents with free rows, those with the most first, else in random order."""
@@ -184,25 +228,41 @@ class _Builder:
 
 
 class _Draft:
-    """A cluster in the making: rows of which no two share an answer."""
+    """A cluster in the making: rows of which no two share an answer, nor are suspect to one another."""
 
-    def __init__(self, relations: Relations, anchor: int, k: int) -> None:
-        self.rows = [anchor]
+    def __init__(self, relations: Relations, anchor: int, k: int, pools: Pools | None) -> None:
+        self.rows: list[int] = []
         self._relations = relations
         self._k = k
-        self._answers = set(relations.positives[relations.query_ids[anchor]].tolist())
+        self._pools = pools
+        self.answers: set[int] = set()
+        self._suspects: set[int] = set()
+        self._documents: set[int] = set()
+        self._take(anchor)
 
     def add(self, documents: Iterable[Iterator[int]]) -> None:
-        """Takes from each document's rows the first that shares no answer, until the cluster is full."""
+        """Takes from each document's rows the first that fits, until the cluster is full."""
         if len(self.rows) > self._k:
             return
-        relations = self._relations
         for rows in documents:
             for row in rows:
-                answers = relations.positives[relations.query_ids[row]].tolist()
-                if self._answers.isdisjoint(answers):
-                    self._answers.update(answers)
-                    self.rows.append(row)
+                if self._take(row):
                     break
             if len(self.rows) > self._k:
                 return
+
+    def _take(self, row: int) -> bool:
+        query = self._relations.query_ids[row]
+        answers = self._relations.positives[query].tolist()
+        if not self.answers.isdisjoint(answers):
+            return False
+        if self._pools is not None:
+            document = int(self._relations.document_ids[row])
+            suspects = self._pools.suspects(query)
+            if document in self._suspects or not self._documents.isdisjoint(suspects):
+                return False
+            self._suspects.update(suspects)
+            self._documents.add(document)
+        self.answers.update(answers)
+        self.rows.append(row)
+        return True

@@ -19,11 +19,12 @@ import torch
 from datasets import Dataset
 
 from hf_mmembed.files import write_atomically
+from hf_mmembed.processes import world
 
 from .clusters import Clusters
 from .filters import FilterRules
 from .ids import ContentIds, content_ids
-from .store import Embedder, Embeddings, embed_contents, process_share
+from .store import Embedder, Embeddings, embed_contents
 from .strategies import Strategy, mine, shuffled
 
 __all__ = ["LABEL_ROWS", "Mined", "are_labels", "mine_pairs"]
@@ -114,8 +115,8 @@ def mine_pairs(
         for row, (query, document) in enumerate(zip(ids.query_ids.tolist(), ids.document_ids.tolist(), strict=True))
         if query in queries.skipped or document in documents.skipped
     }
-    rank, _, wait = process_share()
-    if rank == 0:
+    process = world()
+    if process.main:
         lines = [json.dumps({"row": row, "reason": why}, ensure_ascii=False) + "\n" for row, why in skipped.items()]
         write_atomically(out / "skipped.jsonl", "".join(lines).encode("utf-8"))
         usable = np.setdiff1d(np.arange(len(pairs)), np.fromiter(skipped, np.int64, len(skipped)))
@@ -133,7 +134,7 @@ def mine_pairs(
                     parts[name] = _mine_subset(name, rows, ids, queries, documents, labels, chosen)
             clusters = _joined(parts, strategy)
         clusters.save(out)
-    wait()
+    process.agree(None)
     return Mined(Clusters.load(out), ids, queries, documents, skipped)
 
 

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -167,12 +167,13 @@ def _digests(pairs: Dataset) -> Iterator[list[tuple[bytes, bytes, list[bytes]]]]
                 for row, (query, document, negatives) in enumerate(rows, start)
                 for content in (query, document, *negatives)
             ]
-            found = pool.map(lambda numbered: _content_digest(*numbered, of_file), contents, chunksize=32)
+            found = pool.map(partial(_content_digest, of_file), contents, chunksize=32)
             yield [(next(found), next(found), [next(found) for _ in negatives]) for _, _, negatives in rows]
             start += len(rows)
 
 
-def _content_digest(row: int, content: dict[str, Any], of_file: Callable[[str], bytes]) -> bytes:
+def _content_digest(of_file: Callable[[str], bytes], numbered: tuple[int, dict[str, Any]]) -> bytes:
+    row, content = numbered
     image = content.get("image")
     try:
         picture = b"" if image is None else of_file(image) if isinstance(image, str) else _digest(image)

@@ -28,13 +28,14 @@ from .relations import Relations
 __all__ = ["DEFAULT_RULES", "mine_filtered"]
 
 DEFAULT_RULES = {
-    "saha": FilterRules(rank=0.2, query_similarity=0.9, margin=0.1, document_similarity=0.9),
+    "saha": FilterRules(rank=0.2, query_similarity=0.9, margin=0.2, document_similarity=0.9),
     "top-k": FilterRules(),
     "margin": FilterRules(margin=-0.05, centre=False),
     "mutual": FilterRules(),
 }
 
 _RECALL_AT = (1, 5, 10)
+_RANK = np.uint8(1 << RULES.index("rank"))
 _NOT_MUTUAL = np.uint8(1 << len(RULES))
 _MOST_CHECKED = 8  # owners and documents that the mutual strategy looks at
 _BLOCK_ROWS = 65_536
@@ -68,7 +69,7 @@ def mine_filtered(
     """
     if label_subset:
         rules = FilterRules()
-    finder = _Finder(relations, queries, documents, depth=mult * k, rules=rules, mutual=strategy == "mutual")
+    finder = _Finder(relations, queries, documents, depth=mult * k, rules=rules, strategy=strategy)
     cover = build_cover(relations, finder, k, seed=seed, allow_conflicts=label_subset)
     anchors = relations.query_ids[cover.rows[:, 0]]
     diagnostics = {name: values[anchors] for name, values in finder.diagnostics.items()}
@@ -100,7 +101,7 @@ class _Finder:
         *,
         depth: int,
         rules: FilterRules,
-        mutual: bool,
+        strategy: str,
     ) -> None:
         self.diagnostics: dict[str, np.ndarray] = {}
         self.recall: dict[str, float] = {}
@@ -109,7 +110,7 @@ class _Finder:
         self._documents = documents
         self._depth = depth
         self._rules = rules
-        self._mutual = mutual
+        self._strategy = strategy
 
     def __call__(self, queries: np.ndarray, documents: np.ndarray) -> Pools:
         """Candidates of `queries` among `documents`, both given by number."""
@@ -131,17 +132,22 @@ class _Finder:
             admissible[np.take_along_axis(own, others, 1)] = -1
             found[block, : admissible.shape[1]] = admissible
         marks = suspicions(self._queries, self._documents, relations, queries, found, self._rules)
-        if self._mutual:
+        if self._strategy == "mutual":
             marks[~_mutual(relations, queries, near, found) & (found >= 0)] |= _NOT_MUTUAL
-        pool = ((found >= 0) & (marks == 0)).sum(1)
+        there = found >= 0
+        pool = (there & (marks == 0)).sum(1)
+        # The baselines look at the anchor alone.
+        firm = (
+            pool + (there & (marks == _RANK)).sum(1) if self._strategy == "saha" else np.full_like(pool, self._depth)
+        )
         if not self.diagnostics:
             self._describe(queries, found, marks, pool, hits)
         for block in _blocks(len(queries)):
-            suspicion = np.bitwise_count(marks[block]) + np.where(found[block] < 0, 9, 0)
+            suspicion = 2 * np.bitwise_count(marks[block]) - (marks[block] == _RANK) + np.where(there[block], 0, 99)
             found[block] = np.take_along_axis(found[block], np.argsort(suspicion, axis=1, kind="stable"), 1)
         place = np.full(len(self._queries), -1, np.int64)
         place[queries] = np.arange(len(queries))
-        return Pools(place, found, pool)
+        return Pools(place, found, pool, firm)
 
     def _describe(
         self, queries: np.ndarray, found: np.ndarray, marks: np.ndarray, pool: np.ndarray, hits: np.ndarray

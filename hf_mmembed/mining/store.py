@@ -12,7 +12,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +24,11 @@ from tqdm import tqdm
 from hf_mmembed.data.pairs import document_of, query_of
 from hf_mmembed.data.rows import hash_parts
 from hf_mmembed.files import write_atomically
+from hf_mmembed.processes import world
 
 from .ids import ContentIds
 
-__all__ = ["Embedder", "Embeddings", "embed_contents", "process_share"]
+__all__ = ["Embedder", "Embeddings", "embed_contents"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,18 +70,6 @@ class Embeddings:
         return found
 
 
-def process_share() -> tuple[int, int, Callable[[], None]]:
-    """This process's number, how many there are, and a function that waits for all of them."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return 0, 1, lambda: None
-    import torch
-    from accelerate import PartialState
-
-    # Without an accelerator it has to be told, or every process takes itself for the only one.
-    state = PartialState(cpu=not torch.accelerator.is_available())
-    return state.process_index, state.num_processes, state.wait_for_everyone
-
-
 def embed_contents(
     pairs: Dataset,
     ids: ContentIds,
@@ -116,7 +104,7 @@ def embed_contents(
     salt = hash_parts(side, json.dumps(model, sort_keys=True, default=str))
     starts = range(0, len(rows), shard_size)
     paths = [_path(folder, salt, digests[start : start + shard_size], start) for start in starts]
-    rank, world, wait = process_share()
+    process = world()
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -127,10 +115,10 @@ def embed_contents(
         "shard_size": shard_size,
         "shards": [path.name for path in paths],
     }
-    if rank == 0:
+    if process.main:
         _write_manifest(folder, manifest, complete=False)
     encode = embedder.encode_query if side == "queries" else embedder.encode_document
-    own = list(zip(starts, paths, strict=True))[rank::world]
+    own = list(zip(starts, paths, strict=True))[process.rank :: process.size]
     done = sum(min(shard_size, len(rows) - start) for start, path in own if path.exists())
     total = sum(min(shard_size, len(rows) - start) for start, _ in own)
     with tqdm(total=total, initial=done, unit=" inputs", desc=f"embedding {side}", disable=None, smoothing=0.1) as bar:
@@ -144,8 +132,8 @@ def embed_contents(
             write_atomically(path.with_suffix(".json"), json.dumps(skipped, ensure_ascii=False).encode("utf-8"))
             _write_npy(path, vectors)
             bar.update(len(inputs))
-    wait()
-    if rank == 0:
+    process.agree(None)
+    if process.main:
         _write_manifest(folder, manifest, complete=True)
         for stray in folder.glob(".*.tmp"):
             stray.unlink(missing_ok=True)

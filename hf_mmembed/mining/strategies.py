@@ -7,7 +7,7 @@ dataset.
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -89,7 +89,7 @@ def mine(
     device = queries.device if device is None else torch.device(device)
     dtype = torch.promote_types(queries.dtype, documents.dtype)
     queries, documents = queries.to(device, dtype), documents.to(device, dtype)
-    settings = {"k": k, "mult": mult, "label_subset": label_subset, "seed": seed}
+    settings: dict[str, Any] = {"k": k, "mult": mult, "label_subset": label_subset, "seed": seed}
     if strategy in ("random", "same-subset"):
         rows = shuffled(len(query_ids), k, seed)
         counts = {"rows": len(query_ids), "left_over": len(query_ids) - rows.size}

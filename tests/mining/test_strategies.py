@@ -29,7 +29,7 @@ corpora = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=corpora, strategy=st.sampled_from(FIXED), k=st.integers(1, 9), seed=st.integers(0, 9))
 def test_clusters_are_full_disjoint_and_free_of_conflicts(data, strategy, k, seed):
     found = mine(*data, strategy=strategy, k=k, mult=2, seed=seed)
@@ -44,7 +44,7 @@ def test_clusters_are_full_disjoint_and_free_of_conflicts(data, strategy, k, see
         assert (origins == k).all()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     counts=st.lists(st.integers(1, 8), min_size=1, max_size=40),

@@ -1,0 +1,140 @@
+"""The false-negative filter against its definition in float64, and on planted false negatives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_mmembed.mining import FilterRules, filters, mine
+from hf_mmembed.mining.filters import RULES, suspicions
+from hf_mmembed.mining.relations import Relations
+from tests.mining.corpora import corpus, unit
+
+
+def marked(data, anchors, candidates, rules):
+    """Sets of (anchor, candidate) per rule."""
+    query_ids, document_ids, queries, documents = data
+    relations = Relations(query_ids, document_ids, len(queries), len(documents))
+    found = suspicions(torch.from_numpy(queries), torch.from_numpy(documents), relations, anchors, candidates, rules)
+    places = [np.argwhere(found >> bit & 1) for bit in range(len(RULES))]
+    return {
+        name: {(int(anchors[row]), int(candidates[row, column])) for row, column in place}
+        for name, place in zip(RULES, places, strict=True)
+    }
+
+
+def by_definition(data, anchors, candidates, rules):
+    query_ids, document_ids, queries, documents = data
+    q, d = queries.astype(np.float64), documents.astype(np.float64)
+    if rules.centre:
+        q, d = q - q.mean(0), d - d.mean(0)
+    q, d = (side / np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-12) for side in (q, d))
+    positives, owners = {}, {}
+    for query, document in zip(query_ids.tolist(), document_ids.tolist(), strict=True):
+        positives.setdefault(query, set()).add(document)
+        owners.setdefault(document, set()).add(query)
+    found = {name: set() for name in RULES}
+    for anchor, line in zip(anchors.tolist(), candidates.tolist(), strict=True):
+        line = [document for document in line if document >= 0]
+        similar = {document: max(q[anchor] @ q[owner] for owner in owners[document]) for document in line}
+        for document in sorted(line, key=lambda c: -similar[c])[: int(len(line) * rules.rank)]:
+            found["rank"].add((anchor, document))
+        own = positives[anchor]
+        best = max(q[anchor] @ d[document] for document in own)
+        for document in line:
+            if similar[document] > rules.query_similarity:
+                found["query_similarity"].add((anchor, document))
+            if q[anchor] @ d[document] > best + rules.margin:
+                found["margin"].add((anchor, document))
+            if max(d[document] @ d[other] for other in own) > rules.document_similarity:
+                found["document_similarity"].add((anchor, document))
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.integers(2, 60),
+    queries=st.integers(2, 30),
+    documents=st.integers(2, 30),
+    centre=st.booleans(),
+    dense=st.booleans(),
+)
+def test_equals_its_definition(seed, rows, queries, documents, centre, dense):
+    data = corpus(seed, rows=rows, queries=queries, documents=documents, dim=6, ties=False)
+    query_ids, document_ids = data[:2]
+    rng = np.random.default_rng(seed)
+    anchors = np.unique(query_ids)
+    relations = Relations(*data[:2], queries, documents)
+    candidates = np.full((len(anchors), 7), -1)
+    for line, anchor in zip(candidates, anchors, strict=True):
+        others = np.setdiff1d(np.unique(document_ids), relations.positives[anchor])
+        chosen = rng.permutation(others)[:7]
+        line[: len(chosen)] = chosen
+    rules = FilterRules(rank=0.4, query_similarity=0.3, margin=-0.1, document_similarity=0.2, centre=centre)
+    before = filters._GATHER_COST
+    filters._GATHER_COST = 1e9 if dense else 0
+    try:
+        assert marked(data, anchors, candidates, rules) == by_definition(data, anchors, candidates, rules)
+    finally:
+        filters._GATHER_COST = before
+
+
+PLANTED = 500
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """500 pairs and for each a twin that says the same: as query and as document nearly equal, and not marked so."""
+    rng = np.random.default_rng(0)
+    documents = rng.normal(size=(PLANTED, 48)) + 3  # a narrow cone
+    queries = documents + 0.5 * rng.normal(size=documents.shape)
+
+    def twin(vectors):
+        return vectors + 0.1 * rng.normal(size=vectors.shape)
+
+    ids = np.arange(2 * PLANTED)
+    sides = [unit(np.concatenate([side, twin(side)])).astype(np.float32) for side in (queries, documents)]
+    return ids, ids, *sides
+
+
+@pytest.mark.parametrize(
+    ("rule", "value"), [("query_similarity", 0.9), ("document_similarity", 0.9), ("margin", -0.1), ("rank", 0.2)]
+)
+def test_every_planted_false_negative_is_caught_by_each_rule(planted, rule, value):
+    rows = len(planted[0])
+    twins = (planted[0] + PLANTED) % rows
+    rng = np.random.default_rng(1)
+    others = (planted[0][:, None] + rng.permutation(np.arange(1, PLANTED))[:9]) % rows
+    candidates = np.concatenate([others, twins[:, None]], 1)
+    found = marked(planted, planted[0], candidates, FilterRules(**{rule: value}))
+    expected = set(zip(planted[0].tolist(), twins.tolist(), strict=True))
+    assert found[rule] >= expected
+    if rule != "rank":
+        assert found[rule] == expected
+    assert not any(found[other] for other in RULES if other != rule)
+
+
+def test_saha_leaves_out_what_top_k_lets_in(planted):
+    def together(strategy):
+        rows = mine(*planted, strategy=strategy, k=7).rows % PLANTED
+        return sum(len(cluster) - len(set(cluster)) for cluster in rows.tolist())
+
+    assert together("saha") <= 0.1 * together("top-k")
+
+
+def test_each_rule_has_its_own_count(planted):
+    found = mine(*planted, rules=FilterRules(document_similarity=0.9), k=7)
+    assert found.counts["suspect_document_similarity"] == 2 * PLANTED
+    assert (
+        found.counts["suspect_rank"] == found.counts["suspect_margin"] == found.counts["suspect_query_similarity"] == 0
+    )
+    assert found.diagnostics["pool"].tolist() == (found.diagnostics["candidates"] - 1).tolist()
+
+
+def test_labels_are_not_filtered(planted):
+    found = mine(*planted, label_subset=True, k=7)
+    assert sum(found.counts[f"suspect_{rule}"] for rule in RULES) == 0

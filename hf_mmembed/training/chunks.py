@@ -124,7 +124,7 @@ class ChunkedLoss(CachedLossMixin, nn.Module):
         self.chunk_size, self.chunk_tokens = mini_batch_size, mini_batch_num_tokens
         self.mini_batch_size = 1  # of what the mixin counts, which here are whole chunks
         self.metrics: dict[str, Tensor] = {}
-        self.gathered = False
+        self.gathered = self._asked = False
         self._sides: list[dict[str, Any]] = []
 
     def losses(
@@ -156,12 +156,12 @@ class ChunkedLoss(CachedLossMixin, nn.Module):
             NonFiniteLossError: An embedding or a loss is NaN or infinite.
             torch.OutOfMemoryError: A chunk does not fit, here or on another process; see `halve_chunks`.
         """
-        self.gathered = False
+        self.gathered = self._asked = False
         self._sides = [self._planned(side) for side in sides]
         try:
             return self.forward_cached(self._sides, facts)
         except RuntimeError as error:
-            if should_reduce_batch_size(error) and not self.gathered:
+            if should_reduce_batch_size(error) and not self._asked:
                 # The others wait for embeddings; tell them that there will be none.
                 gather_numbers([0, 0, 0, 0], self._device)
             raise
@@ -175,6 +175,7 @@ class ChunkedLoss(CachedLossMixin, nn.Module):
         )
         n = len(facts.rows)
         device = queries.device
+        self._asked = True
         counts = gather_numbers([n, len(documents) - n, facts.positives.shape[1], 1], device)
         if not all(alive for *_, alive in counts):
             raise torch.OutOfMemoryError("Another process ran out of memory.")

@@ -21,6 +21,7 @@ from hf_mmembed.training import checkpoints
 from hf_mmembed.training.arguments import SaHaTrainingArguments
 from hf_mmembed.training.chunks import NonFiniteLossError
 from hf_mmembed.training.losses import MaskedInfoNCELoss
+from hf_mmembed.training.models import save_result
 from hf_mmembed.training.trainer import SaHaTrainer
 from tests.training.conftest import in_processes, make_pairs
 
@@ -187,6 +188,18 @@ def test_the_result_opens_in_sentence_transformers_at_once(uninterrupted, tmp_pa
     ):
         np.testing.assert_allclose(opened.encode_query(inputs), expected, atol=1e-5)
     assert [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
+def test_dora_adapters_open_through_transformers_and_through_peft(embedder, tmp_path):
+    args = arguments(tmp_path / "run", use_dora=True, max_steps=1)
+    trainer = SaHaTrainer(embedder("qwen2_vl"), args, make_pairs(), CLUSTERS)
+    before = trainer.model.encode_query(["red thing"])
+    trainer.train()
+    expected = trainer.model.encode_query(["red thing"])
+    assert np.abs(expected - before).max() > 1e-3
+    results = [save_result(trainer.model, tmp_path / str(merged), merged=merged) for merged in (False, True)]
+    for path in (tmp_path / "run" / "checkpoint-1", *results):
+        np.testing.assert_allclose(MMEmbedder(path, device="cpu").encode_query(["red thing"]), expected, atol=1e-5)
 
 
 def test_an_adapter_goes_on_training(uninterrupted, tmp_path):

@@ -168,8 +168,8 @@ def _composed_rows(
 ) -> Iterator[_Row]:
     """The first edit asked of every picture of the scene, each with a target of its own, the second of one picture."""
     for instruction, after, (scene, png) in [
-        *((*edit, picture) for edit in edits[:1] for picture in pictures),
-        *((*edit, pictures[0]) for edit in edits[1:2]),
+        *((*change, picture) for change in edits[:1] for picture in pictures),
+        *((*change, pictures[0]) for change in edits[1:2]),
     ]:
         keep = relation(*after.shapes) if scene.kind == after.kind == "two" else None
         layout, target = _png(move_apart(after, rng, keep=keep) or after, rng, pixels)

@@ -1,0 +1,69 @@
+"""``hf-mmembed bench ...``: experiments that say whether a method is worth its trouble."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .models import SHIPPED, embedder
+
+__all__ = ["bench"]
+
+bench = typer.Typer(name="bench", help="Experiments: does SaHa help?", no_args_is_help=True)
+
+_ARMS = (
+    "zero-shot",
+    "random",
+    "random-no-prompt",
+    "same-subset",
+    "top-k",
+    "margin",
+    "mutual",
+    "saha-paper",
+    "saha",
+)
+
+
+@bench.callback()
+def _group() -> None:
+    """Keeps `ablation` a command of its own while it is the only one."""
+
+
+@bench.command()
+def ablation(
+    model: Annotated[str, typer.Option(help="Embedder of the drawn world.")] = SHIPPED,
+    out: Annotated[Path, typer.Option(help="Directory of the runs; what is done there is not done again.")] = Path(
+        "runs/ablation"
+    ),
+    strategies: Annotated[
+        str, typer.Option(help="What to compare, separated by commas; saha-mined-anew mines again every epoch.")
+    ] = ",".join(_ARMS),
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each, seeded 0, 1, ...")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of a run.")] = 300,
+    families: Annotated[int, typer.Option(min=4, help="Groups of near-duplicate scenes to train on.")] = 300,
+    candidates: Annotated[int, typer.Option(min=10, help="Pictures and captions to retrieve from.")] = 1000,
+) -> None:
+    """Train with every way of making batches, equal in all else, and compare on unseen scenes.
+
+    Interrupt it whenever you like: the same command goes on with the first run that is not finished.
+
+    Example: hf-mmembed bench ablation --seeds 1 --steps 20 --families 20 --candidates 100
+    """
+    from hf_mmembed.files import write_atomically
+    from hf_mmembed.tiny.ablation import ARMS, Plan, run_ablation
+    from hf_mmembed.tiny.ablation_report import markdown, plot
+
+    names = [name.strip() for name in strategies.split(",") if name.strip()]
+    if not names or (unknown := [name for name in names if name not in ARMS]):
+        raise typer.BadParameter(
+            f"{', '.join(unknown) if names else 'nothing'} to compare; there are {', '.join(ARMS)}",
+            param_hint="--strategies",
+        )
+    plan = Plan(embedder(model), steps=steps, families=families, candidates=candidates)
+    results = run_ablation(out, plan, arms=[ARMS[name] for name in names], seeds=range(seeds))
+    table = markdown(results)
+    write_atomically(out / "ablation.md", table.encode("utf-8"))
+    typer.echo(table)
+    typer.echo(f"table: {out / 'ablation.md'}    plot: {plot(results, out / 'ablation.png')}")

@@ -1,0 +1,72 @@
+"""Makes a training of `mmembed-tiny` several times cheaper without changing what it computes.
+
+In: an embedder to train with its vision tower frozen. Out: the same loss and gradients, for less: every picture goes
+through the tower once in a process, the system prompt through the language model once in a batch, and the batch, which
+is small enough to be kept whole, through the model once instead of the two times that GradCache needs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from hf_mmembed.sentence_transformer import MMEmbedder
+from hf_mmembed.training.chunks import Facts, Side
+from hf_mmembed.training.losses import MaskedInfoNCELoss
+
+__all__ = ["OnePassInfoNCELoss", "remember_pictures"]
+
+
+class OnePassInfoNCELoss(MaskedInfoNCELoss):
+    """`MaskedInfoNCELoss` that keeps the activations of the whole batch; all dropout must be off, or masks are shared."""
+
+    def forward(self, sides: Sequence[Side], facts: Facts) -> Tensor:
+        """As `ChunkedLoss.forward`."""
+        self._sides = [self._planned(side) for side in sides]
+        embedded = [
+            [self._embed(side, chunk) for chunk in side["chunks"]]  # by length, so that little is padding
+            for side in self._sides
+        ]
+        return self.calculate_loss(embedded, facts)
+
+    def _embed(self, side: dict[str, Any], chunk: list[int]) -> Tensor:
+        features = self._prepare(side["conversations"], {"task": side["side"].task}, chunk)
+        return self.model({**features, "share_prefix": True})["sentence_embedding"]
+
+
+def remember_pictures(embedder: MMEmbedder, memory: dict[bytes, Tensor]) -> None:
+    """Lets the vision tower read each picture once.
+
+    Args:
+        embedder: Of the Qwen2-VL family, on a CPU, its tower frozen for as long as it is used.
+        memory: Visual tokens `(tokens, hidden)` by the digest of the pixels; may be shared by embedders with the same
+            tower.
+    """
+    tower = embedder.transformers_model.backbone.visual
+    read = tower.forward
+
+    def forward(hidden_states: Tensor, grid_thw: Tensor, **kwargs: Any) -> Any:
+        sizes = grid_thw.prod(-1).tolist()
+        patches = hidden_states.split(sizes)
+        keys = [_digest(picture, grid) for picture, grid in zip(patches, grid_thw, strict=True)]
+        new = list({key: place for place, key in enumerate(keys) if key not in memory}.values())
+        if new:
+            with torch.no_grad():
+                output = read(torch.cat([patches[place] for place in new]), grid_thw[new], **kwargs)
+            tokens = output.pooler_output.split([sizes[place] // tower.spatial_merge_size**2 for place in new])
+            # Clones: tensors made in inference mode could not take part in training later.
+            with torch.inference_mode(False):
+                memory.update((keys[place], own.clone()) for place, own in zip(new, tokens, strict=True))
+        return BaseModelOutputWithPooling(pooler_output=torch.cat([memory[key] for key in keys]))
+
+    tower.forward = forward
+
+
+def _digest(patches: Tensor, grid: Tensor) -> bytes:
+    data = patches.numpy().tobytes() + bytes(str(grid.tolist()), "ascii")
+    return hashlib.blake2b(data, digest_size=16).digest()

@@ -16,9 +16,7 @@ from .embed import BatchSizeOption, DeviceOption, ModelArgument
 
 __all__ = ["evaluate"]
 
-ResultsArgument = Annotated[
-    Path, typer.Argument(help="A results.json of ours, or a leaderboard file.", exists=True, dir_okay=False)
-]
+ResultsArgument = Annotated[Path, typer.Argument(help="A results.json of ours, or a leaderboard file.")]
 
 
 class _RunByDefault(TyperGroup):

@@ -15,6 +15,7 @@ the evaluation scripts of Gen2Embed; retrieval, MMEB's own wordings for COCO.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -38,11 +39,18 @@ class Wording:
         target: Instruction of the candidates.
         candidate_role: Candidates that are described like queries are read like queries (RefCOCO-Matching; Gen2Embed
             routes them so).
+        also: Other instructions of queries that published versions of the data have.
     """
 
     query: str | None
     target: str | None = None
     candidate_role: Role = "document"
+    also: tuple[str, ...] = ()
+
+    def on(self, *, candidate: bool) -> tuple[str, ...]:
+        """Every instruction that a text of this side may begin with."""
+        found = (self.target,) if candidate else (self.query, *self.also)
+        return tuple(instruction for instruction in found if instruction is not None)
 
 
 _CLASSIFY = "Represent the given image for classification"
@@ -104,7 +112,11 @@ WORDINGS: dict[str, Wording] = {
         "Find a news image that matches the provided caption:",
         "Represent the given image with related text information:",
     ),
-    "MSCOCO": Wording("Select the portion of the image that isolates the object labeled as", _CROP),
+    "MSCOCO": Wording(
+        "Select the portion of the image that isolates the object labeled as",
+        _CROP,
+        also=("Crop the image to to isolate the object labeled as",),
+    ),
     "RefCOCO": Wording(_EXPRESSION, _CROP),
     "RefCOCO-Matching": Wording(_EXPRESSION, _EXPRESSION, "query"),
     "Visual7W-Pointing": Wording("Select the portion of the image that answers the question", _CROP),
@@ -138,7 +150,7 @@ WORDINGS: dict[str, Wording] = {
 def split_item(
     text: str | None,
     images: tuple[ImageFile, ...],
-    instruction: str | None,
+    instructions: Sequence[str],
     protocol: Protocol,
     role: Role,
     *,
@@ -152,31 +164,31 @@ def split_item(
     Args:
         text: The text of the file.
         images: Its pictures.
-        instruction: The wording of the table that the text begins with; what punctuation follows it does not matter.
-            None where texts carry no instruction.
+        instructions: The wordings of the table, one of which the text begins with; what punctuation follows it does
+            not matter. Empty where texts carry no instruction.
         protocol: See above.
         role: The side of the prompt.
         candidate: Whether this is a candidate.
 
     Raises:
-        ValueError: Under ``"system"``, the text does not begin with the instruction.
+        ValueError: Under ``"system"``, the text does not begin with one of them.
 
     Example:
         >>> asked = "<|image_1|>\\nRepresent the given image with the following question: What colour?\\n"
-        >>> split_item(asked, (), WORDINGS["GQA"].query, "user", "query").text
+        >>> split_item(asked, (), WORDINGS["GQA"].on(candidate=False), "user", "query").text
         'Represent the given image with the following question: What colour?\\n'
-        >>> item = split_item(asked, (), WORDINGS["GQA"].query, "system", "query")
+        >>> item = split_item(asked, (), WORDINGS["GQA"].on(candidate=False), "system", "query")
         >>> item.instruction, item.text
         ('Represent the given image with the following question:', 'What colour?')
     """
     text = (text or "").replace(IMAGE_MARKER, "", 1)
-    if protocol == "user" or instruction is None:
+    if protocol == "user" or not instructions:
         return _item(text if images else text.lstrip("\n"), images, None, role)
-    bare = instruction.rstrip(".: ")
-    found = re.match(re.escape(bare) + r"[.:]?", text.strip())
+    bare = [instruction.rstrip(".: ") for instruction in instructions]
+    found = re.match(f"(?:{'|'.join(map(re.escape, bare))})[.:]?", text.strip())
     if found is None:
         raise ValueError(
-            f"the text {text.strip()[:80]!r} does not begin with the instruction {bare!r}, so it cannot be moved to the "
+            f"the text {text.strip()[:80]!r} does not begin with the instruction {bare[0]!r}, so it cannot be moved to the "
             "system's turn; use instruction_in='user', which leaves the texts as they are"
         )
     return _item(text.strip()[found.end() :].strip(), images, None if candidate else found.group(), role)

@@ -47,12 +47,12 @@ def read_v1(root: Path, subset: Subset, protocol: Protocol, wording: Wording | N
 
     def query(row: dict[str, Any]) -> Item:
         images = pictures.optional(row["qry_img_path"])
-        return split_item(row["qry_text"], images, wording.query, protocol, "query")
+        return split_item(row["qry_text"], images, wording.on(candidate=False), protocol, "query")
 
     def candidate(row: dict[str, Any], text: str | None, path: str | None) -> Item:
         images = pictures.optional(path)
-        instruction = wording.target if images else None
-        return split_item(text, images, instruction, protocol, role, candidate=True)
+        instructions = wording.on(candidate=True) if images else ()
+        return split_item(text, images, instructions, protocol, role, candidate=True)
 
     return _ranking(rows, query, candidate, file, legacy="stable")
 

@@ -57,6 +57,11 @@ class MTEBEncoder(SentenceTransformerEncoderWrapper):
         return super().encode(inputs, task_metadata=task_metadata, prompt_type=prompt_type, **kwargs)
 
 
+class _Meta(ModelMeta):
+    def _check_requirements(self) -> None:
+        """mteb wants torchvision for every model that reads pictures; ours never use it."""
+
+
 def model_meta(checkpoint: str | Path, *, name: str | None = None) -> ModelMeta:
     """What mteb has to know to load a checkpoint: ``mteb.evaluate(model_meta(checkpoint), tasks)``.
 
@@ -84,7 +89,7 @@ def model_meta(checkpoint: str | Path, *, name: str | None = None) -> ModelMeta:
         "modalities": ["text", "image"],
         "training_datasets": None,
     }
-    return ModelMeta.create_empty(overwrites=overwrites)
+    return _Meta.create_empty(overwrites=overwrites)
 
 
 def main() -> None:

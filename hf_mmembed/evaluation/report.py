@@ -57,13 +57,14 @@ def markdown(results: Mapping[str, Any]) -> str:
     lines += ["**Partial run:** some data sets have no score, so there is no overall.", ""] * bool(_partial(boards))
     lines += [f"| mean, % | {' | '.join(titles)} |", rule]
     lines += [f"| {name} | {' | '.join(str(board[name]) for board in boards)} |" for name in boards[0]]
-    lines += ["", f"| data set, % | {' | '.join(titles)} | measure | queries |", f"{rule}---|---:|"]
+    lines += ["", f"| data set, % | {' | '.join(titles)} | counts | queries |", f"{rule}---|---:|"]
     for subset in subsets:
         scores = [score_of(results["metrics"], subset, measure) for measure in measures]
         if any(score is not None for score in scores):
             cells = ["–" if score is None else f"{100 * score:.1f}" for score in scores]
             row = results["metrics"][subset.modality].get(subset.name, {})
-            lines.append(f"| {subset.name} | {' | '.join(cells)} | {subset.metric} | {row.get('num_data', '')} |")
+            counts = subset.metric if measures == (None,) else ", ".join(titles)
+            lines.append(f"| {subset.name} | {' | '.join(cells)} | {counts} | {row.get('num_data', '')} |")
     settings = ("instruction_in", "tie", "num_frames", "visdoc_split", "dtype", "model_revision")
     told = [f"{key}: {metadata[key]}" for key in settings if metadata.get(key) is not None]
     return "\n".join([*lines, "", "; ".join(told), ""])

@@ -47,6 +47,9 @@ def test_v1_instruction_in_the_system_turn(tmp_path):
     )
     candidate = read_v1(tmp_path, subset("MSCOCO_t2i"), "system").candidates[0]
     assert candidate.text is None and candidate.instruction is None and len(candidate.images) == 1
+    grounding = {"qry_text": '<|image_1|>\nCrop the image to to isolate the object labeled as "dog"\n'}
+    layouts.write_v1(tmp_path, "MSCOCO", [layouts.v1_vqa(1, ["#1"]) | grounding])  # not the words of MMEB-train
+    assert read_v1(tmp_path, subset("MSCOCO"), "system").queries[0].text == '"dog"'
     row = layouts.v1_vqa(1, ["#1"]) | {"qry_text": "What is it?"}
     layouts.write_v1(tmp_path, "VizWiz", [row])
     with pytest.raises(ValueError, match=r"row 0.*does not begin with the instruction.*instruction_in='user'"):

@@ -28,6 +28,7 @@ from .prompt import prompt
 from .push import push
 from .quickstart import quickstart
 from .search import search
+from .think import think, think_train
 from .tiny import tiny
 from .train import train
 from .verify import verify
@@ -52,6 +53,8 @@ app.command()(index)
 app.command()(search)
 app.command()(mine)
 app.command()(train)
+app.command()(think)
+app.command()(think_train)
 app.add_typer(prompt)
 app.add_typer(tiny)
 app.add_typer(evaluate)

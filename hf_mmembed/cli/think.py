@@ -1,0 +1,139 @@
+"""``hf-mmembed think`` and ``hf-mmembed think-train``: traces of pairs, and models that are trained on them.
+
+In: a reasoner and pairs. Out: a store of traces, resumable; then a reasoner, an embedder or a unified model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from .config import ConfigOption
+
+__all__ = ["think", "think_train"]
+
+
+def think(
+    model: Annotated[str, typer.Argument(help="Reasoner: a directory, a Hub id, mmembed-tiny, or a served name.")],
+    data: Annotated[str, typer.Argument(help="Pairs: a folder, a table, a saved dataset, or a Hub dataset.")],
+    out: Annotated[Path, typer.Argument(help="SQLite file for the traces.")],
+    side: Annotated[Literal["both", "query", "document"], typer.Option(help="What to think about.")] = "both",
+    family: Annotated[
+        list[str] | None,
+        typer.Option(help="Task family of the queries, or SUBSET=FAMILY (repeatable). Default: by their form."),
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible server that has MODEL, such as http://localhost:8000/v1.")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="HF_MMEMBED_API_KEY", help="For the endpoint.", show_envvar=True)
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; or the version that is served.")] = None,
+    templates: Annotated[str, typer.Option(help="Version of the prompts, or a YAML file of the same form.")] = "1",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="A trace ends here at the latest.")] = 512,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most probable token each time.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Inputs at a time, or requests on their way at once.")] = 16,
+    show_answers: Annotated[
+        bool, typer.Option("--show-answers", help="Show the reasoner the right document of each query; marked.")
+    ] = False,
+    split: Annotated[str, typer.Option(help="Split of the data.")] = "train",
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many pairs, from the start.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: the best there is.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Let a reasoner think about queries and documents, and keep what it writes.
+
+    What is in OUT already is not made again, so the same command goes on after an interruption; several may fill one
+    file at once.
+
+    Example: hf-mmembed think mmembed-tiny pairs.jsonl traces.sqlite --family qa --max-new-tokens 32
+    """
+    from hf_mmembed.data.pairs import read_pairs
+    from hf_mmembed.thinking.fill import think_about_pairs
+    from hf_mmembed.thinking.reasoner import LocalReasoner, Reasoner, Settings
+    from hf_mmembed.thinking.templates import load_templates
+    from hf_mmembed.thinking.traces import TraceStore
+
+    from .models import generative
+
+    families = _families(family or [])
+    pairs = read_pairs(data, split=split)
+    pairs = pairs if limit is None else pairs.select(range(min(limit, len(pairs))))
+    settings = Settings(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    reasoner: Reasoner
+    if endpoint is not None:
+        from hf_mmembed.thinking.endpoint import EndpointReasoner
+
+        reasoner = EndpointReasoner(
+            endpoint, model, revision=revision or "", api_key=api_key, settings=settings,
+            templates=load_templates(templates), concurrency=batch_size,
+        )  # fmt: skip
+    else:
+        reasoner = LocalReasoner(
+            generative(model), revision=revision, settings=settings, templates=load_templates(templates),
+            batch_size=batch_size, device=device,
+        )  # fmt: skip
+    with TraceStore(out) as store:
+        try:
+            done = think_about_pairs(
+                store,
+                reasoner,
+                pairs,
+                sides=("query", "document") if side == "both" else (side,),
+                families=families,
+                show_answers=show_answers,
+            )
+        except KeyboardInterrupt:
+            typer.echo(f"\nstopped; {len(store)} traces are kept in {out}: the same command goes on there", err=True)
+            raise typer.Exit(1) from None
+        speed = f", {done.tokens / done.seconds:.1f} tokens/s" if done.seconds else ""
+        typer.echo(f"{done.new} new traces, {done.kept} kept{speed}")
+        for status, count in store.summary().items():
+            typer.echo(f"  {status:<10} {count}")
+
+
+def think_train(
+    recipe: Annotated[str, typer.Argument(help="tte-sft, tte-embedder, tte-unified, or a YAML file of that form.")],
+    model: Annotated[str | None, typer.Option(help="Reasoner or embedder to train, in place of the recipe's.")] = None,
+    data: Annotated[str | None, typer.Option(help="Pairs, in place of the recipe's.")] = None,
+    traces: Annotated[str | None, typer.Option(help="What `hf-mmembed think` has filled.")] = None,
+    output: Annotated[str | None, typer.Option(help="Directory of the run; the result is in `model` inside.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE that wins over the file, e.g. training.max_steps=10.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the run.")] = False,
+) -> None:
+    """Train on traces: a reasoner (sft), an embedder that reads them (embedder), or a head on a reasoner (unified).
+
+    Example: hf-mmembed think-train tte-sft --model mmembed-tiny --data pairs.jsonl --traces traces.sqlite
+    """
+    import yaml
+
+    from hf_mmembed.thinking.recipes import load_thinking_recipe, train_thinking
+
+    from .models import embedder, generative
+
+    overrides = {"model": model, "data": data, "traces": traces, "output": output}
+    overrides = {key: value for key, value in overrides.items() if value is not None}
+    for item in set_ or []:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--set takes KEY=VALUE, not {item!r}")
+        overrides[key] = yaml.safe_load(value)
+    loaded = load_thinking_recipe(recipe, overrides)
+    shipped = embedder if loaded.variant == "embedder" else generative
+    typer.echo(train_thinking(replace(loaded, model=shipped(loaded.model)), resume=resume))
+
+
+def _families(given: list[str]) -> str | dict[str, str] | None:
+    if not given:
+        return None
+    if len(given) == 1 and "=" not in given[0]:
+        return given[0]
+    if wrong := [item for item in given if "=" not in item]:
+        raise typer.BadParameter(f"--family {wrong[0]} beside others must name a subset: SUBSET={wrong[0]}")
+    return {subset: family for subset, _, family in (item.rpartition("=") for item in given)}

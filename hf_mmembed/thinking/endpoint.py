@@ -1,0 +1,148 @@
+"""A reasoner behind an OpenAI-compatible chat endpoint: vLLM, TGI, SGLang, llama.cpp or a paid service.
+
+In: inputs, sent as chat messages with pictures as data URLs, several requests at a time. Out: traces, in order.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import io
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from hf_mmembed.model.images_mmembed import ImageError, open_image
+from hf_mmembed.model.rows_mmembed import Row
+
+from .reasoner import Settings, row_of
+from .templates import Templates, load_templates
+from .traces import Origin, Trace
+
+__all__ = ["EndpointReasoner"]
+
+
+class EndpointReasoner:
+    """A served model.
+
+    Args:
+        base_url: Such as ``http://localhost:8000/v1``.
+        model: The name that it is served under.
+        revision: What tells this version of the model from others of the same name: the server does not say.
+        api_key: Defaults to none.
+        settings: Defaults to greedy decoding of up to 512 tokens.
+        templates: Defaults to the latest.
+        concurrency: Requests on their way at once. Defaults to 16.
+        timeout: Seconds until a request is given up. Defaults to 600.
+
+    Example:
+        ::
+
+            reasoner = EndpointReasoner("http://localhost:8000/v1", "Qwen/Qwen2.5-VL-72B-Instruct")
+            reasoner.think(["two discs, the left one red"], "content")
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        revision: str = "",
+        api_key: str | None = None,
+        settings: Settings | None = None,
+        templates: Templates | None = None,
+        concurrency: int = 16,
+        timeout: float = 600.0,
+    ) -> None:
+        if not base_url.startswith(("http://", "https://")):
+            raise ValueError(f"the endpoint is {base_url!r}; give a URL such as http://localhost:8000/v1")
+        self.base_url, self.name = base_url, model
+        self.settings = settings or Settings()
+        self.templates = templates or load_templates()
+        self.concurrency = concurrency
+        self.batch_size = 4 * concurrency
+        self.origin = Origin(model, revision, self.templates.version, self.settings.as_json())
+        self._headers = {"Content-Type": "application/json"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._timeout = timeout
+
+    def think(self, inputs: Sequence[Any], task_family: str, *, answers: Sequence[str] | None = None) -> list[Trace]:
+        """See `Reasoner.think`.
+
+        Raises:
+            ConnectionError: The endpoint cannot be reached, does not answer in time or refuses.
+            ValueError: An input cannot be used, or the answer is no chat completion.
+        """
+        request = self.templates.prompt(task_family).represent_text
+        rows = [row_of(item, index, self.templates, answers) for index, item in enumerate(inputs)]
+        bodies = [self._messages(row, index, request) for index, row in enumerate(rows)]
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            return list(pool.map(lambda messages: self._ask(messages, answers is not None), bodies))
+
+    def _messages(self, row: Row, index: int, request: str) -> list[dict[str, Any]]:
+        words = "\n".join(part for part in (row.instruction, row.text) if part)
+        content: list[dict[str, Any]] = []
+        for image in row.images:
+            try:
+                content.append({"type": "image_url", "image_url": {"url": _data_url(image)}})
+            except ImageError as error:
+                raise ImageError(f"the image of inputs[{index}]: {error}") from error
+        content.append({"type": "text", "text": words + request})
+        return [{"role": "system", "content": self.templates.system}, {"role": "user", "content": content}]
+
+    def _ask(self, messages: list[dict[str, Any]], gold_visible: bool) -> Trace:
+        settings = self.settings
+        completion = self._post(
+            {
+                "model": self.name,
+                "messages": messages,
+                "max_tokens": settings.max_new_tokens,
+                "temperature": settings.temperature,
+                "top_p": settings.top_p,
+                "seed": settings.seed,
+                **({"stop": list(settings.stop)} if settings.stop else {}),
+            }
+        )
+        try:
+            [choice, *_] = completion["choices"]
+            message = choice["message"]
+            raw = message.get("content") or ""
+            # Servers that know the model's reasoning format hand the two parts out separately.
+            if reasoning := message.get("reasoning") or message.get("reasoning_content"):
+                raw = f"<think> {reasoning} </think> {raw}"
+            tokens = (completion.get("usage") or {}).get("completion_tokens") or 0
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"{self.base_url} answered {str(completion)[:200]}, which is no chat completion; is it the right URL?"
+            ) from error
+        return Trace(raw, "length" if choice.get("finish_reason") == "length" else "stop", tokens, gold_visible)
+
+    def _post(self, body: dict[str, Any]) -> Any:
+        # The standard library's client: that of the Hub refuses any request while `HF_HUB_OFFLINE` is set.
+        url = f"{self.base_url.rstrip('/')}/chat/completions"
+        request = urllib.request.Request(url, json.dumps(body).encode(), self._headers)
+        try:
+            with urllib.request.urlopen(request, timeout=self._timeout) as response:
+                return json.loads(response.read())
+        except urllib.error.HTTPError as error:
+            said = " ".join(error.read().decode("utf-8", "replace").split())[:300]
+            raise ConnectionError(
+                f"{self.base_url} refuses a request for {self.name!r}: {error.code} {error.reason} {said}"
+            ) from error
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{url} does not answer in JSON; is it the right URL?") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise ConnectionError(
+                f"{self.base_url} cannot be reached ({error}); is the server up? What is in the store stays, and the "
+                "same command goes on from there."
+            ) from error
+
+
+def _data_url(image: Any) -> str:
+    stream = io.BytesIO()
+    open_image(image).save(stream, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"

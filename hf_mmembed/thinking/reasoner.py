@@ -1,0 +1,296 @@
+"""Models that think about an input before it is embedded.
+
+In: whatever `MMEmbedder.encode` takes, and the family of the task. Out: one `Trace` per input, in order. Backends: any
+multimodal LLM on this machine (`LocalReasoner`), a server (`hf_mmembed.thinking.endpoint`), and traces that were made
+before (`PrecomputedReasoner`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+
+from hf_mmembed.identity import local_checkpoint
+from hf_mmembed.inputs import as_messages
+from hf_mmembed.model.convert import wrap_processor
+from hf_mmembed.model.modeling_mmembed import require_safetensors
+from hf_mmembed.model.rows_mmembed import Row, row_of_conversation
+
+from .templates import Templates, load_templates
+from .traces import Origin, Trace, TraceStore, content_digest
+
+__all__ = ["LocalReasoner", "PrecomputedReasoner", "Reasoner", "Settings", "fingerprint", "open_generative", "row_of"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a trace is generated; part of its key.
+
+    Attributes:
+        max_new_tokens: The hard limit: a trace that has not ended by then is cut. Defaults to 512.
+        temperature: 0, the default, takes the most probable token each time.
+        top_p: Sample from the most probable tokens that together have this probability. Defaults to 1.
+        seed: Of the sampling.
+        stop: Words that end a trace beside the model's own end-of-turn token, and are not part of it.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ("<emb>",)
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; a trace needs at least one token")
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(f"temperature is {self.temperature} and top_p {self.top_p}; use >= 0 and (0, 1]")
+
+    def as_json(self) -> str:
+        """For `Origin`. What has no effect without sampling is left out."""
+        fields = asdict(self)
+        if self.temperature == 0:
+            fields = {"max_new_tokens": self.max_new_tokens, "temperature": 0, "stop": self.stop}
+        return json.dumps(fields, sort_keys=True)
+
+
+class Reasoner(Protocol):
+    """Anything that writes traces.
+
+    Attributes:
+        origin: Who it is, for the keys of the traces.
+        templates: What it asks.
+        batch_size: How many inputs it takes at once with profit.
+    """
+
+    origin: Origin
+    templates: Templates
+    batch_size: int
+
+    def think(self, inputs: Sequence[Any], task_family: str, *, answers: Sequence[str] | None = None) -> list[Trace]:
+        """One trace per input, in order.
+
+        Args:
+            inputs: As for `MMEmbedder.encode`.
+            task_family: One of `FAMILIES`.
+            answers: The right answers, to be shown to the reasoner. Such traces are marked `Trace.gold_visible`.
+
+        Raises:
+            ValueError: An input cannot be used; the message says which.
+        """
+        ...
+
+
+class LocalReasoner:
+    """A multimodal LLM of transformers.
+
+    Inputs go through the same checks as those of the embedder: pictures are opened under the same limits, control
+    tokens in texts are words, and a text that is too long is cut, so that the trace has room.
+
+    Args:
+        model: Directory or Hub id of a generative checkpoint.
+        revision: Branch, tag or commit on the Hub.
+        settings: Defaults to greedy decoding of up to 512 tokens.
+        templates: Defaults to the latest.
+        batch_size: Inputs per call of ``generate``. Defaults to 16.
+        dtype: Defaults to that of the checkpoint; float32 on a CPU.
+        device: Defaults to a GPU if there is one.
+
+    Raises:
+        OSError: The checkpoint cannot be read or has no safetensors weights.
+        ValueError: It is no multimodal LLM with a chat template, or `settings` leave no room for the input.
+
+    Example:
+        ::
+
+            reasoner = LocalReasoner("Qwen/Qwen2.5-VL-7B-Instruct")
+            [trace] = reasoner.think([{"image": "shelf.jpg", "text": "Which book is the thickest?"}], "qa")
+            trace.final
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        settings: Settings | None = None,
+        templates: Templates | None = None,
+        batch_size: int = 16,
+        dtype: torch.dtype | str | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        self.settings = settings or Settings()
+        self.templates = templates or load_templates()
+        self.batch_size = batch_size
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        directory, commit = local_checkpoint(model, revision)
+        self.model, self.processor = open_generative(
+            directory, self.templates, dtype=dtype or ("float32" if device.type == "cpu" else "auto")
+        )
+        self.model.to(device).eval()
+        self.processor.tokenizer.padding_side = "left"
+        self._room = self.processor.tokenizer.model_max_length - self.settings.max_new_tokens
+        if self._room <= 0:
+            raise ValueError(
+                f"max_new_tokens is {self.settings.max_new_tokens}, but {model} reads only "
+                f"{self.processor.tokenizer.model_max_length} tokens in all; lower it"
+            )
+        name = directory.name if Path(model).is_dir() else str(model)
+        self.origin = Origin(name, commit or fingerprint(directory), self.templates.version, self.settings.as_json())
+        stored = self.model.generation_config
+        ends = stored.eos_token_id
+        self._ends = {self.processor.tokenizer.eos_token_id, *([ends] if isinstance(ends, int) else ends or [])}
+        sampling = (
+            {"do_sample": True, "temperature": self.settings.temperature, "top_p": self.settings.top_p, "top_k": 0}
+            if self.settings.temperature > 0
+            else {"do_sample": False}
+        )
+        # In place of the checkpoint's own, whose temperature and penalties would not be in the trace's key: `generate`
+        # takes from there what it is not given.
+        self.model.generation_config = GenerationConfig(
+            max_new_tokens=self.settings.max_new_tokens,
+            eos_token_id=sorted(self._ends),
+            pad_token_id=self.processor.tokenizer.pad_token_id,
+            stop_strings=list(self.settings.stop) or None,
+            **sampling,
+        )
+
+    def think(self, inputs: Sequence[Any], task_family: str, *, answers: Sequence[str] | None = None) -> list[Trace]:
+        """See `Reasoner.think`."""
+        self.processor.prompt = self.templates.prompt(task_family)
+        rows = [row_of(item, index, self.templates, answers) for index, item in enumerate(inputs)]
+        return [
+            trace
+            for start in range(0, len(rows), self.batch_size)
+            for trace in self._generate(rows[start : start + self.batch_size], gold_visible=answers is not None)
+        ]
+
+    @torch.inference_mode()
+    def _generate(self, rows: list[Row], *, gold_visible: bool) -> list[Trace]:
+        batch = self.processor(
+            text=[row.text for row in rows],
+            images=[row.images or None for row in rows],
+            instruction=[row.instruction for row in rows],
+            max_length=self._room,
+            return_tensors="pt",
+        ).to(self.model.device)
+        known = inspect.signature(self.model.forward).parameters
+        with torch.random.fork_rng(enabled=self.settings.temperature > 0):
+            torch.manual_seed(self.settings.seed)
+            output = self.model.generate(
+                **{name: value for name, value in batch.items() if name in known},
+                tokenizer=self.processor.tokenizer,
+            )
+        return [self._trace(ids, gold_visible) for ids in output[:, batch["input_ids"].shape[1] :].tolist()]
+
+    def _trace(self, ids: list[int], gold_visible: bool) -> Trace:
+        end = next((place for place, token in enumerate(ids) if token in self._ends), None)
+        raw = self.processor.tokenizer.decode(ids[:end], skip_special_tokens=False)
+        stops = [raw.index(word) for word in self.settings.stop if word in raw]
+        if stops:
+            # What follows the stop word is padding, or its last token's tail.
+            words = self.processor.tokenizer(raw[: min(stops)], add_special_tokens=False)["input_ids"]
+            return Trace(raw[: min(stops)], "stop", len(words), gold_visible)
+        if end is None:
+            return Trace(raw, "length", len(ids), gold_visible)
+        return Trace(raw, "stop", end + 1, gold_visible)
+
+
+class PrecomputedReasoner:
+    """Traces that were made before; an input that has none is an error.
+
+    Args:
+        traces: A store, or traces by `content_digest`.
+        origin: Whose traces to take from the store. Defaults to the only ones there are.
+        side: Which side's. Defaults to ``"query"``.
+
+    Raises:
+        ValueError: The store holds traces of several origins and `origin` is not given.
+    """
+
+    batch_size = 1024
+
+    def __init__(
+        self, traces: TraceStore | Mapping[str, Trace], *, origin: Origin | None = None, side: str = "query"
+    ) -> None:
+        self.templates = load_templates()
+        if isinstance(traces, TraceStore):
+            found = traces.by_content(origin)
+            self._traces: Mapping[str, Trace] = {
+                content: trace for (of, content), trace in found.items() if of == side
+            }
+            origin = origin or next(iter(traces.origins()), None)
+        else:
+            self._traces = traces
+        self.origin = origin or Origin("precomputed", "", self.templates.version, "{}")
+
+    def think(self, inputs: Sequence[Any], task_family: str, *, answers: Sequence[str] | None = None) -> list[Trace]:
+        """See `Reasoner.think`; `task_family` and `answers` were decided when the traces were made."""
+        digests = [content_digest(as_messages(item, index=index)) for index, item in enumerate(inputs)]
+        missing = [index for index, digest in enumerate(digests) if digest not in self._traces]
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of {len(digests)} inputs have no trace, the first is inputs[{missing[0]}]; make them "
+                "with `hf-mmembed think`, from the same texts and picture files"
+            )
+        return [self._traces[digest] for digest in digests]
+
+
+def open_generative(
+    directory: Path, templates: Templates, *, dtype: torch.dtype | str = "auto", **kwargs: Any
+) -> tuple[Any, Any]:
+    """A generative checkpoint with all its weights, and its processor under the prompt of ``content``.
+
+    Args:
+        directory: A checkpoint.
+        templates: Give the prompt.
+        dtype: Of the weights.
+        **kwargs: For ``from_pretrained`` of the model.
+
+    Raises:
+        OSError: There are no safetensors weights.
+        ValueError: It is no multimodal LLM with a chat template, or weights are missing.
+    """
+    require_safetensors(directory)
+    config = AutoConfig.from_pretrained(directory)
+    processor = wrap_processor(directory, config, templates.prompt("content"))
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None:
+        processor.tokenizer.model_max_length = min(processor.tokenizer.model_max_length, positions)
+    model, info = AutoModelForImageTextToText.from_pretrained(
+        directory, dtype=dtype, use_safetensors=True, output_loading_info=True, **kwargs
+    )
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(f"{directory} lacks {len(missing)} weights, the first is {missing[0]!r}; download it again")
+    return model, processor
+
+
+def row_of(item: Any, index: int, templates: Templates, answers: Sequence[str] | None = None) -> Row:
+    """An input as a row of the processor, with its answer if that is to be shown."""
+    row = row_of_conversation(as_messages(item, index=index), index)
+    if answers is None:
+        return row
+    if not answers[index]:
+        raise ValueError(f"inputs[{index}] has no answer in words that could be shown")
+    return replace(row, text=(row.text or "") + templates.answer.format(answer=answers[index]))
+
+
+def fingerprint(directory: Path) -> str:
+    """Digest of the files of a generative checkpoint that decide what it writes (about a second per gigabyte)."""
+    names = ("*.safetensors", "*config.json", "tokenizer.json", "chat_template.jinja")
+    digest = hashlib.sha256()
+    for path in sorted({path for name in names for path in directory.glob(name)}):
+        with path.open("rb") as file:
+            digest.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,165 @@
+"""A whole training of Think-Then-Embed in one YAML file: the reasoner, the embedder, or a head that unites them.
+
+In: the name of a recipe that comes with the package, or a file of the same form. Out: the trained checkpoint, ``model``
+in the output directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import Dataset
+from transformers import TrainingArguments
+
+from hf_mmembed.data.pairs import read_pairs
+from hf_mmembed.mining import Clusters
+from hf_mmembed.training.arguments import SaHaTrainingArguments
+
+from ..sft import fine_tune
+from ..traced import traced_trainer
+from ..traces import TraceStore
+from ..unified_checkpoint import make_unified, open_unified
+
+__all__ = ["VARIANTS", "ThinkingRecipe", "load_thinking_recipe", "thinking_recipe_names", "train_thinking"]
+
+VARIANTS = ("sft", "embedder", "unified")
+
+
+@dataclass(frozen=True)
+class ThinkingRecipe:
+    """What a recipe file says.
+
+    Attributes:
+        variant: ``"sft"`` trains a reasoner, ``"embedder"`` an embedder, ``"unified"`` a head on a reasoner.
+        model: A multimodal LLM; for ``"embedder"`` also an embedder or an adapter.
+        data: What `read_pairs` takes: a source, or a mapping of its arguments.
+        traces: The store that ``hf-mmembed think`` has filled.
+        output: Directory of the run. The result will be in ``model`` inside it.
+        clusters: Directory of mined clusters, for batches of hard negatives. Defaults to random batches.
+        families: Task family of the queries, or one by subset: as when the traces were made.
+        trace_dropout: Share of traces left out, of ``"embedder"``. Defaults to 0.1.
+        allow_gold: Take traces that saw the answer. Defaults to False.
+        head: Of ``"unified"``. Defaults to ``"self_init"``.
+        head_options: Such as ``{"layers": 8}``.
+        training: `SaHaTrainingArguments`, or transformers' `TrainingArguments` for ``"sft"``, but for the directory.
+
+    Raises:
+        ValueError: The variant is unknown.
+    """
+
+    variant: str
+    model: str
+    data: Any
+    traces: str
+    output: str
+    clusters: str | None = None
+    families: Any = None
+    trace_dropout: float = 0.1
+    allow_gold: bool = False
+    head: str = "self_init"
+    head_options: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.variant not in VARIANTS:
+            raise ValueError(f"variant is {self.variant!r}; use one of {', '.join(map(repr, VARIANTS))}")
+
+
+def thinking_recipe_names() -> list[str]:
+    """Recipes that come with the package."""
+    names = (file.name for file in resources.files(__name__).iterdir())
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def load_thinking_recipe(source: str | Path, overrides: Mapping[str, Any] | None = None) -> ThinkingRecipe:
+    """Read a recipe.
+
+    Args:
+        source: One of `thinking_recipe_names`, or a YAML file.
+        overrides: Values that win over the file; a key may name a part, as in ``{"training.max_steps": 10}``.
+
+    Raises:
+        FileNotFoundError: There is no such recipe or file.
+        ValueError: The file is no recipe, or a key is unknown; the message names the nearest.
+
+    Example:
+        >>> load_thinking_recipe("tte-sft", {"training.max_steps": 3}).training["max_steps"]
+        3
+    """
+    names = thinking_recipe_names()
+    path: Any = resources.files(__name__) / f"{source}.yaml" if source in names else Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no recipe {source}: give a YAML file, or one of {', '.join(names)}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{source} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{source} must hold a mapping, not {type(values).__name__}")
+    for key, value in (overrides or {}).items():
+        part, _, name = key.partition(".")
+        values[part] = {**(values.get(part) or {}), name: value} if name else value
+    known = {item.name for item in fields(ThinkingRecipe)}
+    arguments = TrainingArguments if values.get("variant") == "sft" else SaHaTrainingArguments
+    of_training = {item.name for item in fields(arguments)}
+    for prefix, part, allowed in (("", values, known), ("training.", values.get("training") or {}, of_training)):
+        for key in part:
+            if key not in allowed:
+                nearest = get_close_matches(str(key), allowed, n=1)
+                hint = f"; did you mean {prefix}{nearest[0]}?" if nearest else ""
+                raise ValueError(f"{source}: unknown key {prefix}{key}{hint}")
+    if missing := {"variant", "model", "data", "traces", "output"} - values.keys():
+        raise ValueError(f"{source} lacks {', '.join(sorted(missing))}")
+    return ThinkingRecipe(**values)
+
+
+def train_thinking(recipe: ThinkingRecipe, *, pairs: Dataset | None = None, resume: bool = False) -> Path:
+    """Train as the recipe says.
+
+    Args:
+        recipe: What to do.
+        pairs: Instead of ``recipe.data``.
+        resume: Go on from the last checkpoint in ``recipe.output``, if there is one.
+
+    Returns:
+        The result, ``model`` in ``recipe.output``.
+
+    Raises:
+        FileNotFoundError: There is no store of traces.
+        OSError: The model or the data cannot be read.
+        ValueError: A value of the recipe does not fit.
+    """
+    output = Path(recipe.output)
+    if not Path(recipe.traces).is_file():
+        raise FileNotFoundError(f"there are no traces at {recipe.traces}; make them with `hf-mmembed think`")
+    if pairs is None:
+        pairs = read_pairs(**recipe.data) if isinstance(recipe.data, Mapping) else read_pairs(recipe.data)
+    with TraceStore(recipe.traces) as store:
+        if recipe.variant == "sft":
+            args = TrainingArguments(output_dir=str(output), **{"report_to": "none", **recipe.training})
+            return fine_tune(
+                recipe.model, pairs, store, args, output / "model", families=recipe.families, resume=resume
+            )
+        model: Any = recipe.model
+        if recipe.variant == "unified":
+            made = output / "untrained"
+            if not (made / "modules.json").is_file():
+                make_unified(recipe.model, made, head=recipe.head, head_options=dict(recipe.head_options))
+            model = open_unified(made)
+        trainer = traced_trainer(
+            model,
+            SaHaTrainingArguments(output_dir=str(output), **recipe.training),
+            pairs,
+            store,
+            None if recipe.clusters is None else Clusters.load(recipe.clusters),
+            dropout=0.0 if recipe.variant == "unified" else recipe.trace_dropout,
+            allow_gold=recipe.allow_gold,
+        )
+    trainer.train(resume)
+    return trainer.save_result(output / "model")

@@ -1,0 +1,223 @@
+"""Teach a small reasoner to think like a large one: supervised fine-tuning on the teacher's traces.
+
+In: a generative checkpoint, pairs, and a store with the teacher's traces of them. Out: a generative checkpoint. The
+loss is on the tokens of the trace alone; the vision tower is frozen (Think-Then-Embed, arXiv 2510.05014, TTE_s). The
+loop, checkpoints, precision and distribution are those of transformers' `Trainer`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.nn.functional import pad
+from transformers import Trainer, TrainingArguments
+
+from hf_mmembed.data.pairs import document_of, query_of
+from hf_mmembed.identity import local_checkpoint
+from hf_mmembed.inputs import as_messages
+
+from .fill import thoughts_of_pairs
+from .reasoner import open_generative, row_of
+from .templates import load_templates
+from .traces import Origin, Side, TraceStore, content_digest
+
+__all__ = ["IGNORED", "Lesson", "LessonCollator", "fine_tune", "lessons"]
+
+logger = logging.getLogger(__name__)
+
+IGNORED = -100
+"""Label of a token that is no part of a trace."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A trace to learn, and where its input is: a row and a side of the pairs."""
+
+    row: int
+    side: Side
+    family: str
+    trace: str
+
+
+def lessons(
+    pairs: Dataset,
+    store: TraceStore,
+    *,
+    origin: Origin | None = None,
+    sides: Sequence[Side] = ("query", "document"),
+    families: str | Mapping[str, str] | None = None,
+) -> list[Lesson]:
+    """The complete traces of pairs; others, and those of inputs that occurred before, are left out and counted.
+
+    Args:
+        pairs: What the teacher thought about.
+        store: Its traces.
+        origin: The teacher. Defaults to the only one in the store.
+        sides: As when the traces were made.
+        families: The same.
+
+    Raises:
+        ValueError: The store holds several teachers and `origin` is not given, or no complete trace of these pairs.
+    """
+    if origin is None:
+        origins = store.origins()
+        if len(origins) != 1:
+            raise ValueError(f"{store.path} holds traces of {len(origins)} reasoners; give `origin`, one of them")
+        [origin] = origins
+    keys: dict[str, Lesson] = {}
+    for number, thought in enumerate(thoughts_of_pairs(pairs, sides=sides, families=families)):
+        content = content_digest(as_messages(thought.input))
+        key = origin.key(content, thought.side, thought.family)
+        keys.setdefault(key, Lesson(number % len(pairs), thought.side, thought.family, ""))
+    found = store.get(list(keys))
+    statuses = Counter(found[key].status if key in found else "missing" for key in keys)
+    chosen = [
+        Lesson(lesson.row, lesson.side, lesson.family, found[key].text)
+        for key, lesson in keys.items()
+        if key in found and found[key].status == "complete"
+    ]
+    if not chosen:
+        raise ValueError(
+            f"{store.path} holds no complete trace of these pairs by {origin.reasoner} ({dict(statuses)}); make them "
+            "with `hf-mmembed think`, with the same families"
+        )
+    logger.info("%d traces to learn from; of all inputs: %s", len(chosen), dict(statuses))
+    return chosen
+
+
+class LessonCollator:
+    """Makes a batch of lessons: inputs, traces, and labels on the tokens of the traces.
+
+    Args:
+        pairs: Where the inputs are.
+        processor: Of the student. A trace that is too long loses its start, an input nothing.
+        template_version: Of the prompts.
+        known: Names of the tensors that the student takes.
+    """
+
+    def __init__(self, pairs: Dataset, processor: Any, template_version: str, known: Sequence[str]) -> None:
+        self.pairs = pairs.with_format(None)
+        self.processor = processor
+        self.templates = load_templates(template_version)
+        self.known = known
+
+    def __call__(self, some: Sequence[Lesson]) -> dict[str, torch.Tensor]:
+        """Tensors of a batch; ``labels`` is ``(batch, seq_len)``, `IGNORED` but for the traces."""
+        # One family at a time, since each has its prompt.
+        ordered = sorted(some, key=lambda lesson: lesson.family)
+        groups = [self._batch(family, list(own)) for family, own in groupby(ordered, key=lambda lesson: lesson.family)]
+        names = dict.fromkeys(name for group in groups for name in group)
+        fill = {"input_ids": self.processor.tokenizer.pad_token_id, "labels": IGNORED}
+        return {name: _stack([group[name] for group in groups if name in group], fill.get(name, 0)) for name in names}
+
+    def _batch(self, family: str, some: list[Lesson]) -> dict[str, torch.Tensor]:
+        rows = []
+        for lesson in some:
+            row = self.pairs[lesson.row]
+            item = query_of(row) if lesson.side == "query" else document_of(row)
+            rows.append(row_of(item, lesson.row, self.templates))
+        self.processor.prompt = self.templates.prompt(family)
+        batch = self.processor(
+            text=[row.text for row in rows],
+            images=[row.images or None for row in rows],
+            instruction=[row.instruction for row in rows],
+            trace=[lesson.trace for lesson in some],
+            return_tensors="pt",
+        )
+        labels = torch.full_like(batch["input_ids"], IGNORED)
+        for place, lesson in enumerate(some):
+            real = batch["attention_mask"][place].nonzero().squeeze(1)
+            wanted = self.processor.tokenizer(
+                self.processor.turn_of_trace(lesson.trace), add_special_tokens=False, return_tensors="pt"
+            )["input_ids"][0]
+            # The end of the row is the trace, or what is left of it; a token that straddles its start is not counted.
+            length = min(len(real), len(wanted))
+            same = (batch["input_ids"][place, real[-length:]] == wanted[-length:]).flip(0)
+            taught = real[len(real) - int(same.long().cumprod(0).sum()) :]
+            labels[place, taught] = batch["input_ids"][place, taught]
+        return {**{name: value for name, value in batch.items() if name in self.known}, "labels": labels}
+
+
+def _stack(tensors: list[torch.Tensor], fill: float) -> torch.Tensor:
+    """Tensors one below the other, each filled up at the end of every other axis to the largest."""
+    shape = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    padded = []
+    for tensor in tensors:
+        missing = [size - own for size, own in zip(shape, tensor.shape[1:], strict=True)]
+        padded.append(pad(tensor, [amount for one in reversed(missing) for amount in (0, one)], value=fill))
+    return torch.cat(padded)
+
+
+def fine_tune(
+    model: str | os.PathLike[str],
+    pairs: Dataset,
+    store: TraceStore,
+    args: TrainingArguments,
+    out: str | os.PathLike[str],
+    *,
+    origin: Origin | None = None,
+    sides: Sequence[Side] = ("query", "document"),
+    families: str | Mapping[str, str] | None = None,
+    resume: bool = False,
+) -> Path:
+    """Fine-tune a reasoner.
+
+    Args:
+        model: Directory or Hub id of the student.
+        pairs: What the teacher thought about.
+        store: Its traces.
+        args: Of transformers' `Trainer`. Published values: learning rate 2e-5, batch 128, one epoch.
+        out: Where the result goes; what is there is replaced.
+        origin: The teacher. Defaults to the only one in the store.
+        sides: As when the traces were made.
+        families: The same.
+        resume: Go on from the last checkpoint in ``args.output_dir``.
+
+    Returns:
+        `out`: a generative checkpoint, for `LocalReasoner` and `make_unified`.
+
+    Raises:
+        OSError: The student cannot be read.
+        ValueError: There is nothing to learn.
+    """
+    chosen = lessons(pairs, store, origin=origin, sides=sides, families=families)
+    teacher = origin or store.origins()[0]
+    directory, _ = local_checkpoint(Path(model) if Path(model).is_dir() else str(model))
+    student, processor = open_generative(directory, load_templates(teacher.template_version), dtype="float32")
+    processor.tokenizer.padding_side = "right"
+    student.requires_grad_(False)
+    student.get_decoder().requires_grad_(True)
+    if (head := student.get_output_embeddings()) is not None:
+        head.requires_grad_(True)
+    student.get_input_embeddings().requires_grad_(True)
+    args.remove_unused_columns = False
+    known = list(inspect.signature(student.forward).parameters)
+    trainer = Trainer(
+        student,
+        args,
+        data_collator=LessonCollator(pairs, processor, teacher.template_version, known),
+        train_dataset=chosen,
+        processing_class=processor.backbone_processor,
+    )
+    trainer.train(resume_from_checkpoint=resume or None)
+    out = Path(out)
+    if trainer.is_world_process_zero():
+        staged = out.with_name(f".{out.name}.unfinished")
+        shutil.rmtree(staged, ignore_errors=True)
+        student.save_pretrained(staged)
+        processor.backbone_processor.save_pretrained(staged)
+        shutil.rmtree(out, ignore_errors=True)
+        os.replace(staged, out)
+    trainer.accelerator.wait_for_everyone()
+    return out

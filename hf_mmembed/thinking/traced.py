@@ -1,0 +1,118 @@
+"""Train an embedder, or the head of a unified model, in sight of traces: with any sampler and any loss of the package.
+
+In: what `SaHaTrainer` takes, and a store of traces. Out: a `SaHaTrainer` whose batches carry the traces in the
+assistant's turn. Some are dropped at random, so that one model works with a trace and without.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from hf_mmembed.inputs import with_trace
+from hf_mmembed.sentence_transformer import MMEmbedder
+from hf_mmembed.training.arguments import SaHaTrainingArguments
+from hf_mmembed.training.chunks import Side
+from hf_mmembed.training.collator import PairCollator
+from hf_mmembed.training.trainer import SaHaTrainer
+
+from .traces import Origin, TraceStore, content_digest
+
+__all__ = ["TracedCollator", "traced_trainer"]
+
+
+class TracedCollator:
+    """`PairCollator` with a trace behind every input whose side was thought about.
+
+    Args:
+        collator: Makes the batches.
+        traces: Text of the trace by side and `content_digest`; an empty one is no trace.
+        dropout: Share of the traces that are left out, anew in every batch.
+
+    Attributes:
+        valid_label_columns: Asked for by the trainer of sentence-transformers; there are none.
+
+    Raises:
+        ValueError: `dropout` is no share.
+    """
+
+    valid_label_columns: Sequence[str] = ()
+
+    def __init__(self, collator: PairCollator, traces: Mapping[tuple[str, str], str], dropout: float = 0.1) -> None:
+        if not 0 <= dropout < 1:
+            raise ValueError(f"trace dropout is {dropout}; use 0 up to, not including, 1")
+        self.collator, self.traces, self.dropout = collator, traces, dropout
+        self._sides = {side for side, _ in traces}
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The batch of `PairCollator`, with traces.
+
+        Raises:
+            ValueError: An input has no trace though its side was thought about; the message names its row.
+        """
+        batch = self.collator(rows)
+        return {**batch, "sides": tuple(self._traced(side) for side in batch["sides"])}
+
+    def _traced(self, side: Side) -> Side:
+        if side.task not in self._sides:
+            return side
+        kept = torch.rand(len(side.messages)) >= self.dropout
+        messages = []
+        for turns, row, keep in zip(side.messages, side.rows, kept.tolist(), strict=True):
+            trace = self.traces.get((side.task, content_digest(turns)))
+            if trace is None:
+                raise ValueError(
+                    f"row {row}: its {side.task}, or a negative of it, has no trace; make it with `hf-mmembed think`, "
+                    "from the same pairs"
+                )
+            messages.append(with_trace(turns, trace) if keep else turns)
+        return replace(side, messages=messages)
+
+
+def traced_trainer(
+    model: MMEmbedder | str | os.PathLike[str],
+    args: SaHaTrainingArguments,
+    pairs: Dataset,
+    store: TraceStore,
+    clusters: Any = None,
+    *,
+    origin: Origin | None = None,
+    dropout: float = 0.1,
+    allow_gold: bool = False,
+    **trainer: Any,
+) -> SaHaTrainer:
+    """A `SaHaTrainer` that shows the embedder what a reasoner wrote.
+
+    Args:
+        model: As for `SaHaTrainer`; with `open_unified` only the head is trained, without generating anything.
+        args: The same.
+        pairs: The same.
+        store: Traces of queries, of documents, or of both.
+        clusters: As for `SaHaTrainer`.
+        origin: Whose traces. Defaults to the only ones in the store.
+        dropout: Share of traces left out. Defaults to 0.1.
+        allow_gold: Take traces of a reasoner that was shown the answer. They give it away, so that the embedder learns
+            to read what it will not have; an error by default.
+        **trainer: More arguments of `SaHaTrainer`, such as ``loss``.
+
+    Raises:
+        ValueError: There are no traces, those of several reasoners, or some that saw the answer.
+    """
+    found = store.by_content(origin)
+    if not found:
+        raise ValueError(f"{store.path} holds no traces; make them with `hf-mmembed think`")
+    gold = sum(trace.gold_visible for trace in found.values())
+    if gold and not allow_gold:
+        raise ValueError(
+            f"{gold} of {len(found)} traces in {store.path} were written in sight of the answer, which they give away; "
+            "make them without --show-answers, or say allow_gold=True"
+        )
+    made = SaHaTrainer(model, args, pairs, clusters, **trainer)
+    texts = {key: trace.text for key, trace in found.items()}
+    made.data_collator = TracedCollator(made.data_collator, texts, dropout)
+    return made

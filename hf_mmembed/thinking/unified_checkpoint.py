@@ -1,0 +1,108 @@
+"""Checkpoints of a reasoner that embeds: made from a generative one, opened as an `MMEmbedder`.
+
+In: a generative checkpoint and a kind of head. Out: one directory that `AutoModel` with remote code, and
+sentence-transformers, open where this package is not installed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel
+
+from hf_mmembed.identity import local_checkpoint
+from hf_mmembed.model.modeling_mmembed import SENTENCE_TRANSFORMERS_FILES
+from hf_mmembed.sentence_transformer import MMEmbedder
+
+from .reasoner import open_generative
+from .templates import load_templates
+from .unified import UnifiedConfig, UnifiedModel
+
+__all__ = ["make_unified", "open_unified"]
+
+AutoConfig.register(UnifiedConfig.model_type, UnifiedConfig)
+AutoModel.register(UnifiedConfig, UnifiedModel)
+
+
+def make_unified(
+    reasoner: str | Path,
+    out: str | Path,
+    *,
+    head: str = "self_init",
+    head_options: dict[str, Any] | None = None,
+    task_family: str = "content",
+    template_version: str = "1",
+    revision: str | None = None,
+    dtype: torch.dtype | str = "auto",
+) -> Path:
+    """Write a reasoner with a new head on it.
+
+    Args:
+        reasoner: Directory or Hub id of a generative checkpoint.
+        out: The directory to write; it must not exist yet, or be empty.
+        head: One of `hf_mmembed.thinking.heads.HEADS`. Defaults to a copy of the last layers.
+        head_options: Such as ``{"layers": 8}``.
+        task_family: Whose prompt the checkpoint's processor writes. Defaults to ``"content"``.
+        template_version: Of the prompt.
+        revision: Branch, tag or commit on the Hub.
+        dtype: Of the weights. Defaults to that of the checkpoint.
+
+    Returns:
+        `out`. It appears at once and complete, or not at all.
+
+    Raises:
+        FileExistsError: `out` holds something already.
+        OSError: The checkpoint cannot be read.
+        ValueError: There is no such head or family, or it does not fit the reasoner.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} exists and is not an empty directory; choose another one or remove it.")
+    directory, _ = local_checkpoint(reasoner, revision)
+    templates = load_templates(template_version)
+    model, processor = open_generative(directory, templates, dtype=dtype)
+    processor.prompt = templates.prompt(task_family)
+    processor.tokenizer.padding_side = "left"
+    # What is set on a tokenizer later is not saved.
+    processor.tokenizer.init_kwargs["padding_side"] = "left"
+    end = processor.tokenizer.eos_token_id
+    ends = model.generation_config.eos_token_id
+    others = sorted({*([ends] if isinstance(ends, int) else ends or [])} - {end})
+    unified = UnifiedModel.from_reasoner(
+        model, head=head, head_options=head_options or {}, end_token_id=end, other_end_token_ids=others
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    written = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        unified.save_pretrained(written)
+        processor.save_pretrained(written)
+        for name, content in SENTENCE_TRANSFORMERS_FILES.items():
+            (written / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        written.chmod(0o755)
+        os.replace(written, out)
+    finally:
+        shutil.rmtree(written, ignore_errors=True)
+    return out
+
+
+def open_unified(directory: str | Path, **kwargs: Any) -> MMEmbedder:
+    """A unified checkpoint as an embedder: of traces that are there already, and for training its head.
+
+    Args:
+        directory: What `make_unified` wrote, or a Hub id of one.
+        **kwargs: For `MMEmbedder`.
+
+    Returns:
+        Only the head requires gradients, in float32.
+    """
+    embedder = MMEmbedder(directory, **kwargs)
+    model: Any = embedder.transformers_model
+    model.reasoner.requires_grad_(False)
+    model.head.float().requires_grad_(True)
+    return embedder

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hf_mmembed.cli.main import main
+from hf_mmembed.thinking.recipes import load_thinking_recipe, thinking_recipe_names
+from hf_mmembed.thinking.traces import TraceStore
+
+
+def run(*words) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    return stop.value.code
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    rows = [{"query": f"thing {i}", "positive": f"number {i}"} for i in range(4)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_think_goes_on_where_it_was(data, generative, tmp_path, capsys):
+    words = ["think", generative("qwen2_vl"), data, tmp_path / "t.sqlite", "--max-new-tokens", 3, "--device", "cpu"]
+    assert run(*words, "--limit", 1, "--side", "query") == 0
+    assert "1 new traces, 0 kept" in capsys.readouterr().out
+    assert run(*words) == 0
+    out = capsys.readouterr().out
+    assert "7 new traces, 1 kept" in out and "tokens/s" in out
+    with TraceStore(tmp_path / "t.sqlite") as store:
+        assert len(store) == 8 and {side for side, _ in store.by_content()} == {"query", "document"}
+
+
+def test_missing_endpoint(data, tmp_path, capsys):
+    code = run("think", "teacher", data, tmp_path / "t.sqlite", "--endpoint", "http://127.0.0.1:9/v1")
+    assert code == 1 and "cannot be reached" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", [["video"], ["qa", "content"]])
+def test_wrong_families(family, data, generative, tmp_path):
+    options = [word for name in family for word in ("--family", name)]
+    assert run("think", generative("qwen2_vl"), data, tmp_path / "t.sqlite", *options) in (1, 2)
+
+
+def test_recipes_that_ship():
+    assert thinking_recipe_names() == ["tte-embedder", "tte-sft", "tte-unified"]
+    assert {load_thinking_recipe(name).variant for name in thinking_recipe_names()} == {"sft", "embedder", "unified"}
+    training = load_thinking_recipe("tte-embedder").training
+    assert (training["lora_rank"], training["lora_alpha"], training["temperature"]) == (16, 64, 0.02)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [({"heads": 1}, "unknown key heads; did you mean head"), ({"training.learningrate": 1}, "learning_rate"),
+     ({"variant": "other"}, "variant is 'other'")],
+)  # fmt: skip
+def test_wrong_recipes(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load_thinking_recipe("tte-sft", overrides)
+
+
+@pytest.mark.parametrize("recipe", ["tte-sft", "tte-embedder", "tte-unified"])
+def test_one_command_trains_each_variant(recipe, data, generative, tmp_path):
+    from hf_mmembed.data.pairs import read_pairs
+    from hf_mmembed.thinking.fill import think_about_pairs
+    from tests.thinking.conftest import Parrot
+
+    with TraceStore(tmp_path / "t.sqlite") as store:
+        think_about_pairs(store, Parrot(), read_pairs(data))
+    settings = {"max_steps": 1, "bf16": False, "use_cpu": True}
+    if recipe == "tte-sft":
+        settings |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
+    else:
+        settings |= {"global_batch_size": 4, "use_dora": False}
+    words = ["--model", generative("qwen2_vl"), "--data", data, "--traces", tmp_path / "t.sqlite"]
+    words += ["--output", tmp_path / "run"]
+    words += [word for key, value in settings.items() for word in ("--set", f"training.{key}={value}")]
+    words += ["--set", "head_options.layers=1"] if recipe == "tte-unified" else []
+    assert run("think-train", recipe, *words) == 0
+    assert (tmp_path / "run" / "model").is_dir()
+
+
+def test_no_traces_yet(data, tmp_path, capsys):
+    assert run("think-train", "tte-sft", "--traces", tmp_path / "none.sqlite", "--data", data) == 1
+    assert "there are no traces at" in capsys.readouterr().err

@@ -1,0 +1,124 @@
+"""Against a small server that speaks the protocol of OpenAI's chat endpoint."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from PIL import Image
+
+from hf_mmembed.thinking.endpoint import EndpointReasoner
+from hf_mmembed.thinking.fill import think_about_pairs
+from hf_mmembed.thinking.reasoner import Settings
+from hf_mmembed.thinking.traces import TraceStore
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers with the first word of what it is asked, after the colour of the picture if there is one."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.seen.append((self.path, self.headers.get("Authorization"), body))
+        parts = body["messages"][-1]["content"]
+        word = parts[-1]["text"].split()[0]
+        if word == "refused":
+            return self._send(503, {"error": {"message": "overloaded"}})
+        for part in parts[:-1]:
+            data = base64.b64decode(part["image_url"]["url"].partition(",")[2])
+            word = f"{Image.open(io.BytesIO(data)).getpixel((0, 0))} {word}"
+        message = {"role": "assistant", "content": f"<think> hm </think> {word}"}
+        if word == "split":
+            message = {"role": "assistant", "content": "done", "reasoning": "apart"}
+        choice = {"index": 0, "message": message, "finish_reason": "length" if word == "endless" else "stop"}
+        usage = {"prompt_tokens": 1, "completion_tokens": 5, "total_tokens": 6}
+        return self._send(200, {"id": "1", "created": 1, "model": body["model"], "system_fingerprint": "",
+                                "object": "chat.completion", "choices": [choice], "usage": usage})  # fmt: skip
+
+    def _send(self, status: int, body: dict) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *words) -> None:
+        """Nothing."""
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.seen = []
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def reasoner(server) -> EndpointReasoner:
+    server.seen.clear()
+    return EndpointReasoner(f"http://127.0.0.1:{server.server_port}/v1", "teacher", settings=Settings(64))
+
+
+def test_traces_come_in_order_with_reason_and_tokens(reasoner):
+    traces = reasoner.think([f"word{i} and more" for i in range(20)] + ["endless story"], "content")
+    assert [trace.final for trace in traces] == [*(f"word{i}" for i in range(20)), "endless"]
+    assert {trace.n_tokens for trace in traces} == {5}
+    assert [trace.finish_reason for trace in traces] == ["stop"] * 20 + ["length"]
+
+
+def test_what_is_sent(reasoner, server):
+    picture = Image.new("RGB", (8, 8), (1, 2, 3))
+    [trace] = reasoner.think([{"image": picture, "text": "which?", "instruction": "Look."}], "qa", answers=["this"])
+    assert trace.final == "(1, 2, 3) Look." and trace.gold_visible
+    [(path, key, body)] = server.seen
+    assert (path, key) == ("/v1/chat/completions", None)
+    assert (body["model"], body["max_tokens"], body["temperature"], body["stop"]) == ("teacher", 64, 0.0, ["<emb>"])
+    system, user = body["messages"]
+    assert system["content"] == reasoner.templates.system
+    words = user["content"][-1]["text"]
+    assert words.startswith("Look.\nwhich?\nThe right result is known to be: this\nAnswer the question.")
+
+
+def test_reasoning_that_the_server_hands_out_separately(reasoner):
+    [trace] = reasoner.think(["split"], "qa")
+    assert (trace.think, trace.final) == ("apart", "done")
+
+
+def test_key_is_sent_to_the_server_it_is_for(server):
+    server.seen.clear()
+    reasoner = EndpointReasoner(f"http://127.0.0.1:{server.server_port}/v1", "teacher", api_key="secret")
+    reasoner.think(["hello"], "qa")
+    assert server.seen[0][1] == "Bearer secret"
+
+
+def test_refusal_says_so(reasoner):
+    with pytest.raises(ConnectionError, match="refuses a request for 'teacher'.*503"):
+        reasoner.think(["refused"], "qa")
+
+
+def test_missing_endpoint_is_a_clear_error_and_the_store_stays(reasoner, server, text_pairs, tmp_path):
+    with TraceStore(tmp_path / "traces.sqlite") as store:
+        assert think_about_pairs(store, reasoner, text_pairs, sides=["query"]).new == 2
+        nobody = EndpointReasoner("http://127.0.0.1:9/v1", "teacher", settings=Settings(64))
+        with pytest.raises(ConnectionError, match="127.0.0.1:9/v1 cannot be reached .* is the server up"):
+            think_about_pairs(store, nobody, text_pairs)
+        assert len(store) == 2
+
+
+def test_no_url():
+    with pytest.raises(ValueError, match="give a URL"):
+        EndpointReasoner("localhost:8000", "teacher")
+
+
+def test_bad_picture_is_named(reasoner):
+    with pytest.raises(ValueError, match=r"inputs\[1\]"):
+        reasoner.think(["a", {"image": b"no picture"}], "qa")

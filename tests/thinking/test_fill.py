@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+from PIL import Image
+
+from hf_mmembed.data.pairs import query_of
+from hf_mmembed.inputs import as_messages
+from hf_mmembed.thinking.fill import Thought, fill, think_about_pairs
+from hf_mmembed.thinking.thinker import Thinker
+from hf_mmembed.thinking.traces import TraceStore
+from tests.thinking.conftest import Parrot
+
+
+@pytest.fixture
+def store() -> TraceStore:
+    return TraceStore(":memory:")
+
+
+def test_only_what_is_missing_is_made(store, parrot, some_pairs):
+    first = think_about_pairs(store, parrot, some_pairs, sides=["query"])
+    assert (first.new, first.kept, first.tokens) == (6, 0, 42) and parrot.asked == [("content", 4), ("content", 2)]
+    again = think_about_pairs(store, parrot, some_pairs)
+    assert (again.new, again.kept) == (6, 6)
+    assert (think_about_pairs(store, parrot, some_pairs).new, len(store)) == (0, 12)
+    other = Parrot("another")
+    assert think_about_pairs(store, other, some_pairs).new == 12
+
+
+def test_the_same_input_is_thought_about_once(store, parrot, text_pairs):
+    assert (think_about_pairs(store, parrot, text_pairs).new, len(store)) == (4, 4)
+
+
+def test_each_input_gets_its_own_trace(store, parrot, some_pairs):
+    think_about_pairs(store, parrot, some_pairs, families={"odd": "qa"})
+    for (_, content), trace in store.by_content().items():
+        assert trace.final == content[:6]
+    assert {name for name, _ in parrot.asked} == {"qa", "content"}
+
+
+def test_what_was_made_before_a_failure_is_kept(store, some_pairs):
+    failing = Parrot(fail_after=1)
+    with pytest.raises(ConnectionError):
+        think_about_pairs(store, failing, some_pairs)
+    assert len(store) == 4
+    assert think_about_pairs(store, Parrot(), some_pairs).kept == 4
+
+
+def test_answers_are_shown_only_when_asked_for_and_marked(store, parrot, text_pairs, some_pairs):
+    think_about_pairs(store, parrot, text_pairs, sides=["query"], show_answers=True)
+    assert all(trace.gold_visible for trace in store.by_content().values())
+    assert think_about_pairs(store, parrot, text_pairs, sides=["query"]).new == 2
+    with pytest.raises(ValueError, match="row 0, query: its answer is a picture"):
+        picture_first = some_pairs.map(lambda row: {"pos_text": ""})
+        think_about_pairs(TraceStore(":memory:"), parrot, picture_first, show_answers=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sides": ["passage"]}, "no side 'passage'"),
+        ({"families": "video"}, "no task family 'video'"),
+        ({"families": {"odd": "video"}}, "no task family 'video'"),
+        ({"families": {"third": "qa"}}, "no subset 'third'"),
+    ],
+)
+def test_wrong_choices(store, parrot, some_pairs, options, message):
+    with pytest.raises(ValueError, match=message):
+        think_about_pairs(store, parrot, some_pairs, **options)
+
+
+def test_a_bad_input_is_named(store, parrot, tmp_path):
+    thoughts = [Thought("row 7", {"image": str(tmp_path / "gone.png")}, "query", "qa")]
+    with pytest.raises(ValueError, match="row 7: .*gone.png"):
+        fill(store, parrot, thoughts)
+
+
+def test_thinker_thinks_where_it_pays(parrot, some_pairs):
+    thinker, picture = Thinker(parrot), Image.new("RGB", (8, 8), "red")
+    question = as_messages({"image": picture, "text": "How many?"})
+    plain = as_messages(query_of(some_pairs[0]))
+    asked = thinker([question, plain, question], think="auto", task="query")
+    assert asked[0] == asked[2] and asked[0].think == "qa" and asked[1] is None
+    assert parrot.asked == [("qa", 1)]
+    assert thinker([question], think="auto", task="document") == [None]
+    assert [trace.think for trace in thinker([question, plain], think="always", task="document")] == ["content"] * 2
+    assert thinker([plain], think="auto", task="query", task_family="grounding")[0].think == "grounding"
+    with pytest.raises(ValueError, match="no task family 'video'"):
+        thinker([plain], think="auto", task="query", task_family="video")

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from hf_mmembed import tiny
+from hf_mmembed.thinking.fill import think_about_pairs
+from hf_mmembed.thinking.reasoner import LocalReasoner, PrecomputedReasoner, Settings, fingerprint
+from hf_mmembed.thinking.traces import Trace, TraceStore
+
+
+@pytest.fixture(scope="module")
+def reasoner() -> LocalReasoner:
+    return LocalReasoner(tiny.generative_path(), settings=Settings(6), batch_size=2, device="cpu")
+
+
+PICTURE = Image.new("RGB", (32, 32), "red")
+INPUTS = [
+    "a red disc",
+    {"image": PICTURE, "text": "What colour is it, and what else is there to say?"},
+    {"image": PICTURE},
+]
+
+
+def test_batches_give_what_single_inputs_give(reasoner):
+    together = reasoner.think(INPUTS, "qa")
+    assert together == [trace for item in INPUTS for trace in reasoner.think([item], "qa")]
+    assert all(1 <= trace.n_tokens <= 6 for trace in together)
+    assert {trace.finish_reason for trace in together} <= {"stop", "length"}
+
+
+def test_the_family_and_the_answer_are_read(reasoner):
+    seen = []
+    hook = reasoner.model.register_forward_pre_hook(
+        lambda module, arguments, named: seen.append(reasoner.processor.tokenizer.decode(named["input_ids"][0])),
+        with_kwargs=True,
+    )
+    reasoner.think(["a disc"], "qa", answers=["red"])
+    hook.remove()
+    assert "a disc" in seen[0] and "known to be: red" in seen[0] and "Answer the question." in seen[0]
+    assert seen[0].rstrip().endswith("assistant")
+
+
+def test_text_that_is_too_long_leaves_room_for_the_trace(reasoner):
+    [trace] = reasoner.think(["word " * 5000], "content")
+    assert trace.n_tokens >= 1
+
+
+def always(reasoner, monkeypatch, *tokens: int) -> None:
+    """Makes the model write these tokens, and the last of them forever."""
+    step = iter(tokens)
+
+    def forced(module, arguments, named, output):
+        output.logits[...] = -1e4
+        output.logits[..., next(step, tokens[-1])] = 1e4
+        return output
+
+    hook = reasoner.model.register_forward_hook(forced, with_kwargs=True)
+    monkeypatch.setattr(reasoner, "_remove", hook.remove, raising=False)
+
+
+def test_endless_generation_is_cut(reasoner, monkeypatch):
+    word = reasoner.processor.tokenizer("red", add_special_tokens=False)["input_ids"][0]
+    always(reasoner, monkeypatch, word)
+    [trace] = reasoner.think(["a disc"], "qa")
+    reasoner._remove()
+    assert (trace.finish_reason, trace.n_tokens, trace.status) == ("length", 6, "cut")
+
+
+def test_an_immediate_end_is_an_empty_trace(reasoner, monkeypatch):
+    always(reasoner, monkeypatch, reasoner.processor.tokenizer.eos_token_id)
+    [trace] = reasoner.think(["a disc"], "qa")
+    reasoner._remove()
+    assert (trace.raw, trace.status, trace.finish_reason, trace.text) == ("", "empty", "stop", "")
+
+
+def test_stop_words_end_a_trace_and_are_no_part_of_it(monkeypatch):
+    stopping = LocalReasoner(tiny.generative_path(), settings=Settings(30, stop=("<emb>",)), device="cpu")
+    ids = stopping.processor.tokenizer("red <emb> more", add_special_tokens=False)["input_ids"]
+    always(stopping, monkeypatch, *ids)
+    [trace] = stopping.think(["a disc"], "qa")
+    assert (trace.raw.strip(), trace.finish_reason) == ("red", "stop") and 1 <= trace.n_tokens < len(ids)
+
+
+def test_sampling_repeats_with_its_seed_and_leaves_the_generator_alone():
+    settings = Settings(6, temperature=1.0, seed=1)
+    sampling = LocalReasoner(tiny.generative_path(), settings=settings, device="cpu")
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    first = sampling.think(INPUTS, "qa")
+    assert torch.equal(torch.rand(3), expected)
+    assert sampling.think(INPUTS, "qa") == first
+
+
+def test_origin_says_which_weights_and_settings(reasoner, generative):
+    other = LocalReasoner(generative("qwen2_vl"), settings=Settings(6), device="cpu")
+    assert other.origin.revision == fingerprint(generative("qwen2_vl")) != reasoner.origin.revision
+    assert json.loads(reasoner.origin.settings) == {"max_new_tokens": 6, "temperature": 0, "stop": ["<emb>"]}
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "idefics3", "gemma3", "llava", "internvl"])
+def test_every_family_thinks(family, generative):
+    reasoner = LocalReasoner(generative(family), settings=Settings(3), device="cpu")
+    assert [trace.n_tokens for trace in reasoner.think(["a", {"image": PICTURE, "text": "b"}], "qa")] <= [3, 3]
+
+
+def test_no_room(generative):
+    with pytest.raises(ValueError, match="max_new_tokens is 5000, .* reads only 2048"):
+        LocalReasoner(generative("qwen2_vl"), settings=Settings(5000))
+
+
+@pytest.mark.parametrize("wrong", [{"max_new_tokens": 0}, {"temperature": -1}, {"top_p": 0}])
+def test_settings_out_of_range(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Settings(**wrong)
+
+
+def test_precomputed(parrot, some_pairs, tmp_path):
+    from hf_mmembed.data.pairs import query_of
+
+    with TraceStore(tmp_path / "t.sqlite") as store:
+        think_about_pairs(store, parrot, some_pairs, sides=["query"])
+        precomputed = PrecomputedReasoner(store)
+        queries = [query_of(row) for row in some_pairs]
+        assert precomputed.think(queries, "qa") == parrot.think(queries, "content")
+        assert precomputed.origin == parrot.origin
+        with pytest.raises(ValueError, match=r"1 of 2 inputs have no trace, the first is inputs\[1\]"):
+            precomputed.think([queries[0], "unknown"], "qa")
+    assert PrecomputedReasoner({}).think([], "qa") == []
+    assert isinstance(parrot.think(["a"], "qa")[0], Trace)

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, TrainingArguments
+
+from hf_mmembed.thinking.fill import think_about_pairs
+from hf_mmembed.thinking.reasoner import LocalReasoner, Settings, open_generative
+from hf_mmembed.thinking.sft import IGNORED, Lesson, LessonCollator, fine_tune, lessons
+from hf_mmembed.thinking.templates import load_templates
+from hf_mmembed.thinking.traces import Record, Trace, TraceStore
+from tests.thinking.conftest import Parrot
+
+
+@pytest.fixture
+def store(parrot, some_pairs) -> TraceStore:
+    store = TraceStore(":memory:")
+    think_about_pairs(store, parrot, some_pairs)
+    return store
+
+
+def test_lessons_are_the_complete_traces(store, parrot, some_pairs):
+    chosen = lessons(some_pairs, store)
+    assert [(lesson.row, lesson.side) for lesson in chosen] == [
+        *((row, "query") for row in range(6)), *((row, "document") for row in range(6))
+    ]  # fmt: skip
+    incomplete = TraceStore(":memory:")
+    incomplete.put(
+        Record(parrot.origin.key(content, side, "content"), content, side, "content", parrot.origin,
+               Trace("cut", "length") if number else trace)
+        for number, ((side, content), trace) in enumerate(store.by_content().items())
+    )  # fmt: skip
+    assert len(lessons(some_pairs, incomplete)) == 1
+
+
+def test_nothing_to_learn(store, some_pairs):
+    with pytest.raises(ValueError, match="holds no complete trace .*'missing': "):
+        lessons(some_pairs, store, families="qa", sides=["query"])
+    think_about_pairs(store, Parrot("second"), some_pairs)
+    with pytest.raises(ValueError, match="of 2 reasoners"):
+        lessons(some_pairs, store)
+
+
+def test_labels_are_the_trace_and_its_end(generative, some_pairs):
+    model, processor = open_generative(generative("qwen2_vl"), load_templates())
+    known = list(inspect.signature(model.forward).parameters)
+    traces = ["<think> x </think> y", "<think> a longer one </think> z", "<think> 红 </think> 色"]
+    some = [
+        Lesson(0, "document", "content", traces[0]),
+        Lesson(1, "query", "qa", traces[1]),
+        Lesson(2, "query", "content", traces[2]),
+    ]
+    batch = LessonCollator(some_pairs, processor, "1", known)(some)
+    assert batch["labels"].shape == batch["input_ids"].shape == batch["attention_mask"].shape
+    taught = [processor.tokenizer.decode(row[row != IGNORED]) for row in batch["labels"]]
+    end = processor.tokenizer.eos_token
+    assert sorted(taught) == sorted(trace + end for trace in traces)
+    same = batch["labels"] != IGNORED
+    assert torch.equal(batch["labels"][same], batch["input_ids"][same]) and batch["attention_mask"][same].all()
+    assert torch.isfinite(model(**batch).loss)
+
+
+def test_the_student_learns_to_say_it_and_does_not_forget_to_see(generative, store, some_pairs, tmp_path):
+    args = TrainingArguments(
+        str(tmp_path / "run"), max_steps=12, per_device_train_batch_size=12, learning_rate=5e-3, use_cpu=True,
+        report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True, seed=1,
+    )  # fmt: skip
+    base = generative("qwen2_vl")
+    out = fine_tune(base, some_pairs, store, args, tmp_path / "student")
+    before, after = (AutoModelForImageTextToText.from_pretrained(path) for path in (base, out))
+    changed = {
+        name for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True)
+        if not torch.equal(old, new)
+    }  # fmt: skip
+    assert changed and not any("visual" in name for name in changed)
+    model, processor = open_generative(out, load_templates())
+    batch = LessonCollator(some_pairs, processor, "1", list(inspect.signature(model.forward).parameters))(
+        lessons(some_pairs, store)
+    )
+    with torch.no_grad():
+        assert after(**batch).loss < 0.7 * before(**batch).loss
+    assert LocalReasoner(out, settings=Settings(3), device="cpu").think(["a"], "qa")[0].n_tokens

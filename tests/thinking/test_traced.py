@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hf_mmembed.mining.ids import content_ids
+from hf_mmembed.thinking.fill import think_about_pairs
+from hf_mmembed.thinking.traced import TracedCollator, traced_trainer
+from hf_mmembed.thinking.traces import TraceStore
+from hf_mmembed.thinking.unified_checkpoint import make_unified, open_unified
+from hf_mmembed.training.arguments import SaHaTrainingArguments
+from hf_mmembed.training.collator import ROW, PairCollator
+
+
+@pytest.fixture
+def store(parrot, some_pairs) -> TraceStore:
+    store = TraceStore(":memory:")
+    think_about_pairs(store, parrot, some_pairs)
+    return store
+
+
+def collated(pairs, store, dropout, sides=("query", "document")):
+    texts = {key: trace.text for key, trace in store.by_content().items() if key[0] in sides}
+    collator = TracedCollator(PairCollator(content_ids(pairs)), texts, dropout)
+    return collator([{**pairs[row], ROW: row} for row in range(len(pairs))])["sides"]
+
+
+def traces_of(side):
+    return [turns[-1]["content"] if turns[-1]["role"] == "assistant" else None for turns in side.messages]
+
+
+def test_every_input_gets_its_trace(store, some_pairs):
+    queries, documents = collated(some_pairs, store, 0.0)
+    known = {key: trace.text for key, trace in store.by_content().items()}
+    assert sorted(traces_of(queries) + traces_of(documents)) == sorted(known.values())
+
+
+def test_some_are_left_out_at_random(store, some_pairs):
+    torch.manual_seed(0)
+    kept = [
+        trace is not None for _ in range(60) for side in collated(some_pairs, store, 0.25) for trace in traces_of(side)
+    ]
+    assert 0.68 < sum(kept) / len(kept) < 0.82  # 720 draws: more than four standard deviations
+
+
+def test_a_side_without_traces_stays_as_it_is(store, some_pairs):
+    queries, documents = collated(some_pairs, store, 0.0, sides=["query"])
+    assert None not in traces_of(queries) and set(traces_of(documents)) == {None}
+
+
+def test_a_missing_trace_is_named(store, some_pairs):
+    changed = some_pairs.map(lambda row, index: {"query_text": "new"} if index == 4 else row, with_indices=True)
+    with pytest.raises(ValueError, match="row 4: its query, .* has no trace"):
+        collated(changed, store, 0.0)
+
+
+def arguments(directory, **choices):
+    return SaHaTrainingArguments(
+        str(directory), max_steps=2, per_device_train_batch_size=6, use_cpu=True, report_to="none", save_strategy="no",
+        learning_rate=1e-2, warmup_steps=0, **choices,
+    )  # fmt: skip
+
+
+def test_answers_in_sight_are_an_error_unless_it_is_said(parrot, text_pairs, fresh, tmp_path):
+    store = TraceStore(":memory:")
+    args = arguments(tmp_path)
+    with pytest.raises(ValueError, match="holds no traces"):
+        traced_trainer(fresh(), args, text_pairs, store)
+    think_about_pairs(store, parrot, text_pairs, show_answers=True)
+    with pytest.raises(ValueError, match="2 of 4 traces .* in sight of the answer"):
+        traced_trainer(fresh(), args, text_pairs, store)
+    assert traced_trainer(fresh(), args, text_pairs, store, allow_gold=True).data_collator.dropout == 0.1
+
+
+def test_training_an_embedder_on_clusters(store, some_pairs, fresh, tmp_path):
+    model = fresh()
+    clusters = torch.arange(6).reshape(2, 3).numpy()
+    trainer = traced_trainer(model, arguments(tmp_path, lora_rank=0), some_pairs, store, clusters)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    trainer.train()
+    assert any(not torch.equal(before[name], value) for name, value in model.named_parameters())
+
+
+def test_training_a_head_and_nothing_else(store, some_pairs, generative, tmp_path):
+    model = open_unified(
+        make_unified(generative("qwen2_vl"), tmp_path / "made", head_options={"layers": 1}), device="cpu"
+    )
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    trainer = traced_trainer(model, arguments(tmp_path / "run", lora_rank=0), some_pairs, store, dropout=0.0)
+    trainer.train()
+    changed = {name for name, value in model.named_parameters() if not torch.equal(before[name], value)}
+    assert changed and all(".head." in f".{name}" for name in changed)
+    saved = open_unified(trainer.save_result(tmp_path / "result"), device="cpu")
+    texts = ["a disc", "a box"]
+    assert torch.allclose(
+        saved.encode(texts, convert_to_tensor=True), model.encode(texts, convert_to_tensor=True), atol=1e-5
+    )

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from hf_mmembed.inputs import as_messages
+from hf_mmembed.thinking.traces import Origin, Record, Trace, TraceStore, content_digest
+
+ORIGIN = Origin("someone", "abc", "1", "{}")
+
+
+def record(content: str, raw: str = "<think> a </think> b", origin: Origin = ORIGIN, side: str = "query") -> Record:
+    return Record(origin.key(content, side, "qa"), content, side, "qa", origin, Trace(raw, "stop", 3))
+
+
+def digest(item) -> str:
+    return content_digest(as_messages(item))
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason", "status", "final"),
+    [
+        ("<think> a\nb </think>\n c", "stop", "complete", "c"),
+        ("a </think> c", "stop", "complete", "c"),
+        ("<think> a </think> c", "length", "complete", "c"),
+        ("<think> a </think>", "stop", "malformed", None),
+        ("<think> a </think>", "length", "cut", None),
+        ("<think> a", "length", "cut", None),
+        ("just words", "stop", "malformed", None),
+        ("<think> a <think> b </think> c", "stop", "malformed", None),
+        ("<think> a </think> b </think> c", "stop", "malformed", None),
+        (" \n", "stop", "empty", None),
+        ("", "length", "empty", None),
+        ("<think> 左边 </think> 红色圆形", "stop", "complete", "红色圆形"),
+    ],
+)
+def test_form(raw, reason, status, final):
+    trace = Trace(raw, reason)
+    assert (trace.status, trace.final) == (status, final)
+
+
+def test_text_is_raw_with_the_tag_that_the_template_wrote():
+    assert Trace(" a </think> c").text == "<think>a </think> c"
+    assert Trace("no form at all ").text == "no form at all"
+    assert Trace(" ").text == ""
+
+
+@given(st.text(), st.text())
+def test_what_is_put_together_comes_apart(think, final):
+    trace = Trace(f"<think>{think}</think>{final}")
+    if final.strip() and "think>" not in think + final:
+        assert (trace.think, trace.final) == (think.strip(), final.strip())
+        assert Trace(trace.text).final == trace.final
+
+
+def test_digest_is_of_content_alone(tmp_path):
+    picture = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
+    for name in ("a.png", "b.png"):
+        picture.save(tmp_path / name)
+    data = (tmp_path / "a.png").read_bytes()
+    same = {digest({"text": "x", "image": source}) for source in (tmp_path / "a.png", str(tmp_path / "b.png"), data)}
+    assert len(same) == 1
+    assert digest(picture) == digest(picture.copy())
+    array = np.asarray(picture)
+    assert digest(array) == digest(array.copy()) == digest(torch.from_numpy(array.copy()))
+
+
+def test_digests_differ_in_everything_that_counts():
+    picture, other = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
+    items = ["a", "b", {"text": "a", "instruction": "b"}, {"text": "b", "instruction": "a"}, picture, other,
+             {"text": "a", "image": picture}, {"image": [picture, other]}, {"image": [other, picture]},
+             Image.new("RGB", (2, 8), "red")]  # fmt: skip
+    assert len({digest(item) for item in items}) == len(items)
+
+
+def test_missing_picture_is_named(tmp_path):
+    with pytest.raises(ValueError, match="gone.png cannot be read"):
+        digest({"image": tmp_path / "gone.png"})
+
+
+@pytest.mark.parametrize("field", ["reasoner", "revision", "template_version", "settings"])
+def test_key_depends_on_the_origin(field):
+    other = Origin(**{**vars(ORIGIN), field: "other"})
+    assert other.key("c", "query", "qa") != ORIGIN.key("c", "query", "qa")
+
+
+def test_key_depends_on_the_rest():
+    calls = [("c", "query", "qa", None), ("d", "query", "qa", None), ("c", "document", "qa", None),
+             ("c", "query", "content", None), ("c", "query", "qa", "red"), ("c", "query", "qa", "")]  # fmt: skip
+    assert len({ORIGIN.key(*call[:3], answer=call[3]) for call in calls}) == len(calls)
+
+
+def test_round_trip(tmp_path):
+    trace = Trace("<think> é \x00 \U0001f600 </think> x", "length", 9, gold_visible=True)
+    with TraceStore(tmp_path / "deep" / "traces.sqlite") as store:
+        store.put([Record("k", "c", "document", "content", ORIGIN, trace)])
+        store.put([Record("k", "c", "document", "content", ORIGIN, Trace("another"))])
+        assert store.get(["k", "absent"]) == {"k": trace}
+    with TraceStore(tmp_path / "deep" / "traces.sqlite") as store:
+        assert store.get(["k"]) == {"k": trace}
+        assert (len(store), store.origins(), store.summary()) == (1, [ORIGIN], {"complete": 1, "tokens": 9})
+        [row] = store.to_dataset()
+        assert (row["raw"], row["side"], row["status"], row["gold_visible"]) == (trace.raw, "document", "complete", 1)
+
+
+def test_more_keys_than_sqlite_takes_at_once():
+    store = TraceStore(":memory:")
+    records = [record(str(number)) for number in range(1200)]
+    store.put(records)
+    assert len(store.get([item.key for item in records])) == 1200
+
+
+def test_by_content_wants_one_origin():
+    store, other = TraceStore(":memory:"), Origin("other", "", "1", "{}")
+    assert store.by_content() == {}
+    store.put([record("c"), record("c", "theirs", other)])
+    assert store.by_content(other)["query", "c"].raw == "theirs"
+    with pytest.raises(ValueError, match="2 origins"):
+        store.by_content()
+
+
+def test_by_content_refuses_two_traces_of_one_input():
+    store = TraceStore(":memory:")
+    key = ORIGIN.key("c", "query", "content")
+    store.put([record("c"), Record(key, "c", "query", "content", ORIGIN, Trace("x"))])
+    with pytest.raises(ValueError, match="different traces of one query"):
+        store.by_content()
+
+
+def test_no_store(tmp_path):
+    (tmp_path / "a.txt").write_text("no database " * 100)
+    with pytest.raises(ValueError, match="a.txt is no store of traces"):
+        TraceStore(tmp_path / "a.txt")
+    connection = sqlite3.connect(tmp_path / "later.sqlite")
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(ValueError, match="version 99"):
+        TraceStore(tmp_path / "later.sqlite")
+
+
+WRITER = """
+import os, signal, sys
+from hf_mmembed.thinking.traces import Origin, Record, Trace, TraceStore
+path, name, count, kill = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+store, origin = TraceStore(path), Origin("w", "", "1", "{}")
+for number in range(count):
+    contents = [f"{name}-{number}-{part}" for part in range(2)]
+    if number == kill:  # in the middle of a transaction
+        store._connection.execute("BEGIN IMMEDIATE")
+        store._connection.execute(
+            "INSERT INTO traces VALUES ('half','c','query','qa','w','','1','{}','r','empty','stop',0,0)"
+        )
+        os.kill(os.getpid(), signal.SIGKILL)
+    store.put(Record(origin.key(c, "query", "qa"), c, "query", "qa", origin, Trace(c)) for c in contents)
+"""
+
+
+def test_many_write_and_one_is_killed(tmp_path):
+    path = tmp_path / "traces.sqlite"
+    arguments = [("a", "15", "-1"), ("b", "15", "-1"), ("c", "15", "10")]
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(path), *words], env=os.environ) for words in arguments
+    ]
+    assert [writer.wait(timeout=300) for writer in writers] == [0, 0, -signal.SIGKILL]
+    with TraceStore(path) as store:
+        assert len(store) == 2 * (15 + 15 + 10)
+        assert store.get(["half"]) == {}

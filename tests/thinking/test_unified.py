@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from functools import cache
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import cosine_similarity
+from transformers import AutoModel, AutoProcessor
+
+from hf_mmembed.thinking.heads import HEADS, join_masks
+from hf_mmembed.thinking.unified_checkpoint import make_unified, open_unified
+from tests.tiny_families import FAMILIES
+
+PICTURE = Image.new("RGB", (32, 32), "red")
+OPTIONS = {"self_init": {"layers": 1}}
+
+
+@pytest.fixture(scope="session")
+def unified(generative, tmp_path_factory):
+    """`unified("qwen2_vl", "mlp")` is the directory of a checkpoint; do not write to it."""
+    return cache(
+        lambda family, head: make_unified(
+            generative(family), tmp_path_factory.mktemp("unified") / family, head=head, head_options=OPTIONS.get(head)
+        )
+    )
+
+
+def opened(directory):
+    return AutoModel.from_pretrained(directory), AutoProcessor.from_pretrained(directory)
+
+
+def batch_of(processor, trace=None):
+    texts, images = ["a red disc", "blue", "one more, and longer than the others"], [None, PICTURE, None]
+    return processor(text=texts, images=images, trace=trace, return_tensors="pt")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_self_init_begins_as_the_last_hidden_state(family, unified):
+    model, processor = opened(unified(family, "self_init"))
+    batch = batch_of(processor, ["<think> x </think> y", None, "z"])
+    inner = model.reasoner.base_model
+    names = inspect.signature(inner.forward).parameters
+    known = {name: value for name, value in batch.items() if name in names}
+    with torch.no_grad():
+        last = inner(**known).last_hidden_state[:, -1]  # padded on the left
+        embeddings = model(**batch).embeddings
+    assert cosine_similarity(embeddings, last).min() >= 0.9999
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "gemma3", "idefics3"])
+def test_thinking_and_embedding_in_one_pass_is_reading_both(family, unified):
+    model, processor = opened(unified(family, "self_init"))
+    batch = batch_of(processor)
+    output = model.think_and_embed(**batch, max_new_tokens=7)
+    end = model.config.end_token_id
+    assert output.trace_ids.shape[0] == 3 and (output.trace_ids == end).any(dim=1).all()
+    for row in range(3):
+        alone = {
+            "input_ids": torch.cat([batch["input_ids"][row], output.trace_ids[row]]),
+            "attention_mask": torch.cat([batch["attention_mask"][row], torch.ones_like(output.trace_ids[row])]),
+        }
+        length = batch["input_ids"].shape[1] + int((output.trace_ids[row] == end).int().argmax()) + 1
+        real = alone["attention_mask"][:length].bool()
+        ids = alone["input_ids"][:length][real][None]
+        images = [name for name in batch if name.startswith(("pixel", "image"))] if row == 1 else []
+        with torch.no_grad():
+            read = model(
+                input_ids=ids, attention_mask=torch.ones_like(ids), **{name: picked(batch[name], row) for name in images},
+                **({"mm_token_type_ids": types(model, ids)} if "mm_token_type_ids" in batch else {}),
+                **({"token_type_ids": types(model, ids)} if "token_type_ids" in batch else {}),
+            ).embeddings  # fmt: skip
+        assert cosine_similarity(output.embeddings[row][None], read).item() > 0.9999
+
+
+def picked(tensor, row):
+    """The tensors of the only picture in the batch; some families have them per row."""
+    return tensor[row : row + 1] if tensor.shape[0] == 3 else tensor
+
+
+def types(model, ids):
+    return (ids == model.config.reasoner_config.image_token_id).long()
+
+
+def force(model, *tokens):
+    steps = iter(tokens)
+
+    def forced(module, arguments, output):
+        output.logits[...] = -1e4
+        output.logits[..., next(steps, tokens[-1])] = 1e4
+        return output
+
+    return model.reasoner.register_forward_hook(forced)
+
+
+def test_a_trace_without_end_is_ended_at_the_limit(unified):
+    model, processor = opened(unified("qwen2_vl", "self_init"))
+    hook = force(model, 5)
+    output = model.think_and_embed(**processor(text=["a"], return_tensors="pt"), max_new_tokens=4)
+    hook.remove()
+    assert output.trace_ids[0].tolist() == [5] * 4 + [model.config.end_token_id] and output.cut.all()
+
+
+def test_a_trace_that_ends_by_itself(unified):
+    model, processor = opened(unified("qwen2_vl", "last_token"))
+    end = model.config.end_token_id
+    hook = force(model, 5, 6, end)
+    batch = processor(text=["a"], return_tensors="pt")
+    output = model.think_and_embed(**batch, max_new_tokens=50)
+    hook.remove()
+    assert output.trace_ids[0].tolist() == [5, 6, end] and not output.cut.any()
+    ids = torch.cat([batch["input_ids"], output.trace_ids], dim=1)
+    read = model(input_ids=ids, attention_mask=torch.ones_like(ids)).embeddings
+    assert torch.allclose(read, output.embeddings, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_only_the_head_learns_and_padding_does_not_count(head, unified):
+    model, processor = opened(unified("qwen2_vl", head))
+    model.train()
+    batch = batch_of(processor, ["x", "y", None])
+    embeddings = model(**batch).embeddings
+    assert torch.allclose(embeddings.norm(dim=1), torch.ones(3), atol=1e-5)
+    alone = model(**processor(text=["a red disc"], trace=["x"], return_tensors="pt")).embeddings
+    assert torch.allclose(embeddings[:1], alone, atol=1e-5)
+    embeddings[:, 0].sum().backward()
+    assert all(parameter.grad is None for parameter in model.reasoner.parameters())
+    assert any(parameter.grad.abs().sum() > 0 for parameter in model.head.parameters())
+
+
+ALONE = """
+import sys
+sys.modules["hf_mmembed"] = None
+import torch
+from transformers import AutoModel, AutoProcessor
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+output = model.think_and_embed(**processor(text=["a disc"], return_tensors="pt"), max_new_tokens=5)
+print(output.trace_ids.tolist(), *(f"{value:.5f}" for value in output.embeddings[0].tolist()))
+"""
+
+
+def test_opens_where_this_package_is_not_installed(unified, tmp_path):
+    directory = unified("qwen2_vl", "self_init")
+    model, processor = opened(directory)
+    expected = model.think_and_embed(**processor(text=["a disc"], return_tensors="pt"), max_new_tokens=5)
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, str(directory)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    ids, _, numbers = done.stdout.strip().splitlines()[-1].partition("]] ")
+    assert f"{ids}]]" == str(expected.trace_ids.tolist())
+    assert torch.allclose(torch.tensor([float(n) for n in numbers.split()]), expected.embeddings[0], atol=1e-4)
+
+
+def test_saved_again_it_is_the_same(unified, tmp_path):
+    model, processor = opened(unified("qwen2_vl", "qformer"))
+    model.save_pretrained(tmp_path / "again")
+    batch = batch_of(processor, ["x", "y", None])
+    assert torch.equal(AutoModel.from_pretrained(tmp_path / "again")(**batch).embeddings, model(**batch).embeddings)
+
+
+def test_as_an_embedder(unified):
+    directory = unified("qwen2_vl", "self_init")
+    embedder = open_unified(directory, device="cpu")
+    model, processor = opened(directory)
+    turns = [{"role": "user", "content": "a red disc"}, {"role": "assistant", "content": "x"}]
+    expected = model(**processor(text=["a red disc"], trace=["x"], return_tensors="pt")).embeddings
+    assert torch.allclose(embedder.encode([turns], convert_to_tensor=True), expected, atol=1e-5)
+    trainable = {name.partition("head.")[1] for name, p in embedder.named_parameters() if p.requires_grad}
+    assert trainable == {"head."}
+
+
+def test_wrong_choices(generative, unified, tmp_path):
+    with pytest.raises(ValueError, match="copy 9 layers, but the reasoner has 2"):
+        make_unified(generative("qwen2_vl"), tmp_path / "a", head_options={"layers": 9})
+    with pytest.raises(ValueError, match="head is 'none'.*'self_init'"):
+        make_unified(generative("qwen2_vl"), tmp_path / "a", head="none")
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(FileExistsError, match="not an empty directory"):
+        make_unified(generative("qwen2_vl"), unified("qwen2_vl", "mlp"))
+    model, processor = opened(unified("qwen2_vl", "mlp"))
+    processor.tokenizer.padding_side = "right"
+    with pytest.raises(ValueError, match="padded on the right"):
+        model.think_and_embed(**batch_of(processor))
+
+
+def test_masks_of_steps_are_those_of_the_whole():
+    total = 5
+    whole = torch.ones(total, total, dtype=torch.bool).tril()[None, None]
+    window = whole & ~torch.ones(total, total, dtype=torch.bool).tril(-3)
+    steps = [(0, 3), (3, 4), (4, 5)]
+    pieces = [window[:, :, start:end, max(0, end - 3) : end] for start, end in steps]
+    assert torch.equal(join_masks(pieces, [3, 1, 1]), window)
+    assert torch.equal(join_masks([whole[:, :, :3, :3], None, None], [3, 1, 1]), whole)
+    additive = torch.zeros(1, 1, 3, 3).masked_fill(~whole[:, :, :3, :3], torch.finfo(torch.float32).min)
+    assert torch.equal(join_masks([additive, None, None], [3, 1, 1]) == 0, whole)
+    assert join_masks([None, None], [3, 1]) is None

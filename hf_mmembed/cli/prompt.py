@@ -33,6 +33,8 @@ def show(
 ) -> None:
     """Print what the model reads: the rendered string, then its tokens, of which the last is pooled.
 
+    A text that is too long is cut at its end: then the string shows it whole, the tokens show what is read.
+
     Example: hf-mmembed prompt show mmembed-tiny --task query "a red circle"
     """
     from transformers import AutoConfig
@@ -49,10 +51,13 @@ def show(
     processor = MMEmbedProcessor.from_pretrained(path, revision=revision)
     texts = None if text is None else [text]
     images = [list(image)] if image else None
-    batch = processor(text=texts, images=images, task=task, instruction=instruction)
+    inputs = {"text": texts, "images": images, "task": task, "instruction": instruction}
+    ids, uncut = (processor(**inputs, truncation=cut)["input_ids"][0] for cut in (True, False))
     typer.echo(processor.render(rows_of_lists(texts, images, instruction), task)[0])
     typer.echo()
-    lines = token_lines(processor, batch["input_ids"][0])
+    if len(ids) < len(uncut):
+        typer.echo(f"too long: {len(uncut)} tokens, of which the model reads {len(ids)}; the text is cut at its end\n")
+    lines = token_lines(processor, ids)
     pooled = "pooled" if checkpoint.pooling == "last" else "mean of all is pooled"
     typer.echo("\n".join([*lines[:-1], f"{lines[-1]}  <- {pooled}"]))
 

@@ -39,6 +39,13 @@ def test_a_run_of_image_tokens_is_one_line(embedder, tmp_path, capsys):
     assert shown.rstrip().endswith("<- mean of all is pooled")
 
 
+def test_a_text_that_is_cut_is_said_to_be(embedder, capsys):
+    assert run("prompt", "show", embedder("qwen2_vl"), "word " * 2000) == 0
+    shown = capsys.readouterr().out
+    assert (found := re.search(r"too long: (\d+) tokens, of which the model reads (\d+);", shown))
+    assert int(found[1]) > 2048 >= int(found[2]) and shown.rstrip().endswith("<- pooled")
+
+
 def test_a_model_that_is_no_embedder_and_an_empty_input_are_errors(generative, embedder, capsys):
     assert run("prompt", "show", generative("qwen2_vl"), "a") == 1
     assert "is a 'qwen2_vl' model, not an embedder; run `hf-mmembed convert` first" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from PIL import Image
 
 from .model.images_mmembed import DECODING_ERRORS, FORMATS, check_size, is_url, open_image
 
-__all__ = ["as_messages", "picture_size", "pictures", "texts"]
+__all__ = ["as_messages", "picture_size", "pictures", "texts", "with_trace"]
 
 KEYS = ("text", "image", "instruction")
 IMAGE_TYPES = (Image.Image, np.ndarray, torch.Tensor)
@@ -83,6 +83,27 @@ def _parts(messages: Messages) -> Iterator[Mapping[str, Any]]:
     for message in messages:
         content = message["content"]
         yield from [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def with_trace(messages: Messages, trace: Any, *, index: int = 0) -> Messages:
+    """The conversation with what a reasoner wrote about it behind it, in the assistant's turn.
+
+    Args:
+        messages: what `as_messages` returns.
+        trace: a string, an object that has one as ``text``, or None. An empty one is no trace.
+        index: the position among the inputs, for error messages.
+
+    Raises:
+        ValueError: the trace is something else.
+
+    Example:
+        >>> with_trace([{"role": "user", "content": "two discs"}], "the left one is red")[1]
+        {'role': 'assistant', 'content': 'the left one is red'}
+    """
+    words = getattr(trace, "text", trace)
+    if words is not None and not isinstance(words, str):
+        raise ValueError(f"the trace of inputs[{index}] is {_describe(trace)}; it must be a string, a trace or None.")
+    return [*messages, {"role": "assistant", "content": words}] if words and words.strip() else messages
 
 
 def picture_size(picture: Any) -> tuple[int, int] | None:

@@ -33,7 +33,7 @@ from transformers.utils import find_adapter_config_file
 
 from .batching import plan_batches, prefetch, text_tokens
 from .duplicates import unique_inputs
-from .inputs import as_messages, picture_size, pictures, texts
+from .inputs import as_messages, picture_size, pictures, texts, with_trace
 from .model import registration  # noqa: F401 - from here on, checkpoints open with the installed classes
 from .model.images_mmembed import ImageError, open_image
 from .model.prefix_mmembed import PrefixMemory
@@ -73,7 +73,11 @@ class MMEmbedder(SentenceTransformer):
     - strings are always text, never opened as a path or fetched as a URL, and control tokens in them are words;
     - ``{"text": ..., "image": ..., "instruction": ...}`` gives one input its own instruction;
     - identical inputs are embedded once;
-    - embeddings have unit L2 norm, also with ``truncate_dim``.
+    - embeddings have unit L2 norm, also with ``truncate_dim``;
+    - an input can be embedded together with what a reasoner wrote about it: ``traces``, or ``think`` and `thinker`.
+
+    Attributes:
+        thinker: a `hf_mmembed.thinking.Thinker`, asked where ``think`` says so. Defaults to None.
 
     Args:
         model_name_or_path: directory or Hub id.
@@ -92,6 +96,8 @@ class MMEmbedder(SentenceTransformer):
         >>> model.similarity(queries, documents).shape
         torch.Size([2, 3])
     """
+
+    thinker: Any = None
 
     def __init__(self, model_name_or_path: str | os.PathLike[str] | None = None, **kwargs: Any) -> None:
         # sentence-transformers takes strings alone.
@@ -155,6 +161,10 @@ class MMEmbedder(SentenceTransformer):
         *,
         task: Literal["query", "document"] | None = None,
         instruction: str | None = None,
+        think: Literal["never", "always", "auto"] = "never",
+        task_family: str | None = None,
+        traces: Any = None,
+        return_traces: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Embed one input or a list of inputs.
@@ -177,16 +187,25 @@ class MMEmbedder(SentenceTransformer):
             task: ``"query"`` or ``"document"``: which representation prompt ends the input. Defaults to a document's.
             instruction: what to do with the inputs, for instance "Find a picture of the same scene."; takes the
                 place of a stored prompt. An input with an ``instruction`` of its own, or a system message, keeps it.
+            think: whether `thinker` writes a trace of each input first, which the model reads behind the input
+                (Think-Then-Embed, https://arxiv.org/abs/2510.05014): ``"never"``, ``"always"``, or ``"auto"``, about
+                queries where it pays by the family of the task.
+            task_family: ``"classification"``, ``"qa"``, ``"content"``, ``"grounding"`` or ``"composed"``: what the
+                thinker is asked. Defaults to a guess from the form of each input.
+            traces: traces that are there already, one per input: strings, `hf_mmembed.thinking.Trace`, or None.
+            return_traces: return the embeddings and the traces, None where there is none.
             **kwargs: ``token_budget``, the most tokens in a batch, text and visual, padding included (an estimate;
                 an input larger than that is a batch of its own; defaults to 16,384), and ``processing_kwargs``.
 
         Returns:
             An array of shape ``(inputs, dim)``, or ``(dim,)`` for one input; a tensor with ``convert_to_tensor``, a
-            list of tensors without ``convert_to_numpy``. No input gives shape ``(0, dim)``.
+            list of tensors without ``convert_to_numpy``. No input gives shape ``(0, dim)``. With ``return_traces``,
+            a pair of that and the traces.
 
         Raises:
             ValueError: an input cannot be embedded (the message says which and why), both ``prompt`` and
-                ``instruction`` are given, or an option has a value that sentence-transformers does not know.
+                ``instruction`` are given, an option has a value that sentence-transformers does not know, or there is
+                no thinker, or not one trace per input.
         """
         if instruction is not None and prompt is not None:
             raise ValueError("`prompt` and `instruction` are two names of the same thing; give one of them.")
@@ -195,6 +214,11 @@ class MMEmbedder(SentenceTransformer):
         singular = self.is_singular_input(inputs)
         items = [inputs] if singular else inputs.tolist() if isinstance(inputs, np.ndarray) else list(inputs)
         messages = [as_messages(item, index=index, instruction=instruction) for index, item in enumerate(items)]
+        given = [traces] if singular and traces is not None else traces
+        found = self._traces(messages, think=think, given=given, task=task, task_family=task_family)
+        messages = [
+            with_trace(turns, trace, index=i) for i, (turns, trace) in enumerate(zip(messages, found, strict=True))
+        ]
         firsts, places = unique_inputs(messages)
         embeddings = super().encode(
             [_Conversation(index, messages[index]) for index in firsts],
@@ -214,14 +238,42 @@ class MMEmbedder(SentenceTransformer):
             **kwargs,
         )
         if singular:
-            return embeddings[0]
-        if not items and not isinstance(embeddings, list):
-            return self._empty(embeddings, precision, truncate_dim)
-        if len(firsts) == len(places):
-            return embeddings
-        if isinstance(embeddings, list):
-            return [copy.deepcopy(embeddings[place]) for place in places]
-        return embeddings[places]
+            embeddings = embeddings[0]
+        elif not items and not isinstance(embeddings, list):
+            embeddings = self._empty(embeddings, precision, truncate_dim)
+        elif len(firsts) < len(places):
+            repeated = isinstance(embeddings, list)
+            embeddings = [copy.deepcopy(embeddings[i]) for i in places] if repeated else embeddings[places]
+        if return_traces:
+            return embeddings, found[0] if singular else found
+        return embeddings
+
+    def _traces(
+        self,
+        messages: list[list[dict[str, Any]]],
+        *,
+        think: str,
+        given: Any,
+        task: str | None,
+        task_family: str | None,
+    ) -> list[Any]:
+        """A trace or None for each conversation."""
+        if think not in ("never", "always", "auto"):
+            raise ValueError(f"think is {think!r}; use 'never', 'always' or 'auto'.")
+        if given is not None:
+            if think != "never":
+                raise ValueError("`traces` are there already: leave `think` at 'never', or `traces` out.")
+            if isinstance(given, str) or len(given) != len(messages):
+                raise ValueError(f"there must be one trace, or None, per input: {len(messages)} in a list.")
+            return list(given)
+        if think == "never":
+            return [None] * len(messages)
+        if self.thinker is None:
+            raise ValueError(
+                f"think={think!r} needs a reasoner: set `model.thinker = Thinker(LocalReasoner(...))`, both from "
+                "hf_mmembed.thinking."
+            )
+        return self.thinker(messages, think=think, task=task, task_family=task_family)
 
     def _empty(self, like: Any, precision: str, truncate_dim: int | None) -> Any:
         """No embeddings, in the type and with the width that some would have."""

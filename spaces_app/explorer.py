@@ -25,7 +25,7 @@ from hf_mmembed.tiny.pairs import draw_pairs
 
 __all__ = ["Candidate", "Explorer", "Member", "candidate_list"]
 
-FAMILIES = 40
+FAMILIES = 24
 DEPTH = 12
 CLUSTER = 7
 MAX_CHOICES = 40

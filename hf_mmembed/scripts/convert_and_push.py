@@ -41,8 +41,9 @@ def main(args: Sequence[str] | None = None) -> Path:
     options = parser.parse_args(args)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    from hf_mmembed import convert, tiny
+    from hf_mmembed import tiny
     from hf_mmembed.hub import push
+    from hf_mmembed.model.convert import convert
 
     base = tiny.generative_path() if options.base == "mmembed-tiny" else options.base
     written = convert(base, options.out, prompt=options.prompt, dtype=options.dtype)

@@ -45,10 +45,11 @@ def main(args: Sequence[str] | None = None) -> Path:
     if wrong := [ours for ours, equals, _ in columns if not equals]:
         parser.error(f"--column takes OURS=THEIRS, not {wrong[0]!r}")
 
-    from hf_mmembed import MMEmbedder, tiny
+    from hf_mmembed import tiny
     from hf_mmembed.data.pairs import read_pairs
     from hf_mmembed.identity import identify, local_checkpoint
     from hf_mmembed.mining import mine_pairs
+    from hf_mmembed.sentence_transformer import MMEmbedder
 
     directory, revision = local_checkpoint(
         tiny.checkpoint_path() if options.model == "mmembed-tiny" else options.model

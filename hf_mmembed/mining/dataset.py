@@ -183,17 +183,15 @@ def _mine_subset(
 
 def _joined(parts: Mapping[str, Clusters], strategy: str) -> Clusters:
     """All subsets in one; counts are sums, recalls means over rows, and each subset keeps its own under its name."""
-    first = next(iter(parts.values()))
+    # Those too small for a cluster were not searched and have nothing to tell.
+    searched = [part for part in parts.values() if len(part)] or list(parts.values())
+    first = searched[0]
     total: Counter[str] = Counter()
     for part in parts.values():
         total.update(part.counts)
-    recall = {
-        name: sum(part.recall[name] * part.counts["rows"] for part in parts.values()) / total["rows"]
-        for name in first.recall
-    }
-    diagnostics = {
-        name: np.concatenate([part.diagnostics[name] for part in parts.values()]) for name in first.diagnostics
-    }
+    rows = sum(part.counts["rows"] for part in searched)
+    recall = {name: sum(part.recall[name] * part.counts["rows"] for part in searched) / rows for name in first.recall}
+    diagnostics = {name: np.concatenate([part.diagnostics[name] for part in searched]) for name in first.diagnostics}
     settings = {name: value for name, value in first.settings.items() if name != "label_subset"}
     settings["subsets"] = {
         name: {
@@ -204,5 +202,5 @@ def _joined(parts: Mapping[str, Clusters], strategy: str) -> Clusters:
         }
         for name, part in parts.items()
     }
-    rows = np.concatenate([part.rows for part in parts.values()])
-    return Clusters(rows, strategy, settings, dict(total), diagnostics, recall)
+    clusters = np.concatenate([part.rows for part in searched])
+    return Clusters(clusters, strategy, settings, dict(total), diagnostics, recall)

@@ -26,7 +26,7 @@ from transformers import set_seed
 
 from hf_mmembed.files import write_atomically
 from hf_mmembed.identity import identify, local_checkpoint
-from hf_mmembed.mining import ContentIds, Mined, content_ids, mine_pairs
+from hf_mmembed.mining import Clusters, ContentIds, Mined, Strategy, content_ids, mine_pairs
 from hf_mmembed.model.presets import PRESETS
 from hf_mmembed.sentence_transformer import MMEmbedder
 from hf_mmembed.tiny.evaluate import zero_shot
@@ -57,7 +57,7 @@ class Arm:
     """
 
     name: str
-    strategy: str | None
+    strategy: Strategy | None
     prompt: str = "saha"
     remine: bool = False
 
@@ -173,31 +173,36 @@ class _Bench:
             remember_pictures(embedder, self.memory)
             result: dict[str, Any] = {"arm": arm.name, "seed": self.seed, "steps": 0, "seconds": {}}
             if arm.strategy is not None:
-                result |= self._train(arm, args, embedder)
+                result |= self._train(arm, arm.strategy, args, embedder)
         started = time.perf_counter()
         result["scores"] = zero_shot(embedder.eval(), self.test)
         result["seconds"]["evaluation"] = time.perf_counter() - started
         return result | {"mean": mean_score(result["scores"])}
 
-    def _train(self, arm: Arm, args: SaHaTrainingArguments, embedder: MMEmbedder) -> dict[str, Any]:
+    def _train(
+        self, arm: Arm, strategy: Strategy, args: SaHaTrainingArguments, embedder: MMEmbedder
+    ) -> dict[str, Any]:
         clusters: list[NDArray[np.int64]] = []
         seconds = {"embedding": 0.0, "mining": 0.0}
 
-        def mine(model: MMEmbedder) -> NDArray[np.int64]:
-            clusters.append(self._mine(arm, model, seconds, epoch=len(clusters)))
-            return clusters[-1]
+        def mine(model: MMEmbedder, directory: Path) -> None:
+            mined = self._mine(arm, strategy, model, seconds, epoch=len(clusters))
+            mined.save(directory)
+            clusters.append(mined.rows)
 
-        # Random batches need no model's opinion.
-        first = np.arange(len(self.drawn.pairs))[:, None] if arm.strategy == "random" else mine(embedder)
+        if strategy == "random":  # needs no model's opinion
+            clusters.append(np.arange(len(self.drawn.pairs))[:, None])
+        else:
+            mine(embedder, Path(args.output_dir, "clusters", "epoch-0"))
         loss = OnePassInfoNCELoss(embedder, temperature=args.temperature, mini_batch_size=args.mini_batch_size)
         trainer = SaHaTrainer(
-            embedder, args, self.drawn.pairs, first, ids=self.ids, loss=loss, mine=mine if arm.remine else None
+            embedder, args, self.drawn.pairs, clusters[0], ids=self.ids, loss=loss, mine=mine if arm.remine else None
         )
         mined = sum(seconds.values())
         started = time.perf_counter()
         trainer.train()
         seconds["training"] = time.perf_counter() - started - (sum(seconds.values()) - mined)
-        batches = list(self._batches(args, [first, *clusters[1:]]))
+        batches = list(self._batches(args, clusters))
         return {
             "steps": trainer.state.global_step,
             "pairs": float(np.mean([len(batch) for batch in batches])),
@@ -207,24 +212,26 @@ class _Bench:
             "seconds": seconds,
         }
 
-    def _mine(self, arm: Arm, model: MMEmbedder, seconds: dict[str, float], *, epoch: int) -> NDArray[np.int64]:
+    def _mine(
+        self, arm: Arm, strategy: Strategy, model: MMEmbedder, seconds: dict[str, float], *, epoch: int
+    ) -> Clusters:
         """Clusters by the model as it is; embeddings of the untrained one are shared by all strategies."""
         who = {**self.identity, "trained": [arm.name, epoch] if epoch else None}
 
-        def mined(strategy: str) -> Mined:
+        def mined(by: Strategy) -> Mined:
             return mine_pairs(
-                self.drawn.pairs, model, self.folder, model=who, strategy=strategy, k=self.plan.k, seed=self.seed
+                self.drawn.pairs, model, self.folder, model=who, strategy=by, k=self.plan.k, seed=self.seed
             )
 
         training = model.training
         started = time.perf_counter()
         mined("random")  # embeds what is not embedded yet
         embedded = time.perf_counter()
-        rows = mined(str(arm.strategy)).clusters.rows
+        clusters = mined(strategy).clusters
         seconds["embedding"] += embedded - started
         seconds["mining"] += time.perf_counter() - embedded
         model.train(training)
-        return rows
+        return clusters
 
     def _batches(self, args: SaHaTrainingArguments, clusters: list[NDArray[np.int64]]) -> Iterator[NDArray[np.int64]]:
         """The batches of the run, in its order."""

@@ -8,7 +8,7 @@ is small enough to be kept whole, through the model once instead of the two time
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from hf_mmembed.sentence_transformer import MMEmbedder
 from hf_mmembed.training.chunks import Facts, Side
 from hf_mmembed.training.losses import MaskedInfoNCELoss
 
-__all__ = ["OnePassInfoNCELoss", "remember_pictures"]
+__all__ = ["OnePassInfoNCELoss", "lean_loss", "remember_pictures"]
 
 
 class OnePassInfoNCELoss(MaskedInfoNCELoss):
@@ -37,6 +37,18 @@ class OnePassInfoNCELoss(MaskedInfoNCELoss):
     def _embed(self, side: dict[str, Any], chunk: list[int]) -> Tensor:
         features = self._prepare(side["conversations"], {"task": side["side"].task}, chunk)
         return self.model({**features, "share_prefix": True})["sentence_embedding"]
+
+
+def lean_loss(
+    temperature: float, *, memory: dict[bytes, Tensor] | None = None
+) -> Callable[[MMEmbedder], MaskedInfoNCELoss]:
+    """For the ``loss`` of `SaHaTrainer`: InfoNCE of this temperature by all the means of this file."""
+
+    def make(embedder: MMEmbedder) -> MaskedInfoNCELoss:
+        remember_pictures(embedder, {} if memory is None else memory)
+        return OnePassInfoNCELoss(embedder, temperature=temperature, mini_batch_size=64)
+
+    return make
 
 
 def remember_pictures(embedder: MMEmbedder, memory: dict[bytes, Tensor]) -> None:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from hf_mmembed.data.captions import caption, edit
 from hf_mmembed.data.pairs import PAIR_FEATURES
-from hf_mmembed.data.questions import ask
+from hf_mmembed.data.questions import Topic, ask
 from hf_mmembed.data.scenes import Kind, Scene, draw, graph_key, move_apart, random_scene, relation, split_of
 from hf_mmembed.tiny.testset import CHANGES, changed
 from hf_mmembed.tiny.truth import OPEN, Meaning, answers, meaning_of_caption, meaning_of_label, meaning_of_scene
@@ -34,7 +34,7 @@ SUBSETS = ("text_to_image", "image_to_text", "composed", "classify")
 _BASES: dict[Kind, float] = {"two": 0.7, "one": 0.1, "three": 0.1, "count": 0.1}
 _NEAR = 4  # scenes of a family beside the one it grew from
 _EDITS = 30  # edits tried of each scene; those that leave the split, seven in eight, are dropped
-_LABELLED = ("shape", "color", "related_shape", "related_color")
+_LABELLED: tuple[Topic, ...] = ("shape", "color", "related_shape", "related_color")
 
 
 @dataclass(frozen=True)

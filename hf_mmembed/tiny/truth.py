@@ -87,7 +87,9 @@ def meaning_of_caption(text: str) -> Meaning:
     if form is None:
         raise ValueError(f"{text!r} is no caption of the drawn world")
     things = [
-        _Thing(_concept(thing["shape"]), _concept(thing["color"]), _concept(thing["size"]), _concept(thing["fill"]))
+        _Thing(
+            _concepts()[thing["shape"]], _concepts()[thing["color"]], _concept(thing["size"]), _concept(thing["fill"])
+        )
         for thing in _thing_form().finditer(form["things"])
     ]
     named = next((name for name, phrases in RELATION_PHRASES.items() if form["relation"] in phrases), None)

@@ -7,6 +7,7 @@ import re
 import pytest
 from PIL import Image
 
+from hf_mmembed import MMEmbedder
 from hf_mmembed.cli import main as cli
 from hf_mmembed.cli import quickstart as command
 from hf_mmembed.cli import tour
@@ -88,7 +89,7 @@ def test_the_command(embedder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "SHIPPED", str(embedder("qwen2_vl")))
     monkeypatch.setattr(tour, "PICTURES", 20)
     with pytest.raises(SystemExit) as stop:
-        cli.main(["quickstart", "--out", str(tmp_path / "a tour")])
+        cli.main(["quickstart", "--no-train", "--out", str(tmp_path / "a tour")])
     assert not stop.value.code
     shown = capsys.readouterr().out
     scenes = tour.draw_folder(tmp_path / "a tour/pictures")
@@ -100,6 +101,27 @@ def test_the_command(embedder, tmp_path, monkeypatch, capsys):
     assert re.search(r"done in \d+ s", shown)
     assert Image.open(tmp_path / "a tour/contact-sheet.png").width == 1600
     assert (tmp_path / "a tour/contact-sheet.html").read_text().count("<section>") == 4
+
+    # Again, and with another model in the place of a fine-tuned one.
+    monkeypatch.setattr(command, "_fine_tune", lambda out: embedder("qwen2_vl", prompt="plain"))
     with pytest.raises(SystemExit):
         cli.main(["quickstart", "--out", str(tmp_path / "a tour")])
-    assert "is up to date" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "is up to date" in shown
+    verdicts = re.findall(r"first hit (right|WRONG): (\d+\.png)", shown)
+    assert len(verdicts) == 8
+    for number, (search, (_, first, then)) in enumerate(
+        zip(tour.SEARCHES, re.findall(r"^  (By [a-z ]+): (\d+) → (\d+)$", shown, re.M), strict=True)
+    ):
+        for verdict, rank in ((verdicts[number], first), (verdicts[number + 4], then)):
+            assert (verdict[0] == "right") == (rank == "1"), search.title
+    assert Image.open(tmp_path / "a tour/contact-sheet-fine-tuned.png").width == 1600
+
+
+def test_fine_tuning_gives_a_model_that_opens(embedder, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "SHIPPED", str(embedder("qwen2_vl")))
+    monkeypatch.setattr(command, "_FAMILIES", 4)
+    monkeypatch.setattr(command, "_STEPS", 1)
+    tuned = command._fine_tune(tmp_path)
+    assert MMEmbedder(tuned).encode_query("a red star").shape == (32,)
+    assert list(tmp_path.glob("clusters/*/clusters.arrow"))

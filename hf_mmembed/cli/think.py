@@ -5,6 +5,7 @@ In: a reasoner and pairs. Out: a store of traces, resumable; then a reasoner, an
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -47,8 +48,8 @@ def think(
 ) -> None:
     """Let a reasoner think about queries and documents, and keep what it writes.
 
-    What is in OUT already is not made again, so the same command goes on after an interruption; several may fill one
-    file at once.
+    What is in OUT already is not made again, so the same command goes on after an interruption. Several processes may
+    fill one file, and those of `accelerate launch -m hf_mmembed.cli think ...` share the work, one device each.
 
     Example: hf-mmembed think mmembed-tiny pairs.jsonl traces.sqlite --family qa --max-new-tokens 32
     """
@@ -61,6 +62,9 @@ def think(
     from .models import generative
 
     families = _families(family or [])
+    rank, world, place = (
+        int(os.environ.get(name, n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
     pairs = read_pairs(data, split=split)
     pairs = pairs if limit is None else pairs.select(range(min(limit, len(pairs))))
     settings = Settings(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
@@ -75,7 +79,7 @@ def think(
     else:
         reasoner = LocalReasoner(
             generative(model), revision=revision, settings=settings, templates=load_templates(templates),
-            batch_size=batch_size, device=device,
+            batch_size=batch_size, device=device or (_own_gpu(place) if world > 1 else None),
         )  # fmt: skip
     with TraceStore(out) as store:
         try:
@@ -86,6 +90,7 @@ def think(
                 sides=("query", "document") if side == "both" else (side,),
                 families=families,
                 show_answers=show_answers,
+                part=(rank, world),
             )
         except KeyboardInterrupt:
             typer.echo(f"\nstopped; {len(store)} traces are kept in {out}: the same command goes on there", err=True)
@@ -127,6 +132,12 @@ def think_train(
     loaded = load_thinking_recipe(recipe, overrides)
     shipped = embedder if loaded.variant == "embedder" else generative
     typer.echo(train_thinking(replace(loaded, model=shipped(loaded.model)), resume=resume))
+
+
+def _own_gpu(place: int) -> str | None:
+    import torch
+
+    return f"cuda:{place}" if torch.cuda.is_available() else None
 
 
 def _families(given: list[str]) -> str | dict[str, str] | None:

@@ -110,7 +110,8 @@ class EndpointReasoner:
         try:
             [choice, *_] = completion["choices"]
             message = choice["message"]
-            raw = message.get("content") or ""
+            # Half of a surrogate pair is valid in JSON, but no text.
+            raw = (message.get("content") or "").encode("utf-8", "replace").decode()
             # Servers that know the model's reasoning format hand the two parts out separately.
             if reasoning := message.get("reasoning") or message.get("reasoning_content"):
                 raw = f"<think> {reasoning} </think> {raw}"

@@ -113,6 +113,7 @@ def think_about_pairs(
     sides: Sequence[Side] = ("query", "document"),
     families: str | Mapping[str, str] | None = None,
     show_answers: bool = False,
+    part: tuple[int, int] = (0, 1),
 ) -> Filled:
     """Make traces of both sides of pairs.
 
@@ -124,13 +125,14 @@ def think_about_pairs(
         families: Of the queries: one for all, or by subset. Defaults to a guess from the form of each query.
         show_answers: Show the text of its document to the reasoner when it thinks about a query. Such traces leak the
             answer to the embedder, which therefore takes them only when told so. Defaults to False.
+        part: ``(i, n)`` for the i-th of n processes that share the work. Defaults to all of it.
 
     Raises:
         ValueError: As `fill`; or a side, a family or a subset is unknown, or an answer is to be shown that is a picture.
         ConnectionError: As `fill`.
     """
-    thoughts = thoughts_of_pairs(pairs, sides=sides, families=families, show_answers=show_answers)
-    return fill(store, reasoner, thoughts, total=len(sides) * len(pairs))
+    thoughts = thoughts_of_pairs(pairs, sides=sides, families=families, show_answers=show_answers, part=part)
+    return fill(store, reasoner, thoughts, total=len(sides) * len(range(part[0], len(pairs), part[1])))
 
 
 def thoughts_of_pairs(
@@ -139,6 +141,7 @@ def thoughts_of_pairs(
     sides: Sequence[Side] = ("query", "document"),
     families: str | Mapping[str, str] | None = None,
     show_answers: bool = False,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[Thought]:
     """What there is to think about in pairs; the arguments are those of `think_about_pairs`."""
     if unknown := sorted(set(sides) - {"query", "document"}):
@@ -148,8 +151,10 @@ def thoughts_of_pairs(
         raise ValueError(f"there is no task family {unknown[0]!r}; use one of {', '.join(FAMILIES)}")
     if isinstance(families, Mapping) and (unknown := sorted(set(families) - set(pairs.unique("subset")))):
         raise ValueError(f"the pairs have no subset {unknown[0]!r}; they have {', '.join(pairs.unique('subset'))}")
+    rows = pairs.with_format(None)
     for side in sides:
-        for number, row in enumerate(pairs.with_format(None)):
+        for number in range(part[0], len(pairs), part[1]):
+            row = rows[number]
             item = query_of(row) if side == "query" else document_of(row)
             name, answer = f"row {number}, {side}", None
             if side == "query" and show_answers:

@@ -282,7 +282,9 @@ class UnifiedModel(PreTrainedModel):
 
         def note(place: int, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
             hidden = arguments[0] if arguments else named["hidden_states"]
-            wanted = {name: named[name] for name in ("attention_mask", "position_embeddings") if name in named}
+            wanted: dict[str, Any] = {
+                name: named[name] for name in ("attention_mask", "position_embeddings") if name in named
+            }
             record[place].append({"hidden": hidden if place == 0 else None, "length": hidden.shape[1], **wanted})
 
         def note_normed(module: nn.Module, arguments: tuple[Any, ...], output: torch.Tensor) -> None:

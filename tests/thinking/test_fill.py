@@ -26,6 +26,11 @@ def test_only_what_is_missing_is_made(store, parrot, some_pairs):
     assert think_about_pairs(store, other, some_pairs).new == 12
 
 
+def test_processes_share_the_work(store, some_pairs):
+    made = [think_about_pairs(store, Parrot(), some_pairs, part=(rank, 4)) for rank in range(4)]
+    assert [done.new for done in made] == [4, 4, 2, 2] and len(store) == 12
+
+
 def test_the_same_input_is_thought_about_once(store, parrot, text_pairs):
     assert (think_about_pairs(store, parrot, text_pairs).new, len(store)) == (4, 4)
 

@@ -105,7 +105,7 @@ def test_origin_says_which_weights_and_settings(reasoner, generative):
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "idefics3", "gemma3", "llava", "internvl"])
 def test_every_family_thinks(family, generative):
     reasoner = LocalReasoner(generative(family), settings=Settings(3), device="cpu")
-    assert [trace.n_tokens for trace in reasoner.think(["a", {"image": PICTURE, "text": "b"}], "qa")] <= [3, 3]
+    assert all(1 <= trace.n_tokens <= 3 for trace in reasoner.think(["a", {"image": PICTURE, "text": "b"}], "qa"))
 
 
 def test_no_room(generative):

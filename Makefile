@@ -18,7 +18,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: quickstart
-quickstart: $(STAMP) ## Draw 300 pictures, index them, search by text, picture and both
+quickstart: $(STAMP) ## Draw 300 pictures, search them, fine-tune with SaHa, search again
 	$(BIN)/hf-mmembed quickstart
 
 .PHONY: test

@@ -105,7 +105,7 @@ def test_marked_commands_use_options_that_exist(snippet):
     from hf_mmembed.cli.main import app
 
     lines = commands_of(snippet)
-    others = re.findall(r"^(?:hf download|unzip) ", snippet.code, re.MULTILINE)
+    others = re.findall(r"^hf download ", snippet.code, re.MULTILINE)
     assert len(lines) + len(others) == len(snippet.code.strip().splitlines()), (
         "only hf-mmembed commands can be checked"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,16 +38,22 @@ def train(
 ) -> None:
     """Fine-tune an embedder on pairs: mine clusters with its own eyes, then train on them.
 
-    With several processes: accelerate launch --num_processes 8 -m hf_mmembed.cli train --config RECIPE
+    With several processes: accelerate launch --num_processes 8 -m hf_mmembed.cli train --config RECIPE (without GPUs,
+    accelerate needs --multi_gpu all the same to start more than one).
 
     Example: hf-mmembed train --config saha-tiny
     """
+    import torch
     import yaml
 
+    overrides: dict[str, Any] = {}
+    if "LOCAL_RANK" in os.environ and not torch.accelerator.is_available():
+        # Without an accelerator, accelerate takes the processes for independent ones unless it is told.
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+        overrides["training.use_cpu"] = True
     from hf_mmembed.mining import Clusters
     from hf_mmembed.training import recipes
 
-    overrides: dict[str, Any] = {}
     for item in set_ or []:
         key, equals, value = item.partition("=")
         if not equals:

@@ -40,7 +40,7 @@ def _pairs(number: int):
 
 def _model(folder: Path):
     from hf_mmembed import MMEmbedder
-    from hf_mmembed.model import convert
+    from hf_mmembed.model.convert import convert
     from tests.tiny_families import build
 
     converted = convert(build("qwen2_vl", folder / "base"), folder / "embedder")

@@ -113,6 +113,8 @@ def _tour(
 
 def _fine_tune(out: Path) -> Path:
     """Mines, trains an adapter and returns its directory; goes on where a killed run stopped."""
+    from transformers import PrinterCallback
+
     from hf_mmembed.tiny.lean_training import lean_loss
     from hf_mmembed.tiny.pairs import draw_pairs
     from hf_mmembed.training.recipes import load_recipe, prepare
@@ -123,6 +125,7 @@ def _fine_tune(out: Path) -> Path:
     typer.echo(f"\nfine-tuning: {len(pairs):,} pairs of other scenes, mined with the model's own embeddings (SaHa)")
     recipe = load_recipe("saha-tiny", {"model": embedder(SHIPPED), "output": str(out), "training.max_steps": _STEPS})
     trainer = prepare(recipe, pairs=pairs, loss=lean_loss(recipe.training["temperature"]))
+    trainer.remove_callback(PrinterCallback)  # where there is no bar, it would print every log
     trainer.train(True)
     return trainer.save_result(out / "model")
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import set_seed
+from transformers import PrinterCallback, set_seed
 
 from hf_mmembed.files import write_atomically
 from hf_mmembed.identity import identify, local_checkpoint
@@ -198,6 +198,7 @@ class _Bench:
         trainer = SaHaTrainer(
             embedder, args, self.drawn.pairs, clusters[0], ids=self.ids, loss=loss, mine=mine if arm.remine else None
         )
+        trainer.remove_callback(PrinterCallback)
         mined = sum(seconds.values())
         started = time.perf_counter()
         trainer.train()

@@ -276,6 +276,7 @@ def launch(model: str | None = None, **options: Any) -> Any:
         "max_file_size": MAX_BYTES,
         "show_error": True,
         "ssr_mode": False,
+        "run_history": False,
     }
     return page.launch(**{**defaults, **options})
 

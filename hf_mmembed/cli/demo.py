@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -31,10 +32,8 @@ def demo(
 
     Example: hf-mmembed demo my-embedder
     """
-    try:
-        import gradio  # noqa: F401
-    except ImportError as error:
-        raise ImportError('the demo needs gradio: pip install "hf-mmembed[demo]"') from error
+    if find_spec("gradio") is None:
+        raise ImportError('the demo needs gradio: pip install "hf-mmembed[demo]"')
     sys.path.insert(0, str(space_folder()))
     import app  # type: ignore[import-not-found]
 

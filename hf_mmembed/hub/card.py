@@ -121,9 +121,9 @@ def facts_of(directory: Path, repo_id: str) -> dict[str, Any]:
     backbone = config.get("backbone_config", config)
     family = backbone.get("model_type")
     kind = "adapter" if adapter else "embedder" if config.get("model_type") == "mmembed" else "native"
-    base = adapter.get("base_model_name_or_path") or config.get("base_model")
+    base: str | None = adapter.get("base_model_name_or_path") or config.get("base_model")
     # A repository of the Hub has an owner; of a local base only the directory's name is known.
-    is_public = bool(base) and base.count("/") == 1 and not Path(base).exists()
+    is_public = base is not None and base.count("/") == 1 and not Path(base).exists()
     license_fields = _license_of(directory, base)
     metadata = {
         "library_name": "peft" if kind == "adapter" else "sentence-transformers",

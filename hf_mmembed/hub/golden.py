@@ -137,7 +137,7 @@ def embed_golden(
     """Embeddings `(inputs, dim)` in float32, one input at a time, so that no batch size can play a part."""
     rows = []
     for item in inputs:
-        given = {key: item[key] for key in ("text", "instruction") if key in item}
+        given: dict[str, Any] = {key: item[key] for key in ("text", "instruction") if key in item}
         if "image" in item:
             given["image"] = pictures[_number(item["image"])]
         rows.append(embedder.encode([given], task=item["task"])[0])
@@ -146,7 +146,7 @@ def embed_golden(
 
 def render(embedder: MMEmbedder, item: dict[str, Any]) -> str:
     """What the model reads of a golden input."""
-    given = {key: item[key] for key in ("text", "instruction") if key in item}
+    given: dict[str, Any] = {key: item[key] for key in ("text", "instruction") if key in item}
     if "image" in item:
         given["image"] = Image.new("RGB", (64, 64))
     return embedder.processor.apply_chat_template(

@@ -32,12 +32,17 @@ def search(
     html: Annotated[Path | None, typer.Option(help="Write a contact sheet as a self-contained web page.")] = None,
     png: Annotated[Path | None, typer.Option(help="Write a contact sheet as a picture.")] = None,
     model: Annotated[str | None, typer.Option(help="Where the index's own model is now, if it has moved.")] = None,
+    think: Annotated[
+        str | None, typer.Option(help="Reasoner that writes about the query first: a directory, a Hub id.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The reasoner stops here at the latest.")] = 512,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the best there is.")] = None,
     config: ConfigOption = None,
 ) -> None:
     """Search an index by text, by picture, or by both.
 
-    The query is embedded with the model and prompt that the index was built with; another one is refused.
+    The query is embedded with the model and prompt that the index was built with; another one is refused. With --think,
+    the model reads what a reasoner wrote about the query too; of use where it was trained to (`hf-mmembed think-train`).
 
     Example: hf-mmembed search photos-index --image dog.jpg --text "the same dog, asleep" -k 5 --html hits.html
     """
@@ -55,16 +60,43 @@ def search(
             raise
         raise ValueError(f"{error}. If the model of the index has moved, say where with --model") from error
     opened.check(identity)
-    query = embed_query(embedder, text=text, image=image, instruction=instruction)
+    trace = None
+    if think is not None:
+        trace = _think(think, max_new_tokens, device, text=text, image=image, instruction=instruction)
+        typer.echo(f"trace: {_printable(trace)}", err=True)
+    query = embed_query(embedder, text=text, image=image, instruction=instruction, trace=trace)
     hits = opened.search(query, k)
     if as_json:
         asked = {"text": text, "image": None if image is None else str(image), "instruction": instruction}
+        asked |= {} if trace is None else {"trace": trace}
         found = {"index": str(index), "query": asked, "hits": [hit.as_dict() for hit in hits]}
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
     else:
         _print_table(hits)
     if html is not None or png is not None:
         _write_sheets(opened, hits, text=text, image=image, instruction=instruction, html=html, png=png)
+
+
+def _think(
+    reasoner: str,
+    max_new_tokens: int,
+    device: str | None,
+    *,
+    text: str | None,
+    image: Path | None,
+    instruction: str | None,
+) -> str:
+    from hf_mmembed.index import make_query
+    from hf_mmembed.inputs import as_messages
+    from hf_mmembed.thinking import LocalReasoner, Settings
+    from hf_mmembed.thinking.templates import guess_family
+
+    from .models import generative
+
+    query = make_query(text=text, image=image, instruction=instruction)
+    thinking = LocalReasoner(generative(reasoner), settings=Settings(max_new_tokens), device=device)
+    [trace] = thinking.think([query], guess_family(as_messages(query), "query"))
+    return trace.text
 
 
 def _print_table(hits: Sequence[Hit]) -> None:

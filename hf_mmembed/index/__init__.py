@@ -13,7 +13,7 @@ from .contact_page import write_contact_page
 from .contact_sheet import draw_contact_sheet
 from .embedding import Report, embed_source, write_npy
 from .manifest import Manifest, read_manifest
-from .search import Hit, Index, build_index, embed_query
+from .search import Hit, Index, build_index, embed_query, make_query
 
 __all__ = [
     "Hit",
@@ -30,6 +30,7 @@ __all__ = [
     "identify",
     "local_checkpoint",
     "make_panel",
+    "make_query",
     "read_manifest",
     "write_contact_page",
     "write_npy",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from hf_mmembed.sentence_transformer import MMEmbedder
 
-__all__ = ["Hit", "Index", "build_index", "embed_query"]
+__all__ = ["Hit", "Index", "build_index", "embed_query", "make_query"]
 
 _FAISS = "index.faiss"
 
@@ -89,8 +89,24 @@ def embed_query(
     text: str | None = None,
     image: Image | str | os.PathLike[str] | None = None,
     instruction: str | None = None,
+    trace: str | None = None,
 ) -> np.ndarray:
     """Embeds one query: a text, a picture, or a picture with words about it. Shape ``(dim,)``, float32.
+
+    `trace` is what a reasoner wrote about it, for the model to read too; the rest is as for `make_query`.
+    """
+    query = make_query(text=text, image=image, instruction=instruction)
+    traces = {} if trace is None else {"traces": [trace]}
+    return np.asarray(embedder.encode_query([query], show_progress_bar=False, **traces), dtype=np.float32)[0]
+
+
+def make_query(
+    *,
+    text: str | None = None,
+    image: Image | str | os.PathLike[str] | None = None,
+    instruction: str | None = None,
+) -> dict[str, Any]:
+    """A query as an input of `MMEmbedder.encode`, its picture opened.
 
     Raises:
         ValueError: Neither text nor picture is given, or the picture cannot be read.
@@ -107,7 +123,7 @@ def embed_query(
         raise ValueError("the query is empty: give a text, a picture or both")
     if instruction is not None:
         query["instruction"] = instruction
-    return np.asarray(embedder.encode_query([query], show_progress_bar=False), dtype=np.float32)[0]
+    return query
 
 
 class Index:

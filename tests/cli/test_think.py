@@ -86,3 +86,21 @@ def test_one_command_trains_each_variant(recipe, data, generative, tmp_path):
 def test_no_traces_yet(data, tmp_path, capsys):
     assert run("think-train", "tte-sft", "--traces", tmp_path / "none.sqlite", "--data", data) == 1
     assert "there are no traces at" in capsys.readouterr().err
+
+
+def test_search_shows_and_reads_the_trace(embedder, generative, tmp_path, capsys):
+    from PIL import Image
+
+    (tmp_path / "in").mkdir()
+    for colour in ("red", "blue"):
+        Image.new("RGB", (32, 32), colour).save(tmp_path / "in" / f"{colour}.png")
+    assert run("index", embedder("qwen2_vl"), tmp_path / "in", tmp_path / "index", "--device", "cpu") == 0
+    words = ["search", tmp_path / "index", "--text", "red", "--json", "--device", "cpu"]
+    capsys.readouterr()
+    assert run(*words) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert run(*words, "--think", generative("qwen2_vl"), "--max-new-tokens", 3) == 0
+    shown = capsys.readouterr()
+    thought = json.loads(shown.out)
+    assert thought["query"]["trace"] and "trace: " in shown.err and "trace" not in plain["query"]
+    assert [hit["score"] for hit in thought["hits"]] != [hit["score"] for hit in plain["hits"]]

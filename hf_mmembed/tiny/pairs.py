@@ -171,11 +171,11 @@ def _composed_rows(
         *((*change, picture) for change in edits[:1] for picture in pictures),
         *((*change, pictures[0]) for change in edits[1:2]),
     ]:
-        keep = relation(*after.shapes) if scene.kind == after.kind == "two" else None
+        keep = relation(*after.shapes) if after.kind == "two" else None  # part of what decides the split
         layout, target = _png(move_apart(after, rng, keep=keep) or after, rng, pixels)
         asked = meaning_of_scene(layout, placed=False)
-        if keep is None:
-            asked[2] = OPEN  # where the query shows no pair, or one is broken up, how shapes stand is not asked
+        if scene.kind != "two":
+            asked[2] = OPEN  # where the query shows no pair, how the two that are left stand is not asked
         yield _Row((f"{instruction}.", png), ("", target), "composed", (asked, meaning_of_scene(layout)))
 
 

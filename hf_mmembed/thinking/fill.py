@@ -144,8 +144,8 @@ def thoughts_of_pairs(
     part: tuple[int, int] = (0, 1),
 ) -> Iterator[Thought]:
     """What there is to think about in pairs; the arguments are those of `think_about_pairs`."""
-    if unknown := sorted(set(sides) - {"query", "document"}):
-        raise ValueError(f"there is no side {unknown[0]!r}; use 'query' and 'document'")
+    if wrong := sorted(set(sides) - {"query", "document"}):
+        raise ValueError(f"there is no side {wrong[0]!r}; use 'query' and 'document'")
     named = {families} if isinstance(families, str) else set((families or {}).values())
     if unknown := sorted(named - set(FAMILIES)):
         raise ValueError(f"there is no task family {unknown[0]!r}; use one of {', '.join(FAMILIES)}")

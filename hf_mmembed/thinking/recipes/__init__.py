@@ -108,8 +108,8 @@ def load_thinking_recipe(source: str | Path, overrides: Mapping[str, Any] | None
     known = {item.name for item in fields(ThinkingRecipe)}
     arguments = TrainingArguments if values.get("variant") == "sft" else SaHaTrainingArguments
     of_training = {item.name for item in fields(arguments)}
-    for prefix, part, allowed in (("", values, known), ("training.", values.get("training") or {}, of_training)):
-        for key in part:
+    for prefix, given, allowed in (("", values, known), ("training.", values.get("training") or {}, of_training)):
+        for key in given:
             if key not in allowed:
                 nearest = get_close_matches(str(key), allowed, n=1)
                 hint = f"; did you mean {prefix}{nearest[0]}?" if nearest else ""

@@ -19,7 +19,7 @@ help: ## Show this list
 
 .PHONY: quickstart
 quickstart: $(STAMP) ## Draw 300 pictures, search them, fine-tune with SaHa, search again
-	$(BIN)/hf-mmembed quickstart
+	env -u OMP_NUM_THREADS $(BIN)/hf-mmembed quickstart
 
 .PHONY: test
 test: quality chromium ## Quality gates, then the whole test suite

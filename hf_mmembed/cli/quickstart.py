@@ -123,7 +123,8 @@ def _fine_tune(out: Path) -> Path:
 
     pairs = draw_pairs(0, families=_FAMILIES).pairs
     typer.echo(f"\nfine-tuning: {len(pairs):,} pairs of other scenes, mined with the model's own embeddings (SaHa)")
-    recipe = load_recipe("saha-tiny", {"model": embedder(SHIPPED), "output": str(out), "training.max_steps": _STEPS})
+    changes = {"model": embedder(SHIPPED), "output": str(out), "training.max_steps": _STEPS}
+    recipe = load_recipe("saha-tiny", {**changes, "training.dataloader_pin_memory": False})
     trainer = prepare(recipe, pairs=pairs, loss=lean_loss(recipe.training["temperature"]))
     trainer.remove_callback(PrinterCallback)  # where there is no bar, it would print every log
     trainer.train(True)

@@ -92,8 +92,8 @@ def attend_by_length(
     outputs, start = [], 0
     for length, segments in groupby((cu_seqlens[1:] - cu_seqlens[:-1]).tolist()):
         stop = start + length * len(list(segments))
-        by_head = (part[start:stop].unflatten(0, (-1, length)).transpose(1, 2) for part in (query, key, parts[:, 2]))
-        mixed = F.scaled_dot_product_attention(*by_head, scale=attention.scaling)
+        q, k, v = (part[start:stop].unflatten(0, (-1, length)).transpose(1, 2) for part in (query, key, parts[:, 2]))
+        mixed = F.scaled_dot_product_attention(q, k, v, scale=attention.scaling)
         outputs.append(mixed.transpose(1, 2).reshape(stop - start, -1))
         start = stop
     return attention.proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs))

@@ -168,9 +168,10 @@ def write_npy(report: Report, out: Path) -> Path:
 
 
 def _claim(out: Path) -> None:
-    """Creates the directory, or makes sure that it is ours."""
+    """Creates the directory, or makes sure that it is ours: a run killed early leaves its lock and a temporary file."""
     out.mkdir(parents=True, exist_ok=True)
-    if not (out / "manifest.json").exists() and any(item.name != LOCK for item in out.iterdir()):
+    foreign = any(item.name != LOCK and item.suffix != ".tmp" for item in out.iterdir())
+    if foreign and not (out / "manifest.json").exists():
         raise ValueError(f"{out} is not empty and holds no embeddings of ours: choose another directory")
 
 

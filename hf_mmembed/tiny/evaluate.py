@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
 import tempfile
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2VLForConditionalGeneration
 
 from hf_mmembed.data.scenes import COLORS, SHAPES
+from hf_mmembed.files import write_atomically
 from hf_mmembed.model.convert import convert
 from hf_mmembed.model.presets import PRESETS
 from hf_mmembed.model.processing_mmembed import HierarchicalPrompt
@@ -175,11 +175,9 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def write(results: dict[str, Any], out: Path) -> None:
-    """`results` as JSON, from which `markdown` makes the tables again; written aside and renamed."""
+    """`results` as JSON, from which `markdown` makes the tables again."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f"{out.name}.tmp")
-    aside.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, out)
+    write_atomically(out, f"{json.dumps(results, indent=1)}\n".encode())
 
 
 def _both_sides(embedder: MMEmbedder, inputs: list[dict[str, Any]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

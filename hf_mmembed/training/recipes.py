@@ -10,14 +10,12 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from datasets import Dataset
 
 from hf_mmembed.data.pairs import read_pairs
@@ -27,11 +25,14 @@ from hf_mmembed.sentence_transformer import MMEmbedder
 
 from .arguments import SaHaTrainingArguments
 from .models import open_for_training
+from .recipe_files import names_in, read_recipe, require_known
 from .trainer import SaHaTrainer
 
 __all__ = ["Recipe", "load_recipe", "prepare", "recipe_names", "train"]
 
 logger = logging.getLogger(__name__)
+
+_FOLDER = resources.files("hf_mmembed") / "recipes"
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,7 @@ class Recipe:
 
 def recipe_names() -> list[str]:
     """Recipes that come with the package."""
-    folder = resources.files("hf_mmembed") / "recipes"
-    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+    return names_in(_FOLDER)
 
 
 def load_recipe(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -81,25 +81,10 @@ def load_recipe(source: str | Path, overrides: Mapping[str, Any] | None = None) 
         >>> load_recipe("saha-tiny", {"training.max_steps": 3}).training["max_steps"]
         3
     """
-    names = recipe_names()
-    path: Any = resources.files("hf_mmembed") / "recipes" / f"{source}.yaml" if source in names else Path(source)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no recipe {source}: give a YAML file, or one of {', '.join(names)}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{source} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{source} must hold a mapping, not {type(values).__name__}")
-    for key, value in (overrides or {}).items():
-        part, _, name = key.partition(".")
-        if name:
-            values[part] = {**(values.get(part) or {}), name: value}
-        else:
-            values[part] = value
-    _require_known(source, "", values, {item.name for item in fields(Recipe)})
+    values = read_recipe(source, _FOLDER, overrides)
+    require_known(source, "", values, {item.name for item in fields(Recipe)})
     of_training = {item.name for item in fields(SaHaTrainingArguments) if item.name != "output_dir"}
-    _require_known(source, "training.", values.get("training", {}), of_training)
+    require_known(source, "training.", values.get("training", {}), of_training)
     if missing := {"model", "data", "output"} - values.keys():
         raise ValueError(f"{source} lacks {', '.join(sorted(missing))}")
     return Recipe(**values)
@@ -169,16 +154,6 @@ def _miner(recipe: Recipe, model: MMEmbedder) -> MMEmbedder:
             dtype=recipe.dtype,
         )
     )
-
-
-def _require_known(source: str | Path, part: str, values: Any, known: set[str]) -> None:
-    if not isinstance(values, dict):
-        raise ValueError(f"{source}: {part.rstrip('.')} must be a mapping, not {type(values).__name__}")
-    for key in values:
-        if key not in known:
-            nearest = get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {part}{nearest[0]}?" if nearest else ""
-            raise ValueError(f"{source}: unknown key {part}{key}{hint}")
 
 
 def train(

@@ -26,7 +26,8 @@ def marked(data, anchors, candidates, rules):
     }
 
 
-def by_definition(data, anchors, candidates, rules):
+def by_definition(data, anchors, candidates, rules, marked_by_rank):
+    """As `marked`; of candidates whose owners are equally similar, the rank rule may mark the ones it did mark."""
     query_ids, document_ids, queries, documents = data
     q, d = queries.astype(np.float64), documents.astype(np.float64)
     if rules.centre:
@@ -40,7 +41,8 @@ def by_definition(data, anchors, candidates, rules):
     for anchor, line in zip(anchors.tolist(), candidates.tolist(), strict=True):
         line = [document for document in line if document >= 0]
         similar = {document: max(q[anchor] @ q[owner] for owner in owners[document]) for document in line}
-        for document in sorted(line, key=lambda c: -similar[c])[: int(len(line) * rules.rank)]:
+        by_rank = sorted(line, key=lambda c: (-round(similar[c], 6), (anchor, c) not in marked_by_rank))
+        for document in by_rank[: int(len(line) * rules.rank)]:
             found["rank"].add((anchor, document))
         own = positives[anchor]
         best = max(q[anchor] @ d[document] for document in own)
@@ -78,7 +80,8 @@ def test_equals_its_definition(seed, rows, queries, documents, centre, dense):
     before = filters._GATHER_COST
     filters._GATHER_COST = 1e9 if dense else 0
     try:
-        assert marked(data, anchors, candidates, rules) == by_definition(data, anchors, candidates, rules)
+        found = marked(data, anchors, candidates, rules)
+        assert found == by_definition(data, anchors, candidates, rules, found["rank"])
     finally:
         filters._GATHER_COST = before
 

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from datasets import Dataset
 from transformers import TrainingArguments
 
 from hf_mmembed.data.pairs import read_pairs
 from hf_mmembed.mining import Clusters
 from hf_mmembed.training.arguments import SaHaTrainingArguments
+from hf_mmembed.training.recipe_files import names_in, read_recipe, require_known
 
 from ..sft import fine_tune
 from ..traced import traced_trainer
@@ -28,6 +27,7 @@ from ..unified_checkpoint import make_unified, open_unified
 
 __all__ = ["VARIANTS", "ThinkingRecipe", "load_thinking_recipe", "thinking_recipe_names", "train_thinking"]
 
+_FOLDER = resources.files(__name__)
 VARIANTS = ("sft", "embedder", "unified")
 
 
@@ -73,8 +73,7 @@ class ThinkingRecipe:
 
 def thinking_recipe_names() -> list[str]:
     """Recipes that come with the package."""
-    names = (file.name for file in resources.files(__name__).iterdir())
-    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+    return names_in(_FOLDER)
 
 
 def load_thinking_recipe(source: str | Path, overrides: Mapping[str, Any] | None = None) -> ThinkingRecipe:
@@ -92,28 +91,11 @@ def load_thinking_recipe(source: str | Path, overrides: Mapping[str, Any] | None
         >>> load_thinking_recipe("tte-sft", {"training.max_steps": 3}).training["max_steps"]
         3
     """
-    names = thinking_recipe_names()
-    path: Any = resources.files(__name__) / f"{source}.yaml" if source in names else Path(source)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no recipe {source}: give a YAML file, or one of {', '.join(names)}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{source} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{source} must hold a mapping, not {type(values).__name__}")
-    for key, value in (overrides or {}).items():
-        part, _, name = key.partition(".")
-        values[part] = {**(values.get(part) or {}), name: value} if name else value
-    known = {item.name for item in fields(ThinkingRecipe)}
+    values = read_recipe(source, _FOLDER, overrides)
+    require_known(source, "", values, {item.name for item in fields(ThinkingRecipe)})
     arguments = TrainingArguments if values.get("variant") == "sft" else SaHaTrainingArguments
-    of_training = {item.name for item in fields(arguments)}
-    for prefix, given, allowed in (("", values, known), ("training.", values.get("training") or {}, of_training)):
-        for key in given:
-            if key not in allowed:
-                nearest = get_close_matches(str(key), allowed, n=1)
-                hint = f"; did you mean {prefix}{nearest[0]}?" if nearest else ""
-                raise ValueError(f"{source}: unknown key {prefix}{key}{hint}")
+    of_training = {item.name for item in fields(arguments) if item.name != "output_dir"}
+    require_known(source, "training.", values.get("training") or {}, of_training)
     if missing := {"variant", "model", "data", "traces", "output"} - values.keys():
         raise ValueError(f"{source} lacks {', '.join(sorted(missing))}")
     return ThinkingRecipe(**values)

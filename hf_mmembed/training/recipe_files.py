@@ -1,0 +1,64 @@
+"""YAML recipes: found by name or path, overridden by flags, and checked key by key.
+
+In: the name of a recipe that comes with the package, or a file. Out: its values, every key of which is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+__all__ = ["names_in", "read_recipe", "require_known"]
+
+
+def names_in(folder: Traversable) -> list[str]:
+    """Recipes in a folder of the package."""
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def read_recipe(source: str | Path, folder: Traversable, overrides: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The values of a recipe.
+
+    Args:
+        source: A name from `names_in(folder)`, or a YAML file.
+        folder: Where the recipes of the package lie.
+        overrides: Values that win over the file; a key may name a part, as in ``{"training.max_steps": 10}``.
+
+    Raises:
+        FileNotFoundError: There is no such recipe or file.
+        ValueError: The file is no mapping in YAML.
+    """
+    names = names_in(folder)
+    path: Traversable = folder / f"{source}.yaml" if source in names else Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no recipe {source}: give a YAML file, or one of {', '.join(names)}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{source} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{source} must hold a mapping, not {type(values).__name__}")
+    for key, value in (overrides or {}).items():
+        part, _, name = key.partition(".")
+        values[part] = {**(values.get(part) or {}), name: value} if name else value
+    return values
+
+
+def require_known(source: str | Path, part: str, values: Any, known: Collection[str]) -> None:
+    """Checks the keys of a recipe, or of its `part` (``"training."``).
+
+    Raises:
+        ValueError: It is no mapping, or a key is unknown; the message names the nearest.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{source}: {part.rstrip('.')} must be a mapping, not {type(values).__name__}")
+    for key in values:
+        if key not in known:
+            nearest = get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {part}{nearest[0]}?" if nearest else ""
+            raise ValueError(f"{source}: unknown key {part}{key}{hint}")

@@ -13,12 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from PIL import Image
+from torch import nn
 
 if TYPE_CHECKING:
     from hf_mmembed.sentence_transformer import MMEmbedder
 
-__all__ = ["ModelIdentity", "identify", "local_checkpoint", "prompt_hash"]
+__all__ = ["ModelIdentity", "identify", "local_checkpoint", "prompt_hash", "weights_digest"]
 
 # What decides the numbers. Not the README, not the *.py files: `hf_mmembed` runs its own.
 _FILES = (
@@ -126,6 +128,15 @@ def prompt_hash(embedder: MMEmbedder) -> str:
         for content in ([text], [image, text])
     ]
     return hashlib.sha256(json.dumps([rendered, embedder.prompts], sort_keys=True).encode()).hexdigest()[:32]
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Digest of the weights in memory, trained or not (about a second per gigabyte)."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, weight in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _digest(path: Path) -> str:

@@ -35,8 +35,16 @@ PAIR_FEATURES = Features(
 with the input: it is the same for a whole subset, or one of several wordings of the same; what differs from row to row
 (a question, a change to a picture) is text."""
 
-NEGATIVE_FEATURES = Features({"neg_text": List(_TEXT), "neg_image": List(_IMAGE), "neg_score": List(Value("float64"))})
-"""Optional columns: hard negatives of the row, element by element a text, a picture or both, and their scores."""
+NEGATIVE_FEATURES = Features(
+    {
+        "neg_text": List(_TEXT),
+        "neg_image": List(_IMAGE),
+        "pos_score": Value("float64"),
+        "neg_score": List(Value("float64")),
+    }
+)
+"""Optional columns: hard negatives of the row, element by element a text, a picture or both; and what a judge thinks of
+the document and of each negative, higher for a better answer. A score that is not there is None."""
 
 _SCHEMA = {**PAIR_FEATURES, **NEGATIVE_FEATURES}
 _QUERIES = ("query", "anchor", "question")
@@ -149,11 +157,13 @@ def _cells(rows: Dataset, ours: str, theirs: str, root: Path) -> Any:
     """A column of texts, paths or scores in the form of the schema."""
     feature = rows.features[theirs]
     column = rows.select_columns([theirs]).with_format("arrow")[:].column(theirs)
+    if ours == "pos_score":
+        return column.cast(pa.float64())
     if ours in NEGATIVE_FEATURES:
         lists = [cell if isinstance(cell, list) else [cell] for cell in column.to_pylist()]
         if ours == "neg_image":
             return [[_stored(cell, root, row, theirs) for cell in cells] for row, cells in enumerate(lists)]
-        empty = 0.0 if ours == "neg_score" else ""
+        empty = None if ours == "neg_score" else ""
         return [[empty if cell is None else cell for cell in cells] for cells in lists]
     if isinstance(feature, ClassLabel):
         column = pa.chunked_array([["" if cell is None else feature.int2str(cell) for cell in column.to_pylist()]])

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from sentence_transformers import SentenceTransformerTrainingArguments
 
-__all__ = ["LORA_TARGETS", "SaHaTrainingArguments"]
+__all__ = ["LORA_TARGETS", "LOSSES", "Loss", "SaHaTrainingArguments"]
+
+Loss = Literal["infonce", "in-batch-hard-negatives", "soft-labels"]
+LOSSES: tuple[Loss, ...] = get_args(Loss)
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "down_proj")
 
@@ -37,12 +40,19 @@ class SaHaTrainingArguments(SentenceTransformerTrainingArguments):
 
         > Parameters that control the loss
 
+        loss (`str`, *optional*, defaults to `"infonce"`):
+            What is done with a batch, however it was made: `"infonce"` (`MaskedInfoNCELoss`),
+            `"in-batch-hard-negatives"` (UniME's `InBatchHardNegativeLoss`) or `"soft-labels"` (UniME-V2's
+            `SoftLabelLoss`, for pairs with the scores of a judge).
+        hard_negatives (`int`, *optional*, defaults to 8):
+            Negatives per query of `"in-batch-hard-negatives"`.
         temperature (`float`, *optional*, defaults to 0.02):
             Similarities are divided by it.
         symmetric (`bool`, *optional*, defaults to `False`):
-            Add the loss from documents to queries.
+            Add the loss from documents to queries; only of `"infonce"`.
         false_negative_margin (`float`, *optional*):
-            Ignore negatives that score higher than the positive by more than this. Defaults to None: keep all.
+            Ignore negatives that score higher than the positive by more than this. Defaults to that of the loss:
+            `"infonce"` keeps all, `"in-batch-hard-negatives"` has 0.1, `"soft-labels"` takes none.
 
         > Parameters that control the memory
 
@@ -78,7 +88,8 @@ class SaHaTrainingArguments(SentenceTransformerTrainingArguments):
         save_total_limit (`int`, *optional*, defaults to 2)
 
     Raises:
-        ValueError: `global_batch_size` cannot be divided among the processes and accumulation steps, or `save_as` is unknown.
+        ValueError: `global_batch_size` cannot be divided among the processes and accumulation steps, a batch has too few
+            pairs for `hard_negatives`, an option is of another loss, or `loss` or `save_as` is unknown.
     """
 
     global_batch_size: int | None = field(
@@ -87,6 +98,8 @@ class SaHaTrainingArguments(SentenceTransformerTrainingArguments):
     subsets_per_batch: int | None = field(default=None, metadata={"help": "At most this many subsets in a step."})
     remine_every_epoch: bool = field(default=False, metadata={"help": "Mine anew with the current model every epoch."})
 
+    loss: Loss = field(default="infonce", metadata={"help": "What is done with a batch."})
+    hard_negatives: int = field(default=8, metadata={"help": "Negatives per query of in-batch-hard-negatives."})
     temperature: float = field(default=0.02, metadata={"help": "Similarities are divided by it."})
     symmetric: bool = field(default=False, metadata={"help": "Add the loss from documents to queries."})
     false_negative_margin: float | None = field(
@@ -126,3 +139,18 @@ class SaHaTrainingArguments(SentenceTransformerTrainingArguments):
                     f"processes and {self.gradient_accumulation_steps} accumulation steps; choose a multiple of {parts}."
                 )
             self.per_device_train_batch_size = self.global_batch_size // parts
+        self._check_loss()
+
+    def _check_loss(self) -> None:
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss is {self.loss!r}; use one of {', '.join(map(repr, LOSSES))}.")
+        if self.symmetric and self.loss != "infonce":
+            raise ValueError(f"symmetric is an option of the loss 'infonce', not of {self.loss!r}; leave it out.")
+        if self.false_negative_margin is not None and self.loss == "soft-labels":
+            raise ValueError("the loss 'soft-labels' has no false_negative_margin: filter when you judge.")
+        together = self.per_device_train_batch_size * self.world_size
+        if self.loss == "in-batch-hard-negatives" and not 0 < self.hard_negatives < together:
+            raise ValueError(
+                f"hard_negatives is {self.hard_negatives}, but {together} pairs that meet in a batch give a query from 1 to "
+                f"{together - 1} negatives; change it, or global_batch_size, or gradient_accumulation_steps."
+            )

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ def open_for_training(
     *,
     prompt: str | Path = "saha",
     dtype: str | torch.dtype = "auto",
+    device: str | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
 ) -> MMEmbedder:
     """An embedder with the weights to train switched on and the others off.
 
@@ -46,6 +49,8 @@ def open_for_training(
         args: Say whether to train an adapter and of what kind. An adapter that is there already keeps its kind.
         prompt: What to convert a multimodal LLM with. Defaults to ``"saha"``.
         dtype: Of the frozen weights. Defaults to ``"auto"``, that of the checkpoint. What is trained is in float32.
+        device: Where it is opened. Defaults to the best there is.
+        model_kwargs: More for ``from_pretrained``.
 
     Raises:
         OSError: `model` cannot be read.
@@ -60,7 +65,7 @@ def open_for_training(
                 logger.info("converting %s to the embedder %s", path, converted)
                 convert(path, converted, prompt=prompt)
         path = str(converted)
-    embedder = MMEmbedder(path, model_kwargs={"dtype": dtype})
+    embedder = MMEmbedder(path, device=device, model_kwargs={"dtype": dtype, **(model_kwargs or {})})
     set_seed(args.seed)  # of the fresh adapter
     if is_adapter:
         for name, parameter in embedder.named_parameters():
@@ -144,6 +149,7 @@ def save_result(embedder: MMEmbedder, directory: str | os.PathLike[str], *, merg
     config = getattr(embedder.transformers_model, "peft_config", None)
     if config and merged:
         base: Any = MMEmbedder(config["default"].base_model_name_or_path)
+        base[0].processor = embedder[0].processor  # its prompt and image size may have been chosen for this training
         base[0].model = PeftModel.from_pretrained(base[0].model, staged).merge_and_unload()
         shutil.rmtree(staged)
         save_embedder(base, staged)

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-__all__ = ["names_in", "read_recipe", "require_known"]
+__all__ = ["names_in", "read_recipe", "require_known", "with_overrides"]
 
 
 def names_in(folder: Traversable) -> list[str]:
@@ -43,6 +43,21 @@ def read_recipe(source: str | Path, folder: Traversable, overrides: Mapping[str,
         raise ValueError(f"{source} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{source} must hold a mapping, not {type(values).__name__}")
+    return with_overrides(values, overrides)
+
+
+def with_overrides(values: Mapping[str, Any], overrides: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The values of a recipe, or of a part of it, with others that win.
+
+    Args:
+        values: What the file says.
+        overrides: A key may name a part, as in ``{"training.max_steps": 10}``.
+
+    Example:
+        >>> with_overrides({"training": {"seed": 1}}, {"training.max_steps": 10, "output": "run"})
+        {'training': {'seed': 1, 'max_steps': 10}, 'output': 'run'}
+    """
+    values = dict(values)
     for key, value in (overrides or {}).items():
         part, _, name = key.partition(".")
         values[part] = {**(values.get(part) or {}), name: value} if name else value

@@ -21,6 +21,7 @@ from datasets import Dataset
 from hf_mmembed.data.pairs import read_pairs
 from hf_mmembed.identity import prompt_hash
 from hf_mmembed.mining import Clusters, content_ids, mine_pairs
+from hf_mmembed.model.presets import load_prompt
 from hf_mmembed.sentence_transformer import MMEmbedder
 
 from .arguments import SaHaTrainingArguments
@@ -28,11 +29,11 @@ from .models import open_for_training
 from .recipe_files import names_in, read_recipe, require_known
 from .trainer import SaHaTrainer
 
-__all__ = ["Recipe", "load_recipe", "prepare", "recipe_names", "train"]
+__all__ = ["FOLDER", "Recipe", "load_recipe", "prepare", "recipe_names", "train"]
 
 logger = logging.getLogger(__name__)
 
-_FOLDER = resources.files("hf_mmembed") / "recipes"
+FOLDER = resources.files("hf_mmembed") / "recipes"
 
 
 @dataclass(frozen=True)
@@ -43,27 +44,30 @@ class Recipe:
         model: A multimodal LLM, an embedder, or an adapter over one; see `open_for_training`.
         data: Arguments of `read_pairs`, ``source`` first of all.
         output: Directory of the run. The result will be in ``model`` inside it.
-        prompt: What to convert a multimodal LLM with. Defaults to ``"saha"``.
+        prompt: Of the result. Defaults to that of the embedder, and to ``"saha"`` for a multimodal LLM.
         dtype: Of the frozen weights. Defaults to ``"auto"``, that of the checkpoint.
         image_size: ``size`` of the family's image processor, kept with the result. Defaults to that of the checkpoint.
         mining: Arguments of the mining, and optionally ``model``, the embedder that mines. Defaults to those of
             ``hf-mmembed mine``; None for random batches.
         training: `SaHaTrainingArguments`, but for the output directory.
+        distillation: A first stage, which ``hf-mmembed distill`` reads and the training does not; see
+            `hf_mmembed.distillation.DistillationRecipe`.
     """
 
     model: str
     data: Mapping[str, Any]
     output: str
-    prompt: str = "saha"
+    prompt: str | None = None
     dtype: str = "auto"
     image_size: Mapping[str, int] | None = None
     mining: Mapping[str, Any] | None = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    distillation: Mapping[str, Any] | None = None
 
 
 def recipe_names() -> list[str]:
     """Recipes that come with the package."""
-    return names_in(_FOLDER)
+    return names_in(FOLDER)
 
 
 def load_recipe(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -81,7 +85,7 @@ def load_recipe(source: str | Path, overrides: Mapping[str, Any] | None = None) 
         >>> load_recipe("saha-tiny", {"training.max_steps": 3}).training["max_steps"]
         3
     """
-    values = read_recipe(source, _FOLDER, overrides)
+    values = read_recipe(source, FOLDER, overrides)
     require_known(source, "", values, {item.name for item in fields(Recipe)})
     of_training = {item.name for item in fields(SaHaTrainingArguments) if item.name != "output_dir"}
     require_known(source, "training.", values.get("training", {}), of_training)
@@ -108,7 +112,7 @@ def prepare(
     args = SaHaTrainingArguments(output_dir=str(Path(recipe.output)), **recipe.training)
     if pairs is None:
         pairs = read_pairs(**recipe.data)
-    model = open_for_training(recipe.model, args, prompt=recipe.prompt, dtype=recipe.dtype)
+    model = _opened(recipe.model, args, recipe)
     if recipe.image_size is not None:
         size = model.processor.image_processor.size
         model.processor.image_processor.size = type(size)(**recipe.image_size)
@@ -144,16 +148,16 @@ def mine_clusters(model: MMEmbedder, directory: Path, *, pairs: Dataset, options
 def _miner(recipe: Recipe, model: MMEmbedder) -> MMEmbedder:
     """The embedder that mines at the beginning: the one to be trained, unless the recipe names another."""
     other = (recipe.mining or {}).get("model")
-    return (
-        model
-        if other is None
-        else open_for_training(
-            other,
-            SaHaTrainingArguments(str(Path(recipe.output) / "miner"), lora_rank=0),
-            prompt=recipe.prompt,
-            dtype=recipe.dtype,
-        )
-    )
+    if other is None:
+        return model
+    return _opened(other, SaHaTrainingArguments(str(Path(recipe.output) / "miner"), lora_rank=0), recipe)
+
+
+def _opened(model: str, args: SaHaTrainingArguments, recipe: Recipe) -> MMEmbedder:
+    embedder = open_for_training(model, args, prompt=recipe.prompt or "saha", dtype=recipe.dtype)
+    if recipe.prompt is not None:
+        embedder.processor.prompt = load_prompt(recipe.prompt)  # an embedder has one of its own
+    return embedder
 
 
 def train(

@@ -37,10 +37,10 @@ from hf_mmembed.sentence_transformer import MMEmbedder
 
 from .arguments import SaHaTrainingArguments
 from .checkpoints import STAGING, last_complete, publish, what_is_missing
+from .choices import make_loss
 from .chunks import NonFiniteLossError
 from .collator import ROW, PairCollator
 from .gather import any_process
-from .losses import MaskedInfoNCELoss
 from .models import open_for_training, save_embedder, save_result
 from .plot import plot_training
 from .sampler import SaHaBatchSampler
@@ -60,7 +60,7 @@ class SaHaTrainer(SentenceTransformerTrainer):
         clusters: What mining returns, or row numbers ``(n_clusters, size)``, -1 where a cluster is shorter. Defaults to
             None: random batches.
         ids: `content_ids` of the pairs, where they are known already. Defaults to computing them.
-        loss: A `ChunkedLoss` or a function that makes one of the model. Defaults to `MaskedInfoNCELoss` as `args` say.
+        loss: A `ChunkedLoss` or a function that makes one of the model. Defaults to the one that `args` name.
         mine: For ``remine_every_epoch``: called with the current model on every process, it saves new `Clusters` in the
             directory that it is given.
         evaluator: Of sentence-transformers, called as ``eval_strategy`` says.
@@ -148,15 +148,8 @@ class SaHaTrainer(SentenceTransformerTrainer):
     # Batches
 
     def get_default_loss(self, model: MMEmbedder) -> nn.Module:
-        """`MaskedInfoNCELoss` as the arguments say."""
-        return MaskedInfoNCELoss(
-            model,
-            temperature=self.args.temperature,
-            symmetric=self.args.symmetric,
-            false_negative_margin=self.args.false_negative_margin,
-            mini_batch_size=self.args.mini_batch_size,
-            mini_batch_num_tokens=self.args.mini_batch_num_tokens,
-        )
+        """The loss that the arguments name."""
+        return make_loss(model, self.args, self.train_dataset)
 
     def get_batch_sampler(self, dataset: Dataset, batch_size: int, drop_last: bool, **kwargs: Any) -> SaHaBatchSampler:
         """Whole clusters, dealt out evenly, so that nothing needs to be dropped."""

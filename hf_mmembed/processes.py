@@ -5,11 +5,17 @@ In: the environment. Out: a `World`: which process this is, of how many, and wha
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from functools import cache
 
 __all__ = ["World", "world"]
+
+logger = logging.getLogger(__name__)
+
+# What `accelerate launch` sets for more than one process, and what it or MPI sets if it starts them.
+_LEFT_ALONE = ({"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"}, {"WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"})
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,11 @@ class World:
 def world() -> World:
     """The processes of this run; one, unless a launcher says otherwise."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if _LEFT_ALONE[0] <= os.environ.keys() and not _LEFT_ALONE[1] & os.environ.keys():
+            logger.warning(
+                "accelerate launch was asked for several processes and started one, since it found no several GPUs: add "
+                "--multi_gpu, which starts them on a CPU too"
+            )
         return World()
     import torch
     from accelerate import PartialState

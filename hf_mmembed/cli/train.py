@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,17 +42,13 @@ def train(
 
     Example: hf-mmembed train --config saha-tiny
     """
-    import torch
     import yaml
 
-    overrides: dict[str, Any] = {}
-    if "LOCAL_RANK" in os.environ and not torch.accelerator.is_available():
-        # Without an accelerator, accelerate takes the processes for independent ones unless it is told.
-        os.environ["ACCELERATE_USE_CPU"] = "true"
-        overrides["training.use_cpu"] = True
     from hf_mmembed.mining import Clusters
+    from hf_mmembed.processes import world
     from hf_mmembed.training import recipes
 
+    overrides: dict[str, Any] = {}
     for item in set_ or []:
         key, equals, value = item.partition("=")
         if not equals:
@@ -65,11 +60,12 @@ def train(
     recipe = replace(recipe, model=embedder(recipe.model))
     given = None if clusters is None else Clusters.load(clusters)
     if dry_run:
-        for name, value in recipes.prepare(recipe, pairs=pairs, clusters=given).summary().items():
-            typer.echo(f"{name:>24}  {value}")
-        return
-    result = recipes.train(recipe, pairs=pairs, clusters=given, resume=resume)
-    typer.echo(f"wrote {result}")
+        summary = recipes.prepare(recipe, pairs=pairs, clusters=given).summary()
+        words = [f"{name:>24}  {value}" for name, value in summary.items()]
+    else:
+        words = [f"wrote {recipes.train(recipe, pairs=pairs, clusters=given, resume=resume)}"]
+    if world().main:
+        typer.echo("\n".join(words))
 
 
 def _drawn_pairs() -> Any:

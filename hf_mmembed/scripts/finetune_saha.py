@@ -52,20 +52,25 @@ def main(args: Sequence[str] | None = None) -> Path:
     import yaml
 
     from hf_mmembed import tiny
-    from hf_mmembed.hub import push
     from hf_mmembed.training.recipes import load_recipe, train
 
     overrides: dict[str, object] = {"data.source": options.data, "output": str(options.output)}
     if options.column:
         overrides["data.columns"] = _mapping(parser, "--column", options.column)
+    if options.push:
+        # Merged: an adapter over a base that was converted here would be of no use to others.
+        overrides |= {
+            "training.push_to_hub": True,
+            "training.hub_model_id": options.push,
+            "training.save_as": "merged",
+        }
+        overrides["training.hub_private_repo"] = options.private or None
     overrides |= {key: yaml.safe_load(value) for key, value in _mapping(parser, "--set", options.set).items()}
     model = options.model or (str(tiny.checkpoint_path()) if options.recipe == "saha-tiny" else None)
     if model:
         overrides["model"] = model
     result = train(load_recipe(options.recipe, overrides))
     logger.info("the embedder is in %s", result)
-    if options.push:
-        logger.info("pushed: %s", push(result, options.push, private=options.private or None).commit_url)
     return result
 
 

@@ -6,11 +6,14 @@ sentence-transformers and transformers with a few more.
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 __all__ = ["LORA_TARGETS", "LOSSES", "Loss", "SaHaTrainingArguments"]
 
@@ -27,9 +30,9 @@ class SaHaTrainingArguments(SentenceTransformerTrainingArguments):
     Only what is added to, or has another default than in, `SentenceTransformerTrainingArguments` is listed. Defaults
     are the published ones of SaHa (https://arxiv.org/abs/2508.00955 and its Gen2Embed repository) where it has any.
 
-    > Parameters that control the batches
-
     Args:
+        > Parameters that control the batches
+
         global_batch_size (`int`, *optional*):
             Pairs per optimizer step over all processes and accumulation steps. Takes the place of
             `per_device_train_batch_size`, so that the same recipe trains the same on any number of processes.
@@ -86,6 +89,8 @@ class SaHaTrainingArguments(SentenceTransformerTrainingArguments):
         logging_steps (`float`, *optional*, defaults to 10)
         logging_nan_inf_filter (`bool`, *optional*, defaults to `False`): a NaN stops the run, so there is none to hide.
         save_total_limit (`int`, *optional*, defaults to 2)
+        hub_strategy (`str`, *optional*, defaults to `"end"`): with `push_to_hub`, the result is published, never a
+            checkpoint, which holds pickles.
 
     Raises:
         ValueError: `global_batch_size` cannot be divided among the processes and accumulation steps, a batch has too few
@@ -124,13 +129,21 @@ class SaHaTrainingArguments(SentenceTransformerTrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Not used: a NaN stops the run."})
     disable_tqdm: bool | None = field(default=None, metadata={"help": "No bars; by default, off a terminal."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Keep this many checkpoints."})
+    hub_strategy: HubStrategy | str = field(default="end", metadata={"help": "Only the result is pushed."})
 
     def __post_init__(self) -> None:
         if self.save_as not in ("adapter", "merged"):
             raise ValueError(f"save_as is {self.save_as!r}; use 'adapter' or 'merged'.")
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+            self.use_cpu = True  # or transformers would take each process for the only one
         super().__post_init__()
+        if self.push_to_hub and self.hub_strategy != HubStrategy.END:
+            raise ValueError(
+                f"hub_strategy is {HubStrategy(self.hub_strategy).value!r}, but only the result is pushed: checkpoints "
+                "hold pickles (optimizer, random state), which can run code when they are read. Leave it at 'end'."
+            )
         if self.global_batch_size is not None:
             parts = self.world_size * self.gradient_accumulation_steps
             if self.global_batch_size < 1 or self.global_batch_size % parts:

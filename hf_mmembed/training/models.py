@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from sentence_transformers.util import is_sentence_transformer_model
 from transformers import set_seed
 from transformers.utils import find_adapter_config_file
 
+from hf_mmembed.hub import card_of
 from hf_mmembed.model.convert import convert
+from hf_mmembed.processes import world
 from hf_mmembed.sentence_transformer import MMEmbedder
 
 from .arguments import SaHaTrainingArguments
@@ -60,10 +61,11 @@ def open_for_training(
     is_adapter = find_adapter_config_file(path) is not None
     if not is_adapter and not is_sentence_transformer_model(path):
         converted = Path(args.output_dir).resolve() / "embedder"
-        with PartialState().main_process_first():
-            if not (converted / "modules.json").is_file():
-                logger.info("converting %s to the embedder %s", path, converted)
-                convert(path, converted, prompt=prompt)
+        process = world()
+        if process.main and not (converted / "modules.json").is_file():
+            logger.info("converting %s to the embedder %s", path, converted)
+            convert(path, converted, prompt=prompt)
+        process.agree(None)
         path = str(converted)
     embedder = MMEmbedder(path, device=device, model_kwargs={"dtype": dtype, **(model_kwargs or {})})
     set_seed(args.seed)  # of the fresh adapter
@@ -131,13 +133,16 @@ def _with_weight(name: str) -> str:
     return f"{name}.weight" if name.endswith("lora_magnitude_vector") else name
 
 
-def save_result(embedder: MMEmbedder, directory: str | os.PathLike[str], *, merged: bool) -> Path:
-    """Write what was trained; the directory appears at once and complete.
+def save_result(
+    embedder: MMEmbedder, directory: str | os.PathLike[str], *, merged: bool, record: Mapping[str, str] | None = None
+) -> Path:
+    """Write what was trained, and a card that says how; the directory appears at once and complete.
 
     Args:
         embedder: As trained.
         directory: A result that is there already is replaced.
         merged: Add an adapter to the weights, so that neither PEFT nor the base is needed to open the result.
+        record: More files by name, such as those of `record_of`, from which the card is made.
 
     Returns:
         `directory`.
@@ -153,6 +158,9 @@ def save_result(embedder: MMEmbedder, directory: str | os.PathLike[str], *, merg
         base[0].model = PeftModel.from_pretrained(base[0].model, staged).merge_and_unload()
         shutil.rmtree(staged)
         save_embedder(base, staged)
+    for name, content in (record or {}).items():
+        (staged / name).write_text(content, encoding="utf-8")
+    (staged / "README.md").write_text(card_of(staged, repo_id=directory.name), encoding="utf-8")
     shutil.rmtree(directory, ignore_errors=True)
     os.replace(staged, directory)
     return directory

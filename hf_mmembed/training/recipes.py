@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from copy import copy
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -101,7 +102,7 @@ def prepare(
 
     Args:
         recipe: What to do.
-        pairs: Instead of ``recipe.data``.
+        pairs: Instead of reading ``recipe.data``, which should say what they are.
         clusters: Instead of mining.
         **trainer: More arguments of `SaHaTrainer`.
 
@@ -118,9 +119,11 @@ def prepare(
         model.processor.image_processor.size = type(size)(**recipe.image_size)
     ids = content_ids(pairs)
     mine = None if recipe.mining is None else partial(mine_clusters, pairs=pairs, options=recipe.mining)
-    if clusters is None and mine is not None:
-        clusters = mine(_miner(recipe, model), Path(args.output_dir, "clusters", "epoch-0"))
-    return SaHaTrainer(model, args, pairs, clusters, ids=ids, mine=mine, **trainer)
+    given = clusters is not None
+    if not given and mine is not None:
+        clusters = mine(_miner(recipe, model, args), Path(args.output_dir, "clusters", "epoch-0"))
+    asked = {name: value for name, value in asdict(recipe).items() if not (given and name == "mining")}
+    return SaHaTrainer(model, args, pairs, clusters, ids=ids, mine=mine, recipe=asked, **trainer)
 
 
 def mine_clusters(model: MMEmbedder, directory: Path, *, pairs: Dataset, options: Mapping[str, Any]) -> Clusters:
@@ -145,12 +148,14 @@ def mine_clusters(model: MMEmbedder, directory: Path, *, pairs: Dataset, options
     return mine_pairs(pairs, model, directory, model=identity, **chosen).clusters
 
 
-def _miner(recipe: Recipe, model: MMEmbedder) -> MMEmbedder:
+def _miner(recipe: Recipe, model: MMEmbedder, args: SaHaTrainingArguments) -> MMEmbedder:
     """The embedder that mines at the beginning: the one to be trained, unless the recipe names another."""
     other = (recipe.mining or {}).get("model")
     if other is None:
         return model
-    return _opened(other, SaHaTrainingArguments(str(Path(recipe.output) / "miner"), lora_rank=0), recipe)
+    args = copy(args)  # a second one made from scratch would set up the processes anew
+    args.output_dir, args.lora_rank = str(Path(recipe.output) / "miner"), 0
+    return _opened(other, args, recipe)
 
 
 def _opened(model: str, args: SaHaTrainingArguments, recipe: Recipe) -> MMEmbedder:

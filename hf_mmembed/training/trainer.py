@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +22,23 @@ import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from datasets import Dataset
+from huggingface_hub import CommitInfo
 from numpy.typing import ArrayLike
 from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 from sentence_transformers.util.distributed import all_gather
 from torch import Tensor, nn
-from transformers import ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from hf_mmembed.files import write_atomically
 from hf_mmembed.mining import Clusters, ContentIds, content_ids
+from hf_mmembed.processes import world
 from hf_mmembed.sentence_transformer import MMEmbedder
 
 from .arguments import SaHaTrainingArguments
+from .callbacks import BeginEpoch, LogWhatIsSaved, Progress, Values
 from .checkpoints import STAGING, last_complete, publish, what_is_missing
 from .choices import make_loss
 from .chunks import NonFiniteLossError
@@ -43,6 +46,8 @@ from .collator import ROW, PairCollator
 from .gather import any_process
 from .models import open_for_training, save_embedder, save_result
 from .plot import plot_training
+from .publishing import publish_result, require_public_base
+from .record import record_of
 from .sampler import SaHaBatchSampler
 
 __all__ = ["SaHaTrainer"]
@@ -63,12 +68,13 @@ class SaHaTrainer(SentenceTransformerTrainer):
         loss: A `ChunkedLoss` or a function that makes one of the model. Defaults to the one that `args` name.
         mine: For ``remine_every_epoch``: called with the current model on every process, it saves new `Clusters` in the
             directory that it is given.
+        recipe: What was asked for, as it is kept beside the result. Defaults to the arguments that are not defaults.
         evaluator: Of sentence-transformers, called as ``eval_strategy`` says.
         callbacks: More callbacks.
         optimizers: An optimizer and a scheduler. Default to AdamW with linear decay, as `args` say.
 
     Raises:
-        ValueError: The clusters belong to other data, or an argument is missing.
+        ValueError: The clusters belong to other data, an argument is missing, or the result could not be published.
 
     Example:
         ::
@@ -91,6 +97,7 @@ class SaHaTrainer(SentenceTransformerTrainer):
         ids: ContentIds | None = None,
         loss: nn.Module | Callable[[MMEmbedder], nn.Module] | None = None,
         mine: Callable[[MMEmbedder, Path], object] | None = None,
+        recipe: Mapping[str, Any] | None = None,
         evaluator: SentenceEvaluator | list[SentenceEvaluator] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
@@ -106,16 +113,20 @@ class SaHaTrainer(SentenceTransformerTrainer):
         if len(self.ids.query_ids) != len(train_dataset):
             raise ValueError(f"ids are of {len(self.ids.query_ids)} rows, but there are {len(train_dataset)} pairs.")
         self.clusters = None if clusters is None else np.asarray(getattr(clusters, "rows", clusters))
-        self.mine = mine
+        self.mined = clusters if isinstance(clusters, Clusters) else None
+        self.mine, self.recipe = mine, recipe
+        if not isinstance(model, MMEmbedder):
+            model = open_for_training(model, args)
+        if args.push_to_hub:
+            require_public_base(model, args)
         self._sampler: SaHaBatchSampler | None = None
-        self._resumed_within_epoch = False
         self._staging: Path | None = None
         self._sums: dict[str, Tensor] = {}
         self._rows_of_step: list[int] = []
         self._steps_summed = self._pairs_seen = 0
         self._since = time.monotonic()
         super().__init__(
-            model=model if isinstance(model, MMEmbedder) else open_for_training(model, args),
+            model=model,
             args=args,
             train_dataset=train_dataset.with_format(None).add_column(ROW, np.arange(len(train_dataset))),
             loss=loss,
@@ -124,10 +135,13 @@ class SaHaTrainer(SentenceTransformerTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self.add_callback(_BeginEpoch(self))
-        if not self.args.disable_tqdm:
-            self.remove_callback(ProgressCallback)
-            self.add_callback(_Progress())
+        self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
+        for callback in (
+            BeginEpoch(self._begin_epoch),
+            LogWhatIsSaved(),
+            Values() if args.disable_tqdm else Progress(),
+        ):
+            self.add_callback(callback)
 
     def summary(self) -> dict[str, Any]:
         """What is about to be done, in numbers."""
@@ -174,18 +188,17 @@ class SaHaTrainer(SentenceTransformerTrainer):
         """What `PairCollator` made, in the order in which a `ChunkedLoss` takes it."""
         return inputs["sides"], inputs["facts"]
 
-    def _begin_epoch(self, epoch: int) -> None:
-        """Called before the first batch of an epoch, or of what is left of it after resuming."""
+    def _begin_epoch(self, epoch: int, within: bool) -> None:
+        """Called before the first batch of an epoch, or `within` it, before what is left of it after resuming."""
         assert self._sampler is not None
         self._sampler.set_epoch(epoch)
         if self.args.remine_every_epoch and epoch > 0 and self.mine is not None:
             directory = Path(self.args.output_dir, "clusters", f"epoch-{epoch}")
-            if not (self._resumed_within_epoch and directory.is_dir()):
+            if not (within and directory.is_dir()):
                 logger.info("mining anew for epoch %d", epoch + 1)
                 self.mine(self.model, directory)
                 self.accelerator.wait_for_everyone()
             self._sampler.set_clusters(Clusters.load(directory).rows)
-        self._resumed_within_epoch = False
 
     # Steps
 
@@ -254,7 +267,7 @@ class SaHaTrainer(SentenceTransformerTrainer):
         write_atomically(Path(self.args.output_dir, "non-finite-rows.json"), content.encode("utf-8"))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in transformers, with the mean of the loss's metrics and pairs per second since the last time."""
+        """As in transformers, with the loss's metrics, pairs per second and seconds since the last time."""
         if "loss" in logs and self._steps_summed:
             names = sorted(self._sums)
             means = torch.stack([self._sums[name].float() for name in names]) / self._steps_summed
@@ -265,6 +278,7 @@ class SaHaTrainer(SentenceTransformerTrainer):
                 **logs,
                 **{name: round(value, 4) for name, value in zip(names, means.tolist(), strict=True)},
                 "pairs_per_second": round(self._pairs_seen / (now - self._since), 2),
+                "seconds": round(now - self._since, 3),
             }
             self._sums, self._steps_summed, self._pairs_seen, self._since = {}, 0, 0, now
         super().log(logs, start_time)
@@ -293,7 +307,6 @@ class SaHaTrainer(SentenceTransformerTrainer):
             )
         elif resume_from_checkpoint and (missing := what_is_missing(Path(resume_from_checkpoint))):
             raise ValueError(f"cannot resume from {resume_from_checkpoint}: {missing}.")
-        self._resumed_within_epoch = bool(resume_from_checkpoint)
         self._since = time.monotonic()
         result = super().train(resume_from_checkpoint or None, **kwargs)
         if self.is_world_process_zero():
@@ -301,10 +314,36 @@ class SaHaTrainer(SentenceTransformerTrainer):
         return result
 
     def save_result(self, directory: str | os.PathLike[str]) -> Path:
-        """Write the trained embedder as ``args.save_as`` says; see `hf_mmembed.training.models.save_result`."""
+        """Write the trained embedder as ``args.save_as`` says, with a record of the run; publish it if ``args.push_to_hub``.
+
+        See `hf_mmembed.training.models.save_result` and `hf_mmembed.hub.push`.
+        """
+        directory = self._write_result(directory)
+        if self.args.push_to_hub:
+            publish_result(self, directory, "End of training")
+        return directory
+
+    def push_to_hub(self, commit_message: str = "End of training", **options: Any) -> CommitInfo | None:
+        """Save the result in ``model`` of the output directory and publish that: no checkpoint, no pickle, no log.
+
+        Args:
+            commit_message: Of the commit.
+            **options: Of `hf_mmembed.hub.push`, in place of the ``hub_*`` arguments.
+
+        Returns:
+            The commit, on the main process.
+
+        Raises:
+            PublishError: Something must not be published; nothing was sent.
+            PushError: The Hub refused or broke off; nothing was committed.
+        """
+        directory = self._write_result(Path(self.args.output_dir, "model"))
+        return publish_result(self, directory, commit_message, **options)
+
+    def _write_result(self, directory: str | os.PathLike[str]) -> Path:
         if self.is_world_process_zero():
-            save_result(self.model, directory, merged=self.args.save_as == "merged")
-        self.accelerator.wait_for_everyone()
+            save_result(self.model, directory, merged=self.args.save_as == "merged", record=record_of(self))
+        world().agree(None)
         return Path(directory)
 
     # Checkpoints
@@ -345,30 +384,6 @@ class SaHaTrainer(SentenceTransformerTrainer):
 
     def add_model_card_callback(self, default_args_dict: Mapping[str, Any]) -> None:
         """None: that callback reads the training data for examples to publish."""
-
-
-class _BeginEpoch(TrainerCallback):
-    """Tells the trainer of a new epoch; the trainer of transformers does not reach the sampler when it resumes."""
-
-    def __init__(self, trainer: SaHaTrainer) -> None:
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        epoch = state.epoch or 0
-        self.trainer._resumed_within_epoch &= epoch != int(epoch)
-        self.trainer._begin_epoch(int(epoch))
-
-
-class _Progress(ProgressCallback):
-    """The bar of transformers, with the last values at its end instead of a printed dictionary."""
-
-    SHOWN: Sequence[str] = ("loss", "hardness", "pairs_per_second")
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        if state.is_world_process_zero and self.training_bar is not None and logs:
-            self.training_bar.set_postfix({name: logs[name] for name in self.SHOWN if name in logs})
 
 
 def _random_state() -> tuple[Tensor, list[Tensor]]:

@@ -16,8 +16,10 @@ from accelerate.state import AcceleratorState, GradientState
 from datasets import Dataset
 from PIL import Image
 
-from hf_mmembed import MMEmbedder
+from hf_mmembed import MMEmbedder, processes
 from hf_mmembed.data.pairs import read_pairs
+from hf_mmembed.training.trainer import SaHaTrainer
+from tests.training.runs import CLUSTERS, Steps, arguments
 
 COLOURS = ("red", "green", "blue", "white", "black", "gray", "pink", "gold", "navy", "teal", "plum", "tan")
 
@@ -63,6 +65,16 @@ def fresh(embedder) -> Callable[..., MMEmbedder]:
     return build
 
 
+@pytest.fixture(scope="session")
+def uninterrupted(embedder, tmp_path_factory):
+    """A run of two epochs of three steps: its directory, trainer, and the weights after every step."""
+    directory = tmp_path_factory.mktemp("uninterrupted") / "run"
+    steps = Steps()
+    trainer = SaHaTrainer(embedder("qwen2_vl"), arguments(directory), make_pairs(), CLUSTERS, callbacks=[steps])
+    trainer.train()
+    return directory, trainer, steps.weights
+
+
 @contextmanager
 def double_precision() -> Iterator[None]:
     """float64 all through: the norms and the rotary embedding of transformers compute in float32 otherwise."""
@@ -91,6 +103,7 @@ def _run(function, arguments, rank, world, store, queue):
         os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "1", "ACCELERATE_USE_CPU": "true"}
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
+        processes.world.cache_clear()
         torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
         queue.put((rank, function(rank, *arguments), None))
         torch.distributed.destroy_process_group()

@@ -1,0 +1,72 @@
+"""What happens besides the steps of a training.
+
+In: the events of a trainer. Out: word of every new epoch, log entries that no saved state lacks, and a progress bar with
+the last values.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from transformers import ProgressCallback, TrainerCallback
+
+__all__ = ["BeginEpoch", "LogWhatIsSaved", "Progress", "Values"]
+
+logger = logging.getLogger(__name__)
+
+
+class BeginEpoch(TrainerCallback):
+    """Tells of a new epoch, since the trainer of transformers does not reach the sampler when it resumes.
+
+    Args:
+        begin: Called with the number of the epoch, and whether some of its steps are done already.
+    """
+
+    def __init__(self, begin: Callable[[int, bool], None]) -> None:
+        self.begin = begin
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See `transformers.TrainerCallback`."""
+        epoch = state.epoch or 0
+        self.begin(int(epoch), epoch != int(epoch))
+
+
+class LogWhatIsSaved(TrainerCallback):
+    """Logs before each checkpoint and at the end, so that the log of a resumed run counts every step and second once."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See `transformers.TrainerCallback`."""
+        control.should_log |= control.should_save or control.should_training_stop
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See `transformers.TrainerCallback`."""
+        self.on_step_end(args, state, control)
+
+
+class Progress(ProgressCallback):
+    """The bar of transformers, with the last values at its end instead of a printed dictionary."""
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """See `transformers.TrainerCallback`."""
+        if state.is_world_process_zero and self.training_bar is not None and logs:
+            self.training_bar.set_postfix(_shown(logs))
+
+
+class Values(TrainerCallback):
+    """The last values as a log message, where there is no bar; transformers would print them."""
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """See `transformers.TrainerCallback`."""
+        if state.is_world_process_zero and logs and "loss" in logs:
+            values = ", ".join(f"{name} {value:.4g}" for name, value in _shown(logs).items())
+            logger.info("step %d of %d: %s", state.global_step, state.max_steps, values)
+
+
+def _shown(logs: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(logs[name]) for name in ("loss", "hardness", "pairs_per_second") if name in logs}

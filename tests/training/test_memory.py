@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from hf_mmembed.training import checkpoints
+from hf_mmembed.training.trainer import SaHaTrainer
+from tests.training.conftest import in_processes, make_pairs
+from tests.training.runs import CLUSTERS, COMPARABLE, arguments, trained_weights
+
+
+class Cramped:
+    """A forward pass that runs out of memory with more than `most` inputs, while gradients are on or off."""
+
+    def __init__(self, model, most, with_grad):
+        self.forward, self.most, self.with_grad = model.forward, most, with_grad
+        self.refused = 0
+        model.forward = self
+
+    def __call__(self, features, **kwargs):
+        if len(features["input_ids"]) > self.most and torch.is_grad_enabled() == self.with_grad:
+            self.refused += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Simulated.")
+        return self.forward(features, **kwargs)
+
+
+@pytest.mark.parametrize("with_grad", [False, True])
+def test_out_of_memory_halves_the_chunk_and_keeps_the_batch(embedder, tmp_path, with_grad):
+    weights = []
+    for cramped in (False, True):
+        args = arguments(tmp_path, **COMPARABLE, max_steps=2)
+        trainer = SaHaTrainer(embedder("qwen2_vl"), args, make_pairs(), CLUSTERS)
+        if cramped:
+            memory = Cramped(trainer.model, 1, with_grad)
+        trainer.train()
+        weights.append(trained_weights(trainer.model))
+    assert memory.refused and trainer.loss.chunk_size == 1
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, atol=1e-4, rtol=1e-4)
+
+
+def test_out_of_memory_keeps_accumulated_gradients(embedder, tmp_path):
+    weights = []
+    for cramped in (False, True):
+        args = arguments(tmp_path, **COMPARABLE, max_steps=1, gradient_accumulation_steps=2, global_batch_size=8)
+        trainer = SaHaTrainer(embedder("qwen2_vl"), args, make_pairs(), CLUSTERS)
+        assert args.per_device_train_batch_size == 4
+        if cramped:
+            Cramped(trainer.model, 2, True)
+        trainer.train()
+        weights.append(trained_weights(trainer.model))
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, atol=1e-4, rtol=1e-4)
+
+
+def _rank_run(rank, path, directory, cramped):
+    args = arguments(directory, **COMPARABLE | {"save_strategy": "steps"}, max_steps=2, save_steps=2)
+    trainer = SaHaTrainer(path, args, make_pairs(), CLUSTERS)
+    if cramped is not None and rank == 1:
+        Cramped(trainer.model, 1, cramped)
+    trainer.train()
+    return {name: w.numpy() for name, w in trained_weights(trainer.model).items()}, trainer.loss.chunk_size
+
+
+@pytest.mark.parametrize("cramped", [None, False, True])
+def test_two_processes_train_as_one_even_when_one_runs_out_of_memory(embedder, tmp_path, cramped):
+    path = embedder("qwen2_vl")
+    args = arguments(tmp_path / "one", **COMPARABLE, max_steps=2)
+    one = SaHaTrainer(path, args, make_pairs(), CLUSTERS)
+    one.train()
+    results = in_processes(_rank_run, path, tmp_path / "two", cramped, store=tmp_path / "store")
+    for weights, chunk_size in results:
+        assert chunk_size == (3 if cramped is None else 1)
+        for name, weight in trained_weights(one.model).items():
+            np.testing.assert_allclose(weights[name], weight.numpy(), atol=1e-4, rtol=1e-4)
+    assert checkpoints.what_is_missing(tmp_path / "two" / "checkpoint-2") is None

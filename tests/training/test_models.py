@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+
+from hf_mmembed import MMEmbedder
+from hf_mmembed.training.models import save_result
+from hf_mmembed.training.trainer import SaHaTrainer
+from tests.training.conftest import make_pairs
+from tests.training.runs import CLUSTERS, arguments, assert_same, trained_weights
+
+
+@pytest.mark.parametrize("save_as", ["adapter", "merged"])
+def test_the_result_opens_in_sentence_transformers_at_once(uninterrupted, tmp_path, save_as):
+    _, trainer, _ = uninterrupted
+    trainer.args.save_as = save_as
+    result = trainer.save_result(tmp_path / "result")
+    assert (result / "adapter_model.safetensors").is_file() == (save_as == "adapter")
+    assert (result / "model.safetensors").is_file() == (save_as == "merged")
+    inputs = [{"text": "red thing"}, {"text": "blue", "image": Image.new("RGB", (16, 16), "blue")}]
+    expected = trainer.model.encode_query(inputs)
+    for opened in (
+        SentenceTransformer(str(result), trust_remote_code=True, device="cpu"),
+        MMEmbedder(result, device="cpu"),
+    ):
+        np.testing.assert_allclose(opened.encode_query(inputs), expected, atol=1e-5)
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
+def test_dora_adapters_open_through_transformers_and_through_peft(embedder, tmp_path):
+    args = arguments(tmp_path / "run", use_dora=True, max_steps=1)
+    trainer = SaHaTrainer(embedder("qwen2_vl"), args, make_pairs(), CLUSTERS)
+    before = trainer.model.encode_query(["red thing"])
+    trainer.train()
+    expected = trainer.model.encode_query(["red thing"])
+    assert np.abs(expected - before).max() > 1e-3
+    results = [save_result(trainer.model, tmp_path / str(merged), merged=merged) for merged in (False, True)]
+    for path in (tmp_path / "run" / "checkpoint-1", *results):
+        np.testing.assert_allclose(MMEmbedder(path, device="cpu").encode_query(["red thing"]), expected, atol=1e-5)
+
+
+def test_an_adapter_goes_on_training(uninterrupted, tmp_path):
+    _, trainer, weights = uninterrupted
+    trainer.args.save_as = "adapter"
+    result = trainer.save_result(tmp_path / "adapter")
+    again = SaHaTrainer(result, arguments(tmp_path / "run", max_steps=1), make_pairs(), CLUSTERS)
+    before = trained_weights(again.model)
+    assert_same(before, weights[6])
+    again.train()
+    after = trained_weights(again.model)
+    assert any(not torch.equal(after[name], before[name]) for name in before)
+
+
+def test_a_generative_checkpoint_is_converted_and_all_weights_can_be_trained(generative, tmp_path):
+    args = arguments(tmp_path / "run", lora_rank=0, max_steps=1, save_strategy="no")
+    trainer = SaHaTrainer(generative("qwen2_vl"), args, make_pairs())
+    assert all(parameter.requires_grad for parameter in trainer.model.parameters())
+    trainer.train()
+    result = trainer.save_result(tmp_path / "result")
+    assert len(load_file(result / "model.safetensors")) == len(trainer.model.transformers_model.state_dict())
+    assert (tmp_path / "run" / "embedder" / "modules.json").is_file()

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from hf_mmembed.training import checkpoints
+from hf_mmembed.training.trainer import SaHaTrainer
+from tests.training.conftest import make_pairs
+from tests.training.runs import CLUSTERS, Steps, arguments, assert_same, trained_weights
+
+
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_resuming_equals_never_having_stopped(uninterrupted, embedder, tmp_path, step):
+    directory, _, weights = uninterrupted
+    trainer = SaHaTrainer(embedder("qwen2_vl"), arguments(tmp_path, save_strategy="no"), make_pairs(), CLUSTERS)
+    trainer.train(str(directory / f"checkpoint-{step}"))
+    assert_same(trained_weights(trainer.model), weights[6])
+
+
+def _killed(directory, path, where):
+    """A run that kills itself, at the end of step 5 or while the checkpoint of step 5 is being written."""
+
+    def kill(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    callbacks = []
+    if where == "step":
+        callbacks = [Steps(lambda step: kill() if step == 5 else None)]
+    if where == "save":
+        original = SaHaTrainer._save_optimizer_and_scheduler
+
+        def save(self, output_dir):
+            original(self, output_dir)
+            if self.state.global_step == 5:
+                kill()
+
+        SaHaTrainer._save_optimizer_and_scheduler = save
+    if where == "list of files":
+        original = checkpoints.publish
+        json.dumps_ = json.dumps
+
+        def dumps(value, **options):
+            if isinstance(value, dict) and "files" in value and len(list(Path(directory).glob("checkpoint-*"))) == 4:
+                kill()
+            return json.dumps_(value, **options)
+
+        json.dumps = dumps
+    SaHaTrainer(path, arguments(directory), make_pairs(), CLUSTERS, callbacks=callbacks).train()
+
+
+@pytest.mark.parametrize("where", ["step", "save", "list of files"])
+def test_killed_and_resumed_equals_uninterrupted(uninterrupted, embedder, tmp_path, caplog, where):
+    _, _, weights = uninterrupted
+    process = multiprocessing.get_context("fork").Process(target=_killed, args=(tmp_path, embedder("qwen2_vl"), where))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    trainer = SaHaTrainer(embedder("qwen2_vl"), arguments(tmp_path), make_pairs(), CLUSTERS)
+    with caplog.at_level(logging.INFO):
+        trainer.train(True)
+    assert f"going on from {tmp_path / 'checkpoint-4'}" in caplog.text
+    assert ("a run was stopped while it wrote a checkpoint" in caplog.text) == (where != "step")
+    assert_same(trained_weights(trainer.model), weights[6])
+
+
+def test_incomplete_checkpoints_are_passed_over_and_reported(uninterrupted, tmp_path, caplog):
+    directory, _, _ = uninterrupted
+    for step in (1, 2, 3):
+        target = tmp_path / f"checkpoint-{step}"
+        target.mkdir()
+        for path in (directory / f"checkpoint-{step}").iterdir():
+            (target / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "checkpoint-3" / "checkpoint.json").unlink()
+    weights = tmp_path / "checkpoint-2" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert checkpoints.last_complete(tmp_path) == tmp_path / "checkpoint-1"
+    assert "checkpoint.json is missing" in caplog.text and "adapter_model.safetensors has" in caplog.text
+    weights.unlink()
+    assert checkpoints.what_is_missing(tmp_path / "checkpoint-2") == "adapter_model.safetensors is missing"
+    assert checkpoints.last_complete(tmp_path / "checkpoint-1") is None
+
+
+def test_resuming_from_an_incomplete_checkpoint_is_refused(embedder, tmp_path):
+    (tmp_path / "checkpoint-7").mkdir()
+    trainer = SaHaTrainer(embedder("qwen2_vl"), arguments(tmp_path), make_pairs(), CLUSTERS)
+    with pytest.raises(ValueError, match="cannot resume .*checkpoint.json is missing"):
+        trainer.train(str(tmp_path / "checkpoint-7"))
+
+
+def test_a_new_run_does_not_mix_with_an_earlier_one(uninterrupted, embedder):
+    directory, _, _ = uninterrupted
+    with pytest.raises(ValueError, match="resume it, or choose another output directory"):
+        SaHaTrainer(embedder("qwen2_vl"), arguments(directory), make_pairs(), CLUSTERS).train()

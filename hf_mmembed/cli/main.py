@@ -16,8 +16,10 @@ import typer
 from hf_mmembed import __version__
 
 from .bench import bench
+from .card import card
 from .convert import convert
 from .demo import demo
+from .distill import distill
 from .doctor import doctor
 from .embed import embed
 from .evaluate import evaluate
@@ -52,6 +54,7 @@ app.command()(embed)
 app.command()(index)
 app.command()(search)
 app.command()(mine)
+app.command()(distill)
 app.command()(train)
 app.command()(think)
 app.command()(think_train)
@@ -61,6 +64,7 @@ app.add_typer(evaluate)
 app.add_typer(bench)
 app.command()(demo)
 app.command()(export)
+app.command()(card)
 app.command()(push)
 app.command()(verify)
 app.command()(doctor)

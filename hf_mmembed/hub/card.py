@@ -18,7 +18,11 @@ import yaml
 from huggingface_hub import ModelCard
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-__all__ = ["METADATA", "card_of", "metadata_errors", "render_card", "template_folder"]
+from .golden import FOLDER
+
+__all__ = ["METADATA", "SHIPPED", "card_of", "metadata_errors", "render_card", "template_folder"]
+
+SHIPPED = "mmembed-tiny"  # the model in the package, and the name of the folder of its embedder
 
 _WRITTEN_BY_US = "<!-- hf-mmembed: rendered"
 _WRITTEN_BY_CONVERT = "It was converted by hf-mmembed and not trained for embedding."
@@ -116,15 +120,26 @@ def card_of(directory: str | Path, *, repo_id: str) -> str:
 
 def facts_of(directory: Path, repo_id: str) -> dict[str, Any]:
     """What the files of a checkpoint say about it: the variables of `embedder.md.jinja`."""
-    config, adapter = _json(directory / "config.json"), _json(directory / "adapter_config.json")
-    training = _json(directory / "training.json")
+    adapter, training = _json(directory / "adapter_config.json"), _json(directory / "training.json")
+    config, prompt = _json(directory / "config.json"), _prompt(directory)
+    base: str | None = adapter.get("base_model_name_or_path") or config.get("base_model")
+    base_revision = adapter.get("revision") or config.get("base_revision")
+    license_fields = _license_of(directory, base)
+    is_shipped = base is not None and SHIPPED in Path(base).parts
+    if is_shipped:
+        license_fields = license_fields or {"license": "apache-2.0"}
+    under_adapter = base
+    if adapter and base is not None and (folder := Path(base)).is_dir():
+        # The base knows how it is read, and of what it was made.
+        under_adapter = f"path/to/{folder.name}"
+        config, prompt = config or _json(folder / "config.json"), prompt or _prompt(folder)
+        base = SHIPPED if is_shipped else config.get("base_model") or folder.name
+        base_revision = base_revision or config.get("base_revision")
     backbone = config.get("backbone_config", config)
     family = backbone.get("model_type")
     kind = "adapter" if adapter else "embedder" if config.get("model_type") == "mmembed" else "native"
-    base: str | None = adapter.get("base_model_name_or_path") or config.get("base_model")
-    # A repository of the Hub has an owner; of a local base only the directory's name is known.
+    # A repository of the Hub has an owner; of a local base only the name is known.
     is_public = base is not None and base.count("/") == 1 and not Path(base).exists()
-    license_fields = _license_of(directory, base)
     metadata = {
         "library_name": "peft" if kind == "adapter" else "sentence-transformers",
         "pipeline_tag": "sentence-similarity",
@@ -141,12 +156,15 @@ def facts_of(directory: Path, repo_id: str) -> dict[str, Any]:
         "kind": kind,
         "family": family,
         "base": base,
-        "base_revision": adapter.get("revision") or config.get("base_revision"),
+        "base_revision": base_revision,
+        "under_adapter": under_adapter,
+        "is_shipped": is_shipped,
+        "has_golden": "/" in repo_id or (directory / FOLDER).is_dir(),  # a push writes them
         "dimensions": config.get("embedding_dim")
         or {**backbone, **backbone.get("text_config", {})}.get("hidden_size"),
         "config": config,
         "adapter": adapter,
-        "prompt": _json(directory / "processor_config.json").get("prompt"),
+        "prompt": prompt,
         "license": license_fields,
         "recipe": _text(directory / "recipe.yaml"),
         "mining": _json(directory / "mining.json"),
@@ -183,6 +201,10 @@ def _scores(folder: Path) -> list[dict[str, Any]]:
 
 def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _prompt(directory: Path) -> dict[str, Any] | None:
+    return _json(directory / "processor_config.json").get("prompt")
 
 
 def _text(path: Path) -> str | None:

@@ -6,7 +6,6 @@ is sent here.
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import json
 import re
@@ -35,13 +34,16 @@ _LEFT_OUT = (
     ".*",
 )
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".h5", ".npy", ".msgpack")
-_TEXTS = (".json", ".jsonl", ".md", ".txt", ".yaml", ".yml", ".py", ".jinja", ".toml", ".csv", ".model_card")
-# tokenizer.json holds a vocabulary, in which anything may stand; it is written by a library and names no machine.
+# A vocabulary, in which anything may stand; it is written by a library and names no machine.
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")
 
+_ROOTS = (
+    "home|root|Users|Volumes|mnt|media|tmp|var|data|work|workspace|scratch|content|kaggle|private|opt|srv|nfs|gpfs|lustre|"
+    "fsx|efs|cluster|storage|projects?"
+)
+# Not the path of an address (https://host/data/x, https://data/x), nor the end of a relative one (./data/x, a/data/x).
 _MACHINE_PATH = re.compile(
-    r"(?<![\w./:~-])(?:/(?:home|root|Users|mnt|tmp|var|data|work|workspace|scratch|content|private|opt|srv)/[\w.-]+"
-    r"|[A-Za-z]:\\{1,2}(?:Users|Documents|Windows|temp)\\)"
+    rf"(?<![\w.~-])(?<!:/)/(?:{_ROOTS})/[\w.-]+|\b[A-Za-z]:\\{{1,2}}(?:Users|Documents|Windows|temp)\\"
 )
 _TOKENS = {
     "a Hugging Face token": re.compile(r"\bhf_[A-Za-z0-9]{30,}"),
@@ -117,9 +119,9 @@ def collect(directory: str | Path) -> list[RepoFile]:
 def check(files: list[RepoFile]) -> None:
     """Refuse what may never be published, all findings at once.
 
-    Looked for: pickled weights (they can run code when they are read), a lack of safetensors, links that lead out of
-    the directory, code of another repository in an `auto_map`, and in every text file and every safetensors header
-    absolute paths of a machine, its user's home, and access tokens.
+    Looked for: pickled weights (they can run code when they are read), a lack of safetensors, links that lead nowhere,
+    code of another repository in an `auto_map`, and in every file of whatever kind (of safetensors, in the header)
+    absolute paths of a machine, this user's home and working directory, and access tokens.
 
     Raises:
         PublishError: With one line per finding.
@@ -132,11 +134,11 @@ def check(files: list[RepoFile]) -> None:
         suffix = Path(file.path).suffix.lower()
         if suffix in _PICKLES:
             findings.append(f"{file.path}: {suffix} can hold pickled code; only safetensors is published")
-        elif isinstance(file.source, Path) and file.source.is_symlink() and not file.source.is_file():
+        elif isinstance(file.source, Path) and not file.source.is_file():
             findings.append(f"{file.path}: a link that leads nowhere")
         elif suffix == ".safetensors":
             findings += [f"{file.path}: {finding}" for finding in _secrets(_safetensors_metadata(file))]
-        elif suffix in _TEXTS and file.path not in _VOCABULARIES:
+        elif file.path not in _VOCABULARIES:
             text = file.read().decode("utf-8", errors="replace")
             findings += [f"{file.path}: {finding}" for finding in _secrets(text)]
             if suffix == ".json":
@@ -156,8 +158,8 @@ def _is_left_out(name: str) -> bool:
 
 
 def _carries_code(root: Path) -> bool:
-    config = root / "config.json"
-    return config.is_file() and "auto_map" in json.loads(config.read_text(encoding="utf-8"))
+    files = [path for name in ("config.json", "processor_config.json") if (path := root / name).is_file()]
+    return any("auto_map" in json.loads(path.read_text(encoding="utf-8")) for path in files)
 
 
 def _safetensors_metadata(file: RepoFile) -> str:
@@ -175,17 +177,18 @@ def _safetensors_metadata(file: RepoFile) -> str:
 
 
 def _secrets(text: str) -> Iterator[str]:
+    # Shorter ones, such as /root or /app, may stand in any text.
+    own = [str(path) for path in (Path.home(), Path.cwd()) if len(path.parts) > 2]
+    token = get_token()
     for number, line in enumerate(text.splitlines(), 1):
         if found := _MACHINE_PATH.search(line):
             yield f"line {number} names a path of this machine ({found[0]}...)"
-        elif str(Path.home()) not in ("/", "/root") and str(Path.home()) in line:
-            yield f"line {number} names the home directory of {getpass.getuser()}"
-        for kind, pattern in _TOKENS.items():
-            if pattern.search(line):
-                yield f"line {number} holds {kind}"
-        token = get_token()
-        if token and token in line and not _TOKENS["a Hugging Face token"].search(line):
-            yield f"line {number} holds your access token"
+        elif any(path in line for path in own):
+            yield f"line {number} names your home or working directory"
+        kinds = [kind for kind, pattern in _TOKENS.items() if pattern.search(line)]
+        if token and token in line and not kinds:
+            kinds = ["your access token"]
+        yield from (f"line {number} holds {kind}" for kind in kinds)
 
 
 def _foreign_code(text: str, names: set[str]) -> Iterator[str]:

@@ -61,9 +61,9 @@ def prepare(directory: str | Path, *, repo_id: str | None = None) -> list[RepoFi
     """
     directory = Path(directory)
     files = {file.path: file for file in collect(directory)}
-    check(list(files.values()))
     if "adapter_config.json" in files:
         files["adapter_config.json"] = _with_base_revision(files["adapter_config.json"])
+    check(list(files.values()))  # before the model is opened, which takes longer
     try:
         embedder = MMEmbedder(directory, device="cpu")
     except ValueError as error:
@@ -79,11 +79,12 @@ def prepare(directory: str | Path, *, repo_id: str | None = None) -> list[RepoFi
 def _with_base_revision(file: RepoFile) -> RepoFile:
     """An adapter's config that names the commit of its base: over any other weights it is meaningless."""
     settings = json.loads(file.read())
-    base = settings["base_model_name_or_path"]
-    if Path(base).exists():
+    base = settings.get("base_model_name_or_path")
+    if base is None or Path(base).is_absolute() or Path(base).exists():
         raise PublishError(
-            f"the adapter's base is the local directory {Path(base).name}, which nobody else has: push the base first "
-            "and set base_model_name_or_path in adapter_config.json to its id, or merge the adapter into it."
+            f"the adapter's base is {'not named' if base is None else f'the local directory {base}'}, so nobody else could "
+            "open it: push the base first and set base_model_name_or_path in adapter_config.json to its id, or train with "
+            "save_as='merged'."
         )
     if settings.get("revision") is None:
         with _explained(base):
@@ -171,9 +172,11 @@ def _explained(repo_id: str) -> Iterator[None]:
         advice = _ADVICE.get(status, "The Hub has trouble of its own; wait a little." if status >= 500 else "")
         said = error.server_message or str(error).splitlines()[0]
         raise PushError(f"HTTP {status}: {said} {advice.format(repo=repo_id)} {unchanged}; {again}.") from error
-    except (httpx2.TransportError, RuntimeError, ConnectionError) as error:
+    except (httpx2.TransportError, ConnectionError, RuntimeError) as error:
         # huggingface_hub wraps whatever ends the upload of a large file in a RuntimeError that names the file.
-        cause = error.__cause__ or error
+        cause = error.__cause__ if isinstance(error, RuntimeError) else error
+        if not isinstance(cause, HfHubHTTPError | httpx2.TransportError | OSError):
+            raise
         if isinstance(cause, HfHubHTTPError):
             said = f"HTTP {cause.response.status_code}: {cause.server_message or cause}"
         else:

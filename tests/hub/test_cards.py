@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from jinja2 import UndefinedError
 
@@ -57,6 +58,35 @@ def test_the_card_of_a_trained_model_reports_what_was_run(checkpoint):
     head = card.split("---")[1]
     assert "license: apache-2.0" in head and "base_model: Qwen/Qwen2-VL-2B-Instruct" in head
     assert "base_model_relation: finetune" in head and "- TIGER-Lab/MMEB-train" in head
+
+
+def test_the_card_of_an_adapter_over_the_shipped_model_runs(tmp_path, capsys):
+    from peft import LoraConfig
+
+    from hf_mmembed import tiny
+    from hf_mmembed.cli.main import main
+
+    model, adapter = MMEmbedder(tiny.checkpoint_path(), device="cpu"), tmp_path / "mmembed-tiny-saha"
+    model.add_adapter(LoraConfig(r=2, target_modules=r".*language_model.*\.q_proj", init_lora_weights=False))
+    model.save_pretrained(str(adapter), create_model_card=False)
+    with pytest.raises(SystemExit) as stop:
+        main(["card", str(adapter), "org/mmembed-tiny-saha"])
+    card = capsys.readouterr().out
+    assert stop.value.code == 0 and card == card_of(adapter, repo_id="org/mmembed-tiny-saha")
+    assert "adapter over `mmembed-tiny`:" in card and "license: apache-2.0" in card and str(tmp_path) not in card
+    assert str(tiny.checkpoint_path()) not in card and "| adapter | LORA, rank 2" in card
+    whole, with_peft = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    expected, zero_shot = model.encode_query(["a red circle"]), MMEmbedder(tiny.checkpoint_path(), device="cpu")
+    for code in (whole, with_peft):
+        names: dict = {}
+        exec(compile(code.replace("org/mmembed-tiny-saha", str(adapter)), "card", "exec"), names)
+        if code == whole:
+            found = names["model"].encode_query(["a red circle"])
+        else:
+            batch = names["processor"](text=["a red circle"], task="query", return_tensors="pt")
+            found = names["model"](**batch).embeddings.detach().numpy()
+        assert np.abs(found - expected).max() < 1e-5
+    assert np.abs(zero_shot.encode_query(["a red circle"]) - expected).max() > 1e-3
 
 
 def test_a_card_that_somebody_wrote_is_kept(checkpoint):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from hf_mmembed.hub import PublishError, PushError, prepare, push, verify, write_golden
+from hf_mmembed.hub import PublishError, PushError, RepoFile, check, prepare, push, verify, write_golden
 from hf_mmembed.sentence_transformer import MMEmbedder
 from tests.hub.hub_server import TOKEN, Fault
 
@@ -108,6 +108,59 @@ def test_what_is_not_ours_to_publish_is_refused_with_every_finding(checkpoint, m
     assert "a" * 34 not in message and "short-secret" not in message
 
 
+WEIGHTS = RepoFile("model.safetensors", (2).to_bytes(8, "little") + b"{}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "output_dir=/" + "home/someone/run",
+        '"path": "/' + 'mnt/disk/a"',
+        "PATH=/usr/bin:/" + "home/me/bin",
+        "file:///" + "data/pictures",
+        "C:\\Users\\me",
+        str(Path.cwd() / "run"),
+        "hf_" + "Ab1" * 12,
+        "sk-" + "x" * 40,
+        "github_pat_" + "x" * 50,
+        "-----BEGIN RSA PRIVATE KEY-----",
+    ],
+)
+@pytest.mark.parametrize("name", ["a.json", "notes", "run.log", "picture.png"])
+def test_a_path_or_a_token_is_found_in_whatever_kind_of_file(text, name):
+    content = json.dumps({"x": text}) if name == "a.json" else text
+    with pytest.raises(PublishError, match=f"{name}: line 1 (names|holds)"):
+        check([WEIGHTS, RepoFile(name, b"\xff\xfe" * (name != "a.json") + content.encode())])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://host/data/x",
+        "https://data/x/y",
+        "./data/x",
+        "a/work/x",
+        "hf://datasets/data/x",
+        "sk-short",
+        "/v1/data",
+    ],
+)
+def test_addresses_and_relative_paths_may_be_published(text):
+    check([WEIGHTS, RepoFile("README.md", text.encode())])
+
+
+def test_an_adapter_over_a_base_of_this_machine_is_refused(checkpoint, tmp_path):
+    for base, said in (
+        (str(checkpoint), "the local directory"),
+        ("/" + "home/gone/base", "the local"),
+        (None, "not named"),
+    ):
+        (tmp_path / "adapter").mkdir(exist_ok=True)
+        (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+        with pytest.raises(PublishError, match=f"base is {said}.* push the base first"):
+            prepare(tmp_path / "adapter")
+
+
 def test_weights_whose_header_names_a_machine_are_refused(checkpoint):
     from safetensors.numpy import save_file
 
@@ -145,8 +198,6 @@ def test_no_checkpoint_is_refused(tmp_path):
 def quick(monkeypatch, tmp_path):
     """A push that takes no time to prepare: what is tested is the sending."""
     from safetensors.numpy import save
-
-    from hf_mmembed.hub import RepoFile
 
     content = save({"x": np.arange(5000, dtype=np.float32)})
     files = [
@@ -193,6 +244,15 @@ def test_an_error_of_the_server_is_explained_and_leaves_the_repository_as_it_was
     hub.faults.clear()
     quick()
     assert hub.files("org/model")["config.json"] == b"{}"
+
+
+def test_a_mistake_of_ours_is_not_taken_for_the_network(hub, quick, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_commit", broken)
+    with pytest.raises(RuntimeError, match="^a bug$"):
+        quick()
 
 
 def test_a_rate_limit_that_passes_is_waited_for(hub, quick):

@@ -39,11 +39,11 @@ RANK = {
     "distillation": 6,
     "thinking": 6,
     "index": 6,
-    "evaluation": 6,
-    "tiny": 7,
-    "scripts": 8,
-    "cli": 8,
-    "__init__": 9,
+    "evaluation": 7,
+    "tiny": 8,
+    "scripts": 9,
+    "cli": 9,
+    "__init__": 10,
 }
 
 

@@ -6,13 +6,16 @@ In: a model and a folder, or results files. Out: tables on the screen, files in 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from typer.core import TyperGroup
 
 from .config import ConfigOption
 from .embed import BatchSizeOption, DeviceOption, ModelArgument
+
+if TYPE_CHECKING:
+    from hf_mmembed.thinking import Thinker, TraceStore
 
 __all__ = ["evaluate"]
 
@@ -61,7 +64,23 @@ def run(
         Literal["strict", "legacy"], typer.Option(help="strict: a tie is never right. legacy: as the official code.")
     ] = "strict",
     frames: Annotated[int, typer.Option(min=1, help="Frames per video; recorded with the score.")] = 8,
+    think: Annotated[
+        str | None,
+        typer.Option(
+            help="Score with thinking too: a reasoner (directory, Hub id), or the traces of `hf-mmembed think`."
+        ),
+    ] = None,
+    think_when: Annotated[
+        Literal["auto", "always"], typer.Option(help="About queries where it pays, or about every query and document.")
+    ] = "auto",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The reasoner stops here at the latest.")] = 512,
     batch_size: BatchSizeOption = 32,
+    longest_edge: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Scale pictures down to so many pixels in all (Qwen2-VL) or of the longer side (others)."
+        ),
+    ] = None,
     device: DeviceOption = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code of a checkpoint that is not ours.")
@@ -77,26 +96,29 @@ def run(
 
     from .models import embedder
 
+    folder = out or Path("results", Path(model).name, benchmark)
     try:
         results = measure(
             embedder(model),
             benchmark,
             data,
             subsets=subset,
-            out=out or Path("results", Path(model).name, benchmark),
+            out=folder,
             cache=cache,
             instruction_in=instruction_in,
             tie=tie,
             frames=frames,
+            think=None if think is None else _source(think, folder / "traces.sqlite", max_new_tokens, device),
+            think_when=think_when,
             name=Path(model).name if Path(model).is_dir() else model,
             batch_size=batch_size,
+            longest_edge=longest_edge,
             device=device,
             trust_remote_code=trust_remote_code,
         )
     except KeyboardInterrupt:
         typer.echo("\nstopped; finished work is kept: the same command goes on from there", err=True)
         raise typer.Exit(1) from None
-    folder = out or Path("results", Path(model).name, benchmark)
     if world().main:
         typer.echo(str(results))
         typer.echo(f"results: {folder}")
@@ -104,6 +126,17 @@ def run(
             typer.echo(f"failed: {name}: {reason}", err=True)
     if results.failed:
         raise typer.Exit(1)
+
+
+def _source(think: str, traces: Path, max_new_tokens: int, device: str | None) -> Thinker | TraceStore:
+    from hf_mmembed.thinking import LocalReasoner, Settings, Thinker, TraceStore
+
+    from .models import generative
+
+    if Path(think).is_file():
+        return TraceStore(think)
+    reasoner = LocalReasoner(generative(think), settings=Settings(max_new_tokens), device=device)
+    return Thinker(reasoner, TraceStore(traces))
 
 
 @evaluate.command()
@@ -125,16 +158,19 @@ def aggregate(file: ResultsArgument) -> None:
     Example: hf-mmembed evaluate aggregate results/mmembed-tiny/mmeb-v1/results.json
     """
     from hf_mmembed.evaluation.scoreboard import aggregate as means_of
-    from hf_mmembed.evaluation.scoreboard import measures_of, read_results, subsets_of
+    from hf_mmembed.evaluation.scoreboard import columns, read_results, subsets_of, visdoc_split
 
     results = read_results(file)
-    for measure in measures_of(results["metadata"].get("benchmark", "")):
-        if measure is not None:
-            typer.echo(f"[{measure}]")
-        means = means_of(results["metrics"], subsets_of(results), measure)
+    shown = columns(results)
+    for column in shown:
+        if len(shown) > 1:
+            typer.echo(f"[{column.title}]")
+        means = means_of(column.metrics, subsets_of(results), column.measure)
         width = max(map(len, means))
         for name, mean in means.items():
             missing = (
                 f"  missing: {', '.join(mean.missing[:5])}{' ...' * (len(mean.missing) > 5)}" if mean.missing else ""
             )
             typer.echo(f"{name:<{width}}  {mean}{missing}")
+    if split := visdoc_split(results["metrics"]):
+        typer.echo(f"visual documents on {split}")

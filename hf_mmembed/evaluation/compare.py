@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .scoreboard import OVERALL, aggregate, measures_of, score_of, subsets_of
-from .subsets import OLD_SPLITS
+from .scoreboard import OVERALL, aggregate, measures_of, score_of, subsets_of, visdoc_split
 
 __all__ = ["compare", "differences_in_protocol"]
 
@@ -47,10 +46,9 @@ def differences_in_protocol(one: Mapping[str, Any], other: Mapping[str, Any]) ->
         values = [results["metadata"].get(key) for results in (one, other)]
         if None not in values and values[0] != values[1]:
             found.append(f"{key} is {values[0]} in the first and {values[1]} in the second")
-    for fixed, old in OLD_SPLITS.items():
-        pages = [results["metrics"].get("visdoc", {}) for results in (one, other)]
-        if any(fixed in page for page in pages) and any(old in page and fixed not in page for page in pages):
-            found.append(f"{old} has its old labels in one and the mended ones ({fixed}) in the other")
+    splits = [visdoc_split(results["metrics"]) for results in (one, other)]
+    if None not in splits and splits[0] != splits[1]:
+        found.append(f"visual documents are scored on {splits[0]} in the first and on {splits[1]} in the second")
     return found
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .items import Item
+from .items import Item, as_input, name_input
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -70,6 +69,7 @@ class SentenceEncoder:
             "embedding_dimension": model.get_embedding_dimension(),
             "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
             "max_length_tokens": model.max_seq_length,
+            "image_size": _image_size(model),
         }
 
     def __call__(self, items: Sequence[Item]) -> NDArray[np.float32]:
@@ -83,15 +83,15 @@ class SentenceEncoder:
             encode = self.model.encode_query if role == "query" else self.model.encode_document
             inputs = [self._input(items[place]) for place in places]
             options: dict[str, Any] = {"batch_size": self.batch_size, "show_progress_bar": False}
+            if self.ours:
+                options["traces"] = [items[place].trace for place in places]
             if prompt is not None:
                 # A turn of its own for a model that reads chats; for another, words before the text.
                 options["prompt"] = prompt if self.model.supports("message") else f"{prompt} "
             try:
                 found = np.asarray(encode(inputs, **options), np.float32)
             except ValueError as error:
-                # Ours counts the inputs of a call; the user knows them by their files.
-                named = re.match(r"inputs\[(\d+)\]", str(error))
-                raise ValueError(f"{items[places[int(named[1])]]}: {error}" if named else str(error)) from error
+                raise name_input(error, [items[place] for place in places]) from error
             if vectors is None:
                 vectors = np.empty((len(items), found.shape[1]), np.float32)
             vectors[places] = found
@@ -105,16 +105,14 @@ class SentenceEncoder:
                 f"{self.name} takes {', '.join(map(str, self.model.modalities))}; it cannot read {' and '.join(kinds)} in "
                 f"one input, such as {item}"
             )
-        pictures = [image.read() for image in item.images]
         if self.ours:
-            parts = {"text": item.text, "image": pictures or None, "instruction": item.instruction}
-            return {key: value for key, value in parts.items() if value is not None}
-        if not pictures:
+            return as_input(item)
+        if not item.images:
             # In a dict a text is never taken for the path of a picture; a model of texts alone takes no dicts.
             return {"text": item.text} if self.model.supports("image") else item.text
         from hf_mmembed.model.images_mmembed import open_image
 
-        opened = [open_image(picture) for picture in pictures]
+        opened = [open_image(image.read()) for image in item.images]
         image = opened[0] if len(opened) == 1 else opened
         return image if kinds == ("image",) else {"image": image, "text": item.text}
 
@@ -125,6 +123,7 @@ def load_encoder(
     name: str | None = None,
     device: str | None = None,
     batch_size: int = 32,
+    longest_edge: int | None = None,
     trust_remote_code: bool = False,
 ) -> SentenceEncoder:
     """Opens a directory or Hub id: as `MMEmbedder` where it is one of ours, else as `SentenceTransformer`.
@@ -136,10 +135,12 @@ def load_encoder(
         name: What to call it. Defaults to the Hub id, or the directory's name.
         device: Defaults to the best there is.
         batch_size: Inputs per forward pass, at most.
+        longest_edge: To what pictures are scaled down, as the model's image processor understands it: pixels in all for
+            Qwen2-VL and its like, of the longer side for others. Defaults to what the checkpoint says.
         trust_remote_code: Run code that comes with a checkpoint of others. Ours need none.
 
     Raises:
-        ValueError: There is no such directory.
+        ValueError: There is no such directory, or the model does not scale pictures by `longest_edge`.
     """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.util import get_device_name
@@ -157,8 +158,21 @@ def load_encoder(
         config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "mmembed"
     )
     opened = (MMEmbedder if ours else SentenceTransformer)(str(directory), **options)
+    if longest_edge is not None:
+        size = _image_size(opened)
+        if not size.get("shortest_edge", 0) <= longest_edge or "longest_edge" not in size:
+            raise ValueError(
+                f"{model} scales pictures to {size or 'no size'}; longest_edge={longest_edge} does not fit that"
+            )
+        opened.processor.image_processor.size = opened.processor.image_processor.size | {"longest_edge": longest_edge}
     name = name or (Path(model).name if Path(model).is_dir() else str(model))
     return SentenceEncoder(opened, name, batch_size=batch_size)
+
+
+def _image_size(model: SentenceTransformer) -> dict[str, int]:
+    """To what the model scales pictures; empty for a model without pictures."""
+    image_processor = getattr(getattr(model, "processor", None), "image_processor", None)
+    return dict(getattr(image_processor, "size", None) or {})
 
 
 def _fingerprint(model: SentenceTransformer) -> str:
@@ -174,9 +188,8 @@ def _fingerprint(model: SentenceTransformer) -> str:
     processor = getattr(model, "processor", None)
     template = getattr(processor, "chat_template", None)
     settings = [type(module).__name__ for module in model] + [str(model.truncate_dim), str(model.max_seq_length)]
-    pixels = str(getattr(getattr(processor, "image_processor", None), "size", None))
     read = (
         prompt_hash(model) if hasattr(processor, "prompt") else json.dumps([template, model.prompts], sort_keys=True)
     )
-    digest.update("\0".join([*settings, pixels, read]).encode())
+    digest.update("\0".join([*settings, str(_image_size(model)), read]).encode())
     return digest.hexdigest()[:32]

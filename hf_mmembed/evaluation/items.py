@@ -7,15 +7,17 @@ is called: the file's name, its folder and the row it stands in do not count.
 from __future__ import annotations
 
 import hashlib
+import re
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hf_mmembed.data.rows import file_state, hash_parts
 
-__all__ = ["ImageFile", "Item", "Role", "digest"]
+__all__ = ["ImageFile", "Item", "Role", "as_input", "digest", "name_input"]
 
 Role = Literal["query", "document"]
 
@@ -59,26 +61,53 @@ class Item:
         images: The pictures, in reading order.
         instruction: What the model is told to do with it, outside the text. None when nothing is said.
         role: Which side of the prompt it gets.
+        trace: What a reasoner wrote about it, which the model reads behind it. None when nothing was.
     """
 
     text: str | None = None
     images: tuple[ImageFile, ...] = ()
     instruction: str | None = None
     role: Role = "document"
+    trace: str | None = None
 
     def __str__(self) -> str:
         parts = [repr(self.text[:60])] if self.text is not None else []
         return " + ".join([*parts, *(str(image) for image in self.images[:1])])
 
 
+def as_input(item: Item) -> dict[str, Any]:
+    """The item without its role and trace, as `MMEmbedder.encode` takes it; pictures as the bytes of their files.
+
+    Raises:
+        ValueError: A picture cannot be read.
+    """
+    parts = {
+        "text": item.text,
+        "image": [image.read() for image in item.images] or None,
+        "instruction": item.instruction,
+    }
+    return {key: value for key, value in parts.items() if value is not None}
+
+
+def name_input(error: ValueError, items: Sequence[Item]) -> ValueError:
+    """The error with an item's own name before ``inputs[7]``, which counts the inputs of one call.
+
+    Example:
+        >>> name_input(ValueError("inputs[0] is no picture"), [Item(None, (ImageFile(Path("a.png")),))])
+        ValueError('a.png: inputs[0] is no picture')
+    """
+    named = re.match(r"inputs\[(\d+)\]", str(error))
+    return ValueError(f"{items[int(named[1])]}: {error}") if named else error
+
+
 def digest(item: Item) -> bytes:
-    """Digest of an item's content, 16 bytes: role, instruction, text, and the bytes of each picture.
+    """Digest of an item's content, 16 bytes: role, instruction, text, trace, and the bytes of each picture.
 
     Raises:
         ValueError: A picture cannot be read.
     """
     pictures = [_file_digest(image, file_state(image.path)) for image in item.images]
-    return bytes.fromhex(hash_parts(item.role, item.instruction, item.text, *pictures))
+    return bytes.fromhex(hash_parts(item.role, item.instruction, item.text, item.trace, *pictures))
 
 
 @cache

@@ -49,6 +49,9 @@ class _Query:
     wording: str | None = None
 
 
+_Queries = Callable[[list[Row], "_Frames", Path], Iterator[_Query]]
+
+
 @dataclass(frozen=True)
 class _Reader:
     """How a data set is laid out.
@@ -65,7 +68,7 @@ class _Reader:
     annotations: tuple[str, ...]
     frames: tuple[str, ...]
     columns: tuple[str, ...]
-    queries: Callable[[list[Row], _Frames, Path], Iterator[_Query]]
+    queries: _Queries
     everything: bool = False
     limit: int | None = None
 
@@ -100,7 +103,10 @@ def read_v2_video(root: Path, subset: Subset, protocol: Protocol, *, frames: int
     rows = _mvbench(file) if subset.name == "MVBench" else read_rows(file, reader.columns)
     rows = rows[: reader.limit]
     folder = find(root, [f"{top}/{place}" for place in reader.frames for top in ("video-tasks/frames", "frames")])
-    queries = list(reader.queries(rows, _Frames(folder, frames), file))
+    try:
+        queries = list(reader.queries(rows, _Frames(folder, frames), file))
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"{file} has a row that does not fit its columns: {error!r}") from error
     task = _ranking(queries, subset, protocol, everything=reader.everything)
     counts = [len(item.images) for item in task.items if item.images]
     notes = {"rows": len(rows), "duplicates_dropped": len(rows) - len(queries), "num_frames": frames}
@@ -171,30 +177,32 @@ def _ssv2(rows: list[Row], frames: _Frames, file: Path) -> Iterator[_Query]:
         yield _Query(None, frames(str(row["video_id"])), texts, (row["pos_text"],))
 
 
-def _captioned(name: Callable[[Row], str], caption: Callable[[Row], Any]) -> Callable[..., Iterator[_Query]]:
-    """Text to video: a row is a caption (the first of several) and its video."""
+def _captioned(video: str, caption: str) -> _Queries:
+    """Text to video: a row is a caption (the first of several) and its video, in these columns."""
 
     def queries(rows: list[Row], frames: _Frames, file: Path) -> Iterator[_Query]:
         for row in rows:
-            text = caption(row)
-            video = name(row)
-            yield _Query(text if isinstance(text, str) else text[0], (), {video: (None, frames(video))}, (video,))
+            text, name = row[caption], Path(row[video]).stem
+            yield _Query(text if isinstance(text, str) else text[0], (), {name: (None, frames(name))}, (name,))
 
     return queries
 
 
-def _answered(
-    video: Callable[[Row], Sequence[str]],
-    options: Callable[[Row], tuple[str, dict[str, str], str]],
-) -> Callable[..., Iterator[_Query]]:
-    """Question answering: `options` gives the question as asked, the candidates' texts by name, and the right name."""
+def _answered(video: str, options: Callable[[Row], tuple[str, dict[str, str], str]]) -> _Queries:
+    """Question answering.
+
+    `video` is the folder of the frames, with columns in braces; `options` gives the question as asked, the candidates'
+    texts by name, and the right name.
+    """
 
     def queries(rows: list[Row], frames: _Frames, file: Path) -> Iterator[_Query]:
         for number, row in enumerate(rows):
             question, texts, right = options(row)
             if right not in texts:
                 raise ValueError(f"{file}, row {number}: the answer {right!r} is none of the options {list(texts)}")
-            yield _Query(question, frames(*video(row)), {name: (text, ()) for name, text in texts.items()}, (right,))
+            yield _Query(
+                question, frames(video.format(**row)), {name: (text, ()) for name, text in texts.items()}, (right,)
+            )
 
     return queries
 
@@ -298,16 +306,16 @@ def _class(annotation: str, repository: str, folder: str) -> _Reader:
     return _Reader((annotation, repository), places, ("video_id", "pos_text"), _classified, everything=True)
 
 
-def _retrieved(annotation: str, repository: str, name: Any, caption: Any, *columns: str) -> _Reader:
+def _retrieved(annotation: str, repository: str, video: str, caption: str) -> _Reader:
     title = repository.partition("/")[2]
     places = (f"video_ret/{title}", f"video_ret/data/ziyan/video_retrieval/{title}/frames")
-    return _Reader((annotation, repository), places, columns, _captioned(name, caption), everything=True)
+    return _Reader((annotation, repository), places, (video, caption), _captioned(video, caption), everything=True)
 
 
 _QUESTION = ("question", "answer", "video")
 
 
-def _asked(annotation: str, title: str, video: Any, options: Any, *columns: str) -> _Reader:
+def _asked(annotation: str, title: str, video: str, options: Any, *columns: str) -> _Reader:
     repositories = (f"VLM2Vec/{title}", f"VLM2Vec/{title}/MC", f"VLM2Vec/{title}/Subset")
     places = tuple(f"{top}/{name}" for top in ("video_qa", "video_qa/video_qa") for name in (title, title.lower()))
     return _Reader((annotation, *repositories), places, columns, _answered(video, options))
@@ -330,36 +338,11 @@ _READERS = {
         _ssv2,
         limit=1000,
     ),
-    "MSR-VTT": _retrieved(
-        "msr-vtt.jsonl",
-        "VLM2Vec/MSR-VTT",
-        lambda row: row["video_id"],
-        lambda row: row["caption"],
-        "video_id",
-        "caption",
-    ),
-    "MSVD": _retrieved(
-        "msvd.jsonl", "VLM2Vec/MSVD", lambda row: row["video_id"], lambda row: row["caption"], "video_id", "caption"
-    ),
-    "DiDeMo": _retrieved(
-        "didemo.jsonl",
-        "VLM2Vec/DiDeMo",
-        lambda row: Path(row["video"]).stem,
-        lambda row: row["caption"],
-        "video",
-        "caption",
-    ),
-    "VATEX": _retrieved(
-        "vatex.jsonl", "VLM2Vec/VATEX", lambda row: row["videoID"], lambda row: row["enCap"], "videoID", "enCap"
-    ),
-    "YouCook2": _retrieved(
-        "youcook2-val.jsonl",
-        "lmms-lab/YouCook2",
-        lambda row: row["id"],
-        lambda row: row["sentence"],
-        "id",
-        "sentence",
-    ),
+    "MSR-VTT": _retrieved("msr-vtt.jsonl", "VLM2Vec/MSR-VTT", "video_id", "caption"),
+    "MSVD": _retrieved("msvd.jsonl", "VLM2Vec/MSVD", "video_id", "caption"),
+    "DiDeMo": _retrieved("didemo.jsonl", "VLM2Vec/DiDeMo", "video", "caption"),
+    "VATEX": _retrieved("vatex.jsonl", "VLM2Vec/VATEX", "videoID", "enCap"),
+    "YouCook2": _retrieved("youcook2-val.jsonl", "lmms-lab/YouCook2", "id", "sentence"),
     "QVHighlight": _moment("qvhighlight.jsonl", "QVHighlight"),
     "Charades-STA": _moment("charades_sta.jsonl", "Charades-STA"),
     "MomentSeeker": _Reader(
@@ -368,29 +351,15 @@ _READERS = {
         ("query", "input_frames", "positive_frames", "negative_frames"),
         _moment_seeker,
     ),
-    "MVBench": _asked("mvbench", "MVBench", lambda row: (row["subset"], row["video"]), _mvbench_row, *_QUESTION),
+    "MVBench": _asked("mvbench", "MVBench", "{subset}/{video}", _mvbench_row, *_QUESTION),
     "Video-MME": _asked(
-        "video-mme.jsonl",
-        "Video-MME",
-        lambda row: (row["videoID"],),
-        _video_mme,
-        *("question", "videoID", "options", "answer"),
+        "video-mme.jsonl", "Video-MME", "{videoID}", _video_mme, "question", "videoID", "options", "answer"
     ),
-    "NExTQA": _asked(
-        "nextqa.jsonl", "NExTQA", lambda row: (str(row["video"]),), _nextqa, *_QUESTION, *(f"a{i}" for i in range(5))
-    ),
+    "NExTQA": _asked("nextqa.jsonl", "NExTQA", "{video}", _nextqa, *_QUESTION, *(f"a{i}" for i in range(5))),
     "EgoSchema": _asked(
-        "egoschema.jsonl",
-        "EgoSchema",
-        lambda row: (row["video_idx"],),
-        _egoschema,
-        *("question", "video_idx", "option", "answer"),
+        "egoschema.jsonl", "EgoSchema", "{video_idx}", _egoschema, "question", "video_idx", "option", "answer"
     ),
     "ActivityNetQA": _asked(
-        "activitynetqa.jsonl",
-        "ActivityNetQA",
-        lambda row: (f"v_{row['video_name']}",),
-        _activitynet,
-        *("question", "video_name", "answer"),
+        "activitynetqa.jsonl", "ActivityNetQA", "v_{video_name}", _activitynet, "question", "video_name", "answer"
     ),
 }

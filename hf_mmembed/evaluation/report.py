@@ -13,7 +13,7 @@ from typing import Any
 
 from hf_mmembed.files import write_atomically
 
-from .scoreboard import OVERALL, aggregate, measures_of, score_of, subsets_of
+from .scoreboard import OVERALL, aggregate, columns, measures_of, score_of, subsets_of
 
 __all__ = ["markdown", "write_predictions", "write_results"]
 
@@ -49,24 +49,36 @@ def markdown(results: Mapping[str, Any]) -> str:
     """The scores in percent: means first, then every data set."""
     metadata = results["metadata"]
     subsets = subsets_of(results)
-    measures = measures_of(metadata.get("benchmark", ""))
-    titles = [measure or "score" for measure in measures]
-    boards = [aggregate(results["metrics"], subsets, measure) for measure in measures]
-    rule = f"|---|{'---:|' * len(measures)}"
+    shown = columns(results)
+    titles = [column.title for column in shown]
+    boards = [aggregate(column.metrics, subsets, column.measure) for column in shown]
+    rule = f"|---|{'---:|' * len(shown)}"
+    costs = (
+        {"tokens_per_query": "tokens per query", "ms_per_query": "ms per query"} if metadata.get("thinking") else {}
+    )
     lines = [f"# {metadata.get('model_name', 'model')} on {metadata.get('benchmark', 'MMEB')}", ""]
     lines += ["**Partial run:** some data sets have no score, so there is no overall.", ""] * bool(_partial(boards))
     lines += [f"| mean, % | {' | '.join(titles)} |", rule]
     lines += [f"| {name} | {' | '.join(str(board[name]) for board in boards)} |" for name in boards[0]]
-    lines += ["", f"| data set, % | {' | '.join(titles)} | counts | queries |", f"{rule}---|---:|"]
+    titles += costs.values()
+    lines += [
+        "",
+        f"| data set, % | {' | '.join(titles)} | counts | queries |",
+        f"{rule}{'---:|' * len(costs)}---|---:|",
+    ]
     for subset in subsets:
-        scores = [score_of(results["metrics"], subset, measure) for measure in measures]
+        scores = [score_of(column.metrics, subset, column.measure) for column in shown]
         if any(score is not None for score in scores):
-            cells = ["–" if score is None else f"{100 * score:.1f}" for score in scores]
             row = results["metrics"][subset.modality].get(subset.name, {})
-            counts = subset.metric if measures == (None,) else ", ".join(titles)
+            cells = ["–" if score is None else f"{100 * score:.1f}" for score in scores]
+            taken = [row.get("thinking", {}).get(cost) for cost in costs]
+            cells += ["–" if value is None else f"{value:.0f}" for value in taken]
+            counts = ", ".join(dict.fromkeys(column.measure or subset.metric for column in shown))
             lines.append(f"| {subset.name} | {' | '.join(cells)} | {counts} | {row.get('num_data', '')} |")
-    settings = ("instruction_in", "tie", "num_frames", "visdoc_split", "dtype", "model_revision")
-    told = [f"{key}: {metadata[key]}" for key in settings if metadata.get(key) is not None]
+    settings = ("instruction_in", "tie", "num_frames", "visdoc_split", "image_size", "dtype", "model_revision")
+    told = [f"{key}: {metadata[key]}" for key in settings if metadata.get(key)]
+    if costs:
+        told.append(f"thinking: {metadata['thinking'].get('reasoner')}, {metadata['thinking']['when']}")
     return "\n".join([*lines, "", "; ".join(told), ""])
 
 

@@ -6,7 +6,6 @@ folders, or an imagefolder with ``metadata.jsonl``. Out: two `Ranking` tasks, ``
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from .instructions import WORDINGS, Protocol, built_item
 from .items import ImageFile
 from .media import Pictures
 from .subsets import Subset
-from .tables import Missing
+from .tables import Missing, read_json
 from .tasks import Ranking
 
 __all__ = ["list_retrieval", "read_retrieval"]
@@ -115,13 +114,7 @@ def _pairs(folder: Path, file: Path) -> Iterator[tuple[ImageFile, list[str]]]:
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
-    try:
-        text = file.read_text(encoding="utf-8")
-        loaded = (
-            [json.loads(line) for line in text.splitlines() if line] if file.suffix == ".jsonl" else json.loads(text)
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {file}: {error} (was its download interrupted?)") from error
+    loaded = read_json(file)
     if isinstance(loaded, dict):
         # Karpathy's layout: only the test split is ever scored.
         loaded = [row for row in loaded.get("images", []) if row.get("split") == "test"]

@@ -7,7 +7,7 @@ stop the others, and a run that is killed goes on where it was: its embeddings a
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -21,6 +21,7 @@ from .cache import EmbeddingCache
 from .encoder import Encoder, SentenceEncoder, load_encoder
 from .engine import embed_items
 from .instructions import Protocol, Wording
+from .items import Item
 from .mmeb_image import read_v1, read_v2_image
 from .mmeb_video import read_v2_video
 from .mmeb_visdoc import read_v2_visdoc
@@ -28,14 +29,17 @@ from .plot import plot
 from .ranking import Tie
 from .report import markdown, write_predictions, write_results
 from .retrieval import list_retrieval, read_retrieval
-from .scoreboard import OVERALL, Mean, aggregate, measures_of, subsets_of
+from .scoreboard import OVERALL, Mean, aggregate, columns, measures_of, read_results, subsets_of, visdoc_split
 from .subsets import BENCHMARKS, MMEB_V1, MMEB_V2, OLD_SPLITS, SUGARCREPE, SUGARCREPE_PP, Subset, choose, read_subsets
 from .sugarcrepe import read_sugarcrepe, read_sugarcrepe_pp
 from .tables import Missing
-from .tasks import Task
+from .tasks import Scored, Task
+from .thinking import ThinkWhen, think_about
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+    from hf_mmembed.thinking import Thinker, TraceStore
 
 __all__ = ["Results", "evaluate"]
 
@@ -93,8 +97,11 @@ def evaluate(
     instruction_in: Protocol = "user",
     tie: Tie = "strict",
     frames: int = FRAMES,
+    think: Thinker | TraceStore | None = None,
+    think_when: ThinkWhen = "auto",
     name: str | None = None,
     batch_size: int = 32,
+    longest_edge: int | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> Results:
@@ -114,8 +121,14 @@ def evaluate(
         instruction_in: ``"user"`` (the published protocol up to 2025) or ``"system"``; see `instructions`.
         tie: ``"strict"`` (a tie is never won by the right candidate) or ``"legacy"`` (as the official code).
         frames: Frames per video; recorded with the score. Defaults to 8.
+        think: Score everything a second time, the model reading what a reasoner writes (or wrote) about its inputs; the
+            tokens and milliseconds of thinking per query stand beside the scores. Needs an `MMEmbedder`, best one that
+            was trained to. Give a thinker a store on the disk, and an interrupted run goes on.
+        think_when: ``"auto"``: about queries of families where it pays by the thinker's templates. ``"always"``: about
+            every query and document. Without effect on traces that are there.
         name: What to call the model in tables. Defaults to its Hub id, or its directory's name.
         batch_size: Inputs per forward pass, at most.
+        longest_edge: To what pictures are scaled down; recorded with the score; see `load_encoder`.
         device: Defaults to the best there is, or that of this process.
         trust_remote_code: Run code that comes with a checkpoint of others.
 
@@ -141,8 +154,15 @@ def evaluate(
     chosen = choose(everything, subsets)
     read = _reader(benchmark, root, instruction_in, frames, wordings)
     here = world()
-    options = {"name": name, "batch_size": batch_size, "trust_remote_code": trust_remote_code}
+    options = {
+        "name": name,
+        "batch_size": batch_size,
+        "trust_remote_code": trust_remote_code,
+        "longest_edge": longest_edge,
+    }
     encoder = _encoder(model, device=device or here.device, **options)
+    if think is not None and isinstance(encoder, SentenceEncoder) and not encoder.ours:
+        raise ValueError(f"{encoder.name} is no embedder of hf_mmembed, so it cannot read what a reasoner writes")
     folder = Path(out) if out is not None else Path("results", encoder.name.replace("/", "--"), benchmark)
     embeddings = EmbeddingCache((Path(cache) if cache is not None else folder / "embeddings") / encoder.key)
     metadata: dict[str, Any] = {
@@ -153,17 +173,34 @@ def evaluate(
         "instruction_in": instruction_in,
         "tie": tie,
         "num_frames": frames if benchmark == "mmeb-v2" else None,
+        "thinking": None if think is None else _reasoner(think) | {"when": think_when},
         "reference_split": None if wordings else _REFERENCE_SPLITS.get(benchmark),
         **({"subsets": [asdict(subset) for subset in everything]} if wordings or benchmark == "retrieval" else {}),
         "missing": [],
         "failed": {},
     }
     results = Results(metadata, {})
+    former = _former_thinking(folder, metadata)
+
+    def score(task: Task, items: Sequence[Item], name: str) -> Scored:
+        vectors, places = embed_items(items, encoder, embeddings, name=name)
+        scored = task.score(vectors, places, tie)
+        if here.main:
+            write_predictions(name, scored.predictions, folder)
+        return scored
+
     for subset in chosen:
         try:
             found, task = _read(subset, read, old=subsets is None)
-            vectors, places = embed_items(task.items, encoder, embeddings, name=found.name)
-            scored = task.score(vectors, places, tie)
+            row: dict[str, Any] = {**score(task, task.items, found.name).metrics, **task.notes}
+            results.metrics.setdefault(found.modality, {})[found.name] = row
+            if think is not None:
+                thought = think_about(task.items, think, think_when, found)
+                scored = score(task, thought.items, f"{found.name}-thinking")
+                row["thinking"] = scored.metrics | {
+                    "tokens_per_query": thought.tokens_per_query,
+                    "ms_per_query": thought.ms_per_query or former.get(found.name),
+                }
         except Missing as error:
             if subsets is not None:
                 metadata["failed"][subset.name] = str(error)
@@ -174,8 +211,7 @@ def evaluate(
             metadata["failed"][subset.name] = str(error)
             logger.error("%s: %s", subset.name, error)
             continue
-        results.metrics.setdefault(found.modality, {})[found.name] = {**scored.metrics, **task.notes}
-        _finish(results, here.main, folder, found, scored.predictions)
+        _finish(results, here.main, folder)
     if not results.metrics and not metadata["failed"]:
         raise ValueError(
             f"{root} holds no data set of {benchmark}: looked for {', '.join(s.name for s in chosen[:4])}, ... in the "
@@ -187,26 +223,38 @@ def evaluate(
     return results
 
 
-def _finish(
-    results: Results, write: bool, folder: Path, subset: Subset | None = None, predictions: Sequence[Any] = ()
-) -> None:
+def _finish(results: Results, write: bool, folder: Path) -> None:
     """Brings the metadata up to date, and the files."""
     metadata = results.metadata
     metadata["report_generated_date"] = datetime.now(UTC).isoformat(timespec="seconds")
     if metadata["benchmark"] == "mmeb-v2":
-        pages = results.metrics.get("visdoc", {})
-        old = sorted(set(OLD_SPLITS.values()) & set(pages))
-        metadata["visdoc_split"] = "old page labels" if old else "page-fixed" if set(OLD_SPLITS) & set(pages) else None
-        metadata["reference_split"] = metadata["visdoc_split"]
+        metadata["visdoc_split"] = metadata["reference_split"] = visdoc_split(results.metrics)
     metadata["partial"] = results.partial
+    subsets = subsets_of(results.as_dict())
     metadata["summary"] = {
-        measure or "score": {name: mean.value for name, mean in results.means(measure).items()}
-        for measure in measures_of(metadata["benchmark"])
+        column.title: {name: mean.value for name, mean in aggregate(column.metrics, subsets, column.measure).items()}
+        for column in columns(results.as_dict())
     }
     if write:
-        if subset is not None:
-            write_predictions(subset.name, predictions, folder)
         write_results(results.as_dict(), folder)
+
+
+def _reasoner(think: Thinker | TraceStore) -> dict[str, Any]:
+    """Who writes, for the record."""
+    origin = think.reasoner.origin if hasattr(think, "reasoner") else next(iter(think.origins()), None)
+    return {} if origin is None else asdict(origin)
+
+
+def _former_thinking(folder: Path, metadata: Mapping[str, Any]) -> dict[str, float | None]:
+    """What an earlier run of the same thinking measured: its traces are there, so they are not timed again."""
+    file = folder / "results.json"
+    if metadata["thinking"] is None or not file.is_file():
+        return {}
+    earlier = read_results(file)
+    if earlier["metadata"].get("thinking") != metadata["thinking"]:
+        return {}
+    rows = {name: row for found in earlier["metrics"].values() for name, row in found.items()}
+    return {name: row["thinking"]["ms_per_query"] for name, row in rows.items() if "thinking" in row}
 
 
 def _encoder(model: Any, **options: Any) -> Encoder:

@@ -15,7 +15,19 @@ from typing import Any
 
 from .subsets import MMEB_V1, MMEB_V2, OLD_SPLITS, SUGARCREPE, SUGARCREPE_PP, Subset
 
-__all__ = ["MACRO", "OVERALL", "Mean", "aggregate", "measures_of", "read_results", "score_of", "subsets_of"]
+__all__ = [
+    "MACRO",
+    "OVERALL",
+    "Column",
+    "Mean",
+    "aggregate",
+    "columns",
+    "measures_of",
+    "read_results",
+    "score_of",
+    "subsets_of",
+    "visdoc_split",
+]
 
 OVERALL = "overall (flat mean over data sets)"
 MACRO = "macro mean over meta-tasks"
@@ -49,7 +61,7 @@ def aggregate(
         measure: Which score. Defaults to the one that counts for each data set.
 
     Raises:
-        ValueError: A score is NaN or infinite.
+        ValueError: A score is NaN, or no fraction.
     """
     scores = {subset.name: score_of(metrics, subset, measure) for subset in subsets}
     groups: dict[str, list[Subset]] = {}
@@ -80,16 +92,55 @@ def score_of(metrics: Mapping[str, Mapping[str, Any]], subset: Subset, measure: 
     """The score of a data set, a fraction; None where there is none. Labels old and mended fill the same place.
 
     Raises:
-        ValueError: It is NaN or infinite.
+        ValueError: It is NaN, or no fraction.
     """
     found = metrics.get(subset.modality, {})
     for name in (subset.name, OLD_SPLITS.get(subset.name, subset.name)):
         row = found.get(name)
-        if isinstance(row, Mapping) and isinstance(score := row.get(measure or subset.metric), (int, float)):
-            if not math.isfinite(score):
-                raise ValueError(f"the score of {name} is {score}")
+        score = row.get(measure or subset.metric) if isinstance(row, Mapping) else None
+        if isinstance(score, (int, float)) and not isinstance(score, bool):
+            if not 0 <= score <= 1:
+                raise ValueError(f"the score of {name} is {score}; scores are fractions of 1")
             return float(score)
     return None
+
+
+@dataclass(frozen=True)
+class Column:
+    """Scores to be shown and averaged: their title, the scores by modality and data set, and the measure in them."""
+
+    title: str
+    metrics: Mapping[str, Mapping[str, Any]]
+    measure: str | None
+
+
+def columns(results: Mapping[str, Any]) -> list[Column]:
+    """What a table of these results shows: each measure, and again as scored with thinking where that was done."""
+    metrics, measures = results["metrics"], measures_of(results["metadata"].get("benchmark", ""))
+    found = [Column(measure or "score", metrics, measure) for measure in measures]
+    if results["metadata"].get("thinking"):
+        thought = {
+            modality: {name: row["thinking"] for name, row in rows.items() if "thinking" in row}
+            for modality, rows in metrics.items()
+        }
+        found += [Column(f"{column.title} with thinking", thought, column.measure) for column in found]
+    return found
+
+
+def visdoc_split(metrics: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Which labels of the mended visual documents a score is on; None without such data sets.
+
+    Example:
+        >>> visdoc_split({"visdoc": {"ViDoSeek-page": {"ndcg_linear@5": 0.2}}})
+        'old page labels'
+    """
+    pages = metrics.get("visdoc", {})
+    kinds = [
+        "page-fixed" if fixed in pages else "old page labels"
+        for fixed, old in OLD_SPLITS.items()
+        if {fixed, old} & set(pages)
+    ]
+    return " and ".join(dict.fromkeys(kinds)) or None
 
 
 def measures_of(benchmark: str) -> tuple[str | None, ...]:
@@ -103,7 +154,7 @@ def subsets_of(results: Mapping[str, Any]) -> tuple[Subset, ...]:
     A file of ours says so. Another one is taken for one of the leaderboard, whose 78 are those of MMEB-V2.
     """
     metadata = results["metadata"]
-    if "subsets" in metadata:
+    if "hf_mmembed_version" in metadata and "subsets" in metadata:
         return tuple(Subset(**row) for row in metadata["subsets"])
     return _SUBSETS.get(metadata.get("benchmark", ""), MMEB_V2)
 
@@ -120,7 +171,8 @@ def read_results(file: Path) -> dict[str, Any]:
         raise ValueError(f"cannot read {file}: {error}") from error
     if not isinstance(results, dict) or not isinstance(results.get("metrics"), dict):
         raise ValueError(f"{file} is no results file: it has no object 'metrics' with scores by modality and data set")
+    results["metrics"] = {modality: rows or {} for modality, rows in results["metrics"].items()}
     if not all(isinstance(rows, dict) for rows in results["metrics"].values()):
         raise ValueError(f"{file} is no results file: its 'metrics' are not grouped by modality")
-    results.setdefault("metadata", {})
+    results["metadata"] = results.get("metadata") or {}
     return results

@@ -6,7 +6,6 @@ embedded once. Formats and rules: the repositories RAIVNLab/sugar-crepe and Sri-
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from .instructions import WORDINGS, Protocol, built_item
 from .items import Item
 from .media import Pictures
 from .subsets import Subset
-from .tables import find
+from .tables import find, read_json
 from .tasks import Comparisons
 
 __all__ = ["read_sugarcrepe", "read_sugarcrepe_pp"]
@@ -84,10 +83,7 @@ class _Things:
 
 def _rows(root: Path, name: str, keys: tuple[str, ...]) -> tuple[Path, list[dict[str, Any]]]:
     file = find(root, [f"{name}.json", f"data/{name}.json"])
-    try:
-        loaded = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {file}: {error} (was its download interrupted?)") from error
+    loaded = read_json(file)
     rows = list(loaded.values()) if isinstance(loaded, dict) else loaded  # SugarCrepe has an object, ++ a list
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{file} has no rows")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Missing", "Row", "find", "read_images", "read_rows"]
+__all__ = ["Missing", "Row", "find", "read_images", "read_json", "read_rows"]
 
 Row = dict[str, Any]
 """One row of an annotation table."""
@@ -64,6 +64,20 @@ def read_rows(path: Path, columns: Iterable[str], *, split: str = "test") -> lis
     return rows
 
 
+def read_json(file: Path) -> Any:
+    """What a ``.json`` file holds, or the list of what the lines of a ``.jsonl`` file hold.
+
+    Raises:
+        ValueError: It is broken or cut off; the message names it.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+        # Not `splitlines`: a text may hold a line separator of Unicode, which JSON does not escape.
+        return [json.loads(line) for line in text.split("\n") if line] if file.suffix == ".jsonl" else json.loads(text)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {file}: {error} (was its download interrupted?)") from error
+
+
 def read_images(path: Path, key: str, *, split: str = "test") -> Iterator[tuple[str, bytes]]:
     """The encoded pictures in the column ``image`` of a Parquet table or saved dataset, with their names.
 
@@ -112,13 +126,7 @@ def _batches(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
 
 
 def _json_rows(file: Path) -> list[Row]:
-    try:
-        text = file.read_text(encoding="utf-8")
-        rows = (
-            [json.loads(line) for line in text.splitlines() if line] if file.suffix == ".jsonl" else json.loads(text)
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {file}: {error} (was its download interrupted?)") from error
+    rows = read_json(file)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{file} is no list of objects")
     return rows

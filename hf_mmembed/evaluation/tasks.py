@@ -6,7 +6,7 @@ query. Items of equal content are one: a candidate that is the gold under anothe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -86,8 +86,10 @@ class Ranking:
         """``hit@k`` and ``ndcg_linear@5`` of the rankings; see `Task`."""
         asked, offered = places[: len(self.queries)], places[len(self.queries) :]
         grades = [_by_content(relevant, offered) for relevant in self.relevance]
-        rank_all = self._global if self.pools is None else self._local
-        best = rank_all(vectors, asked, offered, grades, tie)
+        best = [
+            _best(scores, contents, row, tie, self.legacy)
+            for (scores, contents), row in zip(self._scores(vectors, asked, offered), grades, strict=True)
+        ]
         rankings = [[str(content) for content in contents] for contents, _ in best]
         metrics, hits = measure(rankings, [{str(c): grade for c, grade in row.items()} for row in grades])
         name_of = {content: str(item) for content, item in zip(offered.tolist(), self.candidates, strict=True)}
@@ -103,37 +105,24 @@ class Ranking:
         ]
         return Scored({**metrics, "num_pred": len(rankings), "num_data": len(self.queries)}, predictions)
 
-    def _local(
-        self,
-        vectors: NDArray[np.float32],
-        asked: NDArray[np.int64],
-        offered: NDArray[np.int64],
-        grades: list[dict[int, int]],
-        tie: Tie,
-    ) -> list[tuple[list[int], list[float]]]:
-        assert self.pools is not None
-        best = []
-        for query, pool, row in zip(asked, self.pools, grades, strict=True):
-            contents = np.array(list(dict.fromkeys(offered[np.asarray(pool)].tolist())))
-            scores = dot(vectors[query][None], vectors[contents])[0]
-            best.append(_best(scores, contents, row, tie, self.legacy))
-        return best
-
-    def _global(
-        self,
-        vectors: NDArray[np.float32],
-        asked: NDArray[np.int64],
-        offered: NDArray[np.int64],
-        grades: list[dict[int, int]],
-        tie: Tie,
-    ) -> list[tuple[list[int], list[float]]]:
-        contents = np.array(list(dict.fromkeys(offered.tolist())))
-        best = []
+    def _scores(
+        self, vectors: NDArray[np.float32], asked: NDArray[np.int64], offered: NDArray[np.int64]
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+        """For each query, the scores of its distinct candidates ``(candidates,)``, and which contents these are."""
+        if self.pools is not None:
+            for query, pool in zip(asked, self.pools, strict=True):
+                contents = _distinct(offered[np.asarray(pool)])
+                yield dot(vectors[query][None], vectors[contents])[0], contents
+            return
+        contents = _distinct(offered)
         for start in range(0, len(asked), _BLOCK):
-            block = dot(vectors[asked[start : start + _BLOCK]], vectors[contents])
-            rows = grades[start : start + _BLOCK]
-            best += [_best(scores, contents, row, tie, self.legacy) for scores, row in zip(block, rows, strict=True)]
-        return best
+            for scores in dot(vectors[asked[start : start + _BLOCK]], vectors[contents]):
+                yield scores, contents
+
+
+def _distinct(contents: NDArray[np.int64]) -> NDArray[np.int64]:
+    """In the order of the candidates, which decides ties in the official codes."""
+    return np.array(list(dict.fromkeys(contents.tolist())))
 
 
 def _by_content(relevant: Mapping[int, int], offered: NDArray[np.int64]) -> dict[int, int]:

@@ -7,9 +7,10 @@ Set it as `MMEmbedder.thinker`; `MMEmbedder.encode(..., think="auto")` then asks
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import astuple
 from typing import Any, Literal
 
-from .fill import Thought, fill
+from .fill import Filled, Thought, fill
 from .reasoner import Reasoner
 from .templates import guess_family
 from .traces import Side, Trace, TraceStore, content_digest
@@ -24,6 +25,9 @@ class Thinker:
         reasoner: Who thinks.
         store: Remembers traces over calls and processes. Defaults to one in memory.
 
+    Attributes:
+        spent: What thinking has taken so far, over all calls.
+
     Example:
         ::
 
@@ -35,6 +39,7 @@ class Thinker:
     def __init__(self, reasoner: Reasoner, store: TraceStore | None = None) -> None:
         self.reasoner = reasoner
         self.store = TraceStore(":memory:") if store is None else store
+        self.spent = Filled()
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: a process that embeds for another one gets its traces from there."""
@@ -80,12 +85,13 @@ class Thinker:
             for index, family in enumerate(families)
             if think == "always" or (side == "query" and templates.think[family])
         ]
-        fill(
+        taken = fill(
             self.store,
             self.reasoner,
             [Thought(f"inputs[{index}]", conversations[index], side, families[index]) for index in wanted],
             total=len(wanted),
         )
+        self.spent = Filled(*map(sum, zip(astuple(self.spent), astuple(taken), strict=True)))
         key_of = {
             index: self.reasoner.origin.key(content_digest(conversations[index]), side, families[index])
             for index in wanted

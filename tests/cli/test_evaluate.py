@@ -10,6 +10,7 @@ from hf_mmembed.cli import evaluate as command
 from hf_mmembed.cli.main import main
 from tests.evaluation import layouts
 from tests.evaluation.test_scoreboard import leaderboard
+from tests.evaluation.test_thinking import GQA, reader, store_of
 
 
 def call(*words):
@@ -42,6 +43,21 @@ def test_a_model_is_measured_without_naming_the_subcommand(tmp_path, monkeypatch
     assert call(*words, "--subset", "VizWiz", "--subset", "GQA") == 1
     captured = capsys.readouterr()
     assert "failed: VizWiz: nothing in" in captured.err and "| GQA |" in captured.out
+
+
+def test_thinking_is_scored_too(tmp_path, monkeypatch, capsys):
+    import hf_mmembed.evaluation.run as run
+    from hf_mmembed.evaluation.mmeb_image import read_v1
+
+    layouts.write_small_v1(tmp_path / "data")
+    monkeypatch.setattr(run, "load_encoder", lambda model, **options: reader())
+    store_of(read_v1(tmp_path / "data", GQA, "user").queries, tmp_path / "traces.sqlite").close()
+    words = ["evaluate", "some-model", "--benchmark", "mmeb-v1", "--data", tmp_path / "data", "--subset", "GQA"]
+    assert call(*words, "--out", tmp_path / "out", "--think", tmp_path / "traces.sqlite") == 0
+    # Every trace says 3, which is right for one query of twelve.
+    assert "| GQA | 0.0 | 8.3 | 5 | – | hit@1 | 12 |" in capsys.readouterr().out
+    assert call("evaluate", "aggregate", tmp_path / "out" / "results.json") == 0
+    assert "[score with thinking]" in capsys.readouterr().out
 
 
 def test_averages_of_a_leaderboard_file(tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from hf_mmembed import MMEmbedder
 from hf_mmembed.evaluation import SentenceEncoder, evaluate, load_encoder
@@ -31,6 +32,7 @@ def test_items_reach_our_model_with_their_side_and_instruction(checkpoint, pictu
         Item("a red square", (picture,), "Find it.", "query"),
         Item(None, (picture, picture)),
         Item(""),
+        Item("a red square", role="query", trace="<think> red </think> square"),
     ]
     model, data = encoder.model, picture.read()
     expected = [
@@ -39,6 +41,7 @@ def test_items_reach_our_model_with_their_side_and_instruction(checkpoint, pictu
         model.encode_query({"text": "a red square", "image": data, "instruction": "Find it."}),
         model.encode_document({"image": [data, data]}),
         model.encode_document(""),
+        model.encode_query("a red square", traces="<think> red </think> square"),
     ]
     found = encoder(items)
     assert np.abs(found - np.stack(expected)).max() < 1e-5
@@ -67,6 +70,17 @@ def test_the_key_follows_weights_and_prompt_but_not_the_place(checkpoint, embedd
     assert SentenceEncoder(second.model).key != first.key
     other = load_encoder(embedder("qwen2_vl", prompt="plain"), device="cpu")
     assert other.key != first.key
+
+
+def test_pictures_are_scaled_as_asked(checkpoint, picture):
+    whole, small = load_encoder(checkpoint, device="cpu"), load_encoder(checkpoint, device="cpu", longest_edge=5000)
+    assert small.metadata["image_size"] == whole.metadata["image_size"] | {"longest_edge": 5000}
+    assert small.key != whole.key
+    Image.new("RGB", (300, 200), "red").save(picture.path)
+    items = [Item(None, (picture,))]
+    assert not np.allclose(small(items), whole(items), atol=1e-4)
+    with pytest.raises(ValueError, match="longest_edge=1 does not fit"):
+        load_encoder(checkpoint, device="cpu", longest_edge=1)
 
 
 def test_scores_do_not_depend_on_the_batch_size(checkpoint, tmp_path):

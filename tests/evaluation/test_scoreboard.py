@@ -9,7 +9,7 @@ import pytest
 
 from hf_mmembed.evaluation.compare import compare
 from hf_mmembed.evaluation.references import references
-from hf_mmembed.evaluation.scoreboard import MACRO, OVERALL, aggregate, read_results, subsets_of
+from hf_mmembed.evaluation.scoreboard import MACRO, OVERALL, aggregate, read_results, subsets_of, visdoc_split
 from hf_mmembed.evaluation.subsets import MMEB_V1, MMEB_V2, OLD_SPLITS, SUGARCREPE, choose
 
 
@@ -65,11 +65,34 @@ def test_a_partial_run_has_no_overall(absent):
     assert means["image"].value is not None and means["Moment retrieval"].value is not None
 
 
-def test_nan_is_an_error():
+@pytest.mark.parametrize("score", [float("nan"), 64.2, -1.0])
+def test_what_is_no_fraction_is_an_error(score):
     results = leaderboard()
-    results["metrics"]["image"]["GQA"]["hit@1"] = float("nan")
-    with pytest.raises(ValueError, match="score of GQA is nan"):
+    results["metrics"]["image"]["GQA"]["hit@1"] = score
+    with pytest.raises(ValueError, match=f"score of GQA is {score}; scores are fractions"):
         aggregate(results["metrics"], MMEB_V2)
+
+
+def test_splits_are_told_apart_also_where_both_are_there():
+    old, fixed = leaderboard(0, old=True), leaderboard(1)
+    both = {"visdoc": old["metrics"]["visdoc"] | fixed["metrics"]["visdoc"]}
+    half = {"visdoc": old["metrics"]["visdoc"] | {"ViDoSeek-page-fixed": {"ndcg_linear@5": 1.0}}}
+    found = [visdoc_split(metrics) for metrics in (old["metrics"], fixed["metrics"], both, half, {"image": {}})]
+    assert found == ["old page labels", "page-fixed", "page-fixed", "page-fixed and old page labels", None]
+    assert aggregate(both, MMEB_V2)["visdoc"] == aggregate(fixed["metrics"], MMEB_V2)["visdoc"]
+
+
+def test_leaderboard_files_of_other_hands(tmp_path):
+    results = leaderboard()
+    results["metadata"] = None
+    results["metrics"] |= {"video": None, "audio": {"Clotho": {"hit@1": 0.5}}}
+    results["metrics"]["image"]["GQA"]["hit@1"] = True
+    (tmp_path / "a.json").write_text(json.dumps(results))
+    read = read_results(tmp_path / "a.json")
+    means = aggregate(read["metrics"], subsets_of(read))
+    assert means["image"].missing == ("GQA",) and means["video"].present == 0 and means["visdoc"].value is not None
+    read["metadata"] = {"subsets": ["GQA"]}  # not ours, whatever it means
+    assert subsets_of(read) == MMEB_V2
 
 
 def test_a_file_without_videos_is_a_partial_one_of_the_leaderboard():
@@ -126,7 +149,8 @@ def test_comparison_says_what_does_not_compare():
     other["metrics"]["image"]["GQA"]["hit@1"] = one["metrics"]["image"]["GQA"]["hit@1"] + 0.015
     table = compare(one, other)
     assert "instruction_in is user in the first and system in the second" in table
-    assert "num_frames is 8" in table and "ViDoSeek-page has its old labels" in table
+    assert "num_frames is 8" in table
+    assert "scored on old page labels in the first and on page-fixed in the second" in table
     assert "| +1.50 |" in next(line for line in table.splitlines() if line.startswith("| GQA |"))
     assert "Not comparable" not in compare(other, other)
 

@@ -1,0 +1,133 @@
+"""Scores in the sight of what a reasoner writes (Think-Then-Embed, arXiv 2510.05014), and what that costs.
+
+In: the items of a data set, and a `Thinker` or the traces it wrote earlier. Out: the same items, each with its trace, and
+the tokens and milliseconds of thinking per query. A thinker with a store on the disk goes on where it was killed, and
+several processes that share the store share the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from hf_mmembed.processes import world
+
+from .items import Item, Role, as_input, name_input
+from .subsets import Subset
+
+if TYPE_CHECKING:
+    from hf_mmembed.thinking import Thinker, Trace, TraceStore
+
+__all__ = ["ThinkWhen", "Thought", "think_about"]
+
+ThinkWhen = Literal["auto", "always"]
+
+_ROLES: tuple[Role, ...] = ("query", "document")
+_AT_ONCE = 1024  # inputs whose pictures are in memory
+
+# What the queries of a data set are, by its name or else by its meta-task; elsewhere the form of each query tells.
+_FAMILIES = {
+    **dict.fromkeys(("Classification", "Video classification"), "classification"),
+    **dict.fromkeys(("VQA", "Video QA", "WebQA", "OVEN", "Wiki-SS-NQ"), "qa"),
+    **dict.fromkeys(("Grounding", "Moment retrieval"), "grounding"),
+    **dict.fromkeys(("CIRR", "FashionIQ"), "composed"),
+    # Their instruction stands beside a picture and would be taken for a change to it.
+    **dict.fromkeys(("VisualNews_i2t", "MSCOCO_i2t", "NIGHTS", "Image to text"), "content"),
+}
+
+
+@dataclass(frozen=True)
+class Thought:
+    """Items with their traces, and what those of the queries cost.
+
+    Attributes:
+        items: As they were given, in order; one that was not thought about is as it was.
+        tokens_per_query: Tokens written, on average over all items of role ``"query"``.
+        ms_per_query: Milliseconds for each trace of a query that was written now, on average; None when none was.
+    """
+
+    items: list[Item]
+    tokens_per_query: float
+    ms_per_query: float | None
+
+
+def think_about(items: Sequence[Item], source: Thinker | TraceStore, when: ThinkWhen, subset: Subset) -> Thought:
+    """Gives items their traces.
+
+    Args:
+        items: Those of a data set.
+        source: Who thinks; or traces that are there, whose content then decides what has one.
+        when: ``"auto"``: a thinker thinks about queries of families where it pays by its templates. ``"always"``: about
+            every query and document.
+        subset: The data set, which says of which family its queries are.
+
+    Raises:
+        ValueError: An item cannot be used, no query has a trace in the store, or a trace was written in sight of the right
+            answer.
+        ConnectionError: An endpoint does not answer. What was written before is in the thinker's store.
+    """
+    found = list(items)
+    tokens, new, seconds = 0, 0.0, 0.0
+    places_of = {role: [place for place, item in enumerate(items) if item.role == role] for role in _ROLES}
+    for role, places in places_of.items():
+        before = _spent(source)
+        traces = _traces([items[place] for place in places], source, when, role, subset)
+        for place, trace in zip(places, traces, strict=True):
+            if trace is not None:
+                if trace.gold_visible:
+                    raise ValueError(
+                        f"the trace of {items[place]} was written in sight of the right answer; scores with it say nothing"
+                    )
+                found[place] = replace(items[place], trace=trace.text)
+        if role == "query":
+            tokens = sum(trace.n_tokens for trace in traces if trace is not None)
+            new, seconds = (now - then for now, then in zip(_spent(source), before, strict=True))
+    return Thought(found, tokens / max(1, len(places_of["query"])), 1000 * seconds / new if new else None)
+
+
+def _spent(source: Thinker | TraceStore) -> tuple[float, float]:
+    """Traces written so far, and the seconds it took."""
+    spent = getattr(source, "spent", None)
+    return (spent.new, spent.seconds) if spent is not None else (0, 0.0)
+
+
+def _traces(
+    items: list[Item], source: Thinker | TraceStore, when: ThinkWhen, role: Role, subset: Subset
+) -> Sequence[Trace | None]:
+    """One per item of this role, or None where there is none."""
+    from hf_mmembed.inputs import as_messages
+    from hf_mmembed.thinking import TraceStore
+    from hf_mmembed.thinking.traces import content_digest
+
+    if isinstance(source, TraceStore):
+        there = source.by_content()
+        traces = [there.get((role, content_digest(as_messages(as_input(item))))) for item in items]
+        if role == "query" and items and not any(traces):
+            raise ValueError(f"{source.path} has no trace of a query of {subset.name}; was it made from other words?")
+        return traces
+    if role == "document" and when == "auto":
+        return [None] * len(items)
+    family = _FAMILIES.get(subset.name, _FAMILIES.get(subset.meta_task)) if role == "query" else None
+    here = world()
+    failure = None
+    try:
+        traces = _think(items[here.rank :: here.size], source, think=when, task=role, task_family=family)
+    except ValueError as error:
+        failure = str(error)
+    if (failure := here.agree(failure)) is not None:
+        raise ValueError(failure)
+    return traces if here.size == 1 else _think(items, source, think=when, task=role, task_family=family)
+
+
+def _think(items: list[Item], thinker: Thinker, **options: Any) -> list[Trace | None]:
+    from hf_mmembed.inputs import as_messages
+
+    traces: list[Trace | None] = []
+    for start in range(0, len(items), _AT_ONCE):
+        some = items[start : start + _AT_ONCE]
+        try:
+            traces += thinker([as_messages(as_input(item)) for item in some], **options)
+        except ValueError as error:
+            raise name_input(error, some) from error
+    return traces

@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
-from .modeling_mmembed import require_safetensors
+from .checkpoint_mmembed import require_safetensors
 from .presets import load_prompt
 from .processing_mmembed import image_only_processor, load_with_pillow
 from .registration import MMEmbedConfig, MMEmbedModel, MMEmbedProcessor

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from .thinker import Thinker
     from .traced import traced_trainer
     from .traces import Trace, TraceStore
-    from .unified import UnifiedModel
-    from .unified_checkpoint import make_unified, open_unified
+    from .unified import UnifiedModel, make_unified, open_unified
 
 __all__ = [
     "FAMILIES",
@@ -56,8 +55,8 @@ _HOME = {
     "fill": "fill",
     "fine_tune": "sft",
     "load_templates": "templates",
-    "make_unified": "unified_checkpoint",
-    "open_unified": "unified_checkpoint",
+    "make_unified": "unified",
+    "open_unified": "unified",
     "think_about_pairs": "fill",
     "traced_trainer": "traced",
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,8 +21,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConf
 
 from hf_mmembed.identity import local_checkpoint
 from hf_mmembed.inputs import as_messages
+from hf_mmembed.model.checkpoint_mmembed import require_safetensors
 from hf_mmembed.model.convert import wrap_processor
-from hf_mmembed.model.modeling_mmembed import require_safetensors
 from hf_mmembed.model.rows_mmembed import Row, row_of_conversation
 
 from .templates import Templates, load_templates
@@ -133,6 +134,7 @@ class LocalReasoner:
         self.settings = settings or Settings()
         self.templates = templates or load_templates()
         self.batch_size = batch_size
+        self._turn = threading.Lock()
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         directory, commit = local_checkpoint(model, revision)
         self.model, self.processor = open_generative(
@@ -167,14 +169,16 @@ class LocalReasoner:
         )
 
     def think(self, inputs: Sequence[Any], task_family: str, *, answers: Sequence[str] | None = None) -> list[Trace]:
-        """See `Reasoner.think`."""
-        self.processor.prompt = self.templates.prompt(task_family)
+        """See `Reasoner.think`. Threads take turns: the processor holds the prompt of one family at a time."""
+        prompt = self.templates.prompt(task_family)
         rows = [row_of(item, index, self.templates, answers) for index, item in enumerate(inputs)]
-        return [
-            trace
-            for start in range(0, len(rows), self.batch_size)
-            for trace in self._generate(rows[start : start + self.batch_size], gold_visible=answers is not None)
-        ]
+        with self._turn:
+            self.processor.prompt = prompt
+            return [
+                trace
+                for start in range(0, len(rows), self.batch_size)
+                for trace in self._generate(rows[start : start + self.batch_size], gold_visible=answers is not None)
+            ]
 
     @torch.inference_mode()
     def _generate(self, rows: list[Row], *, gold_visible: bool) -> list[Trace]:

@@ -29,7 +29,7 @@ from hf_mmembed.inputs import as_messages
 
 from .fill import thoughts_of_pairs
 from .reasoner import open_generative, row_of
-from .templates import load_templates
+from .templates import Templates, load_templates
 from .traces import Origin, Side, TraceStore, content_digest
 
 __all__ = ["IGNORED", "Lesson", "LessonCollator", "fine_tune", "lessons"]
@@ -102,14 +102,14 @@ class LessonCollator:
     Args:
         pairs: Where the inputs are.
         processor: Of the student. A trace that is too long loses its start, an input nothing.
-        template_version: Of the prompts.
+        templates: The prompts.
         known: Names of the tensors that the student takes.
     """
 
-    def __init__(self, pairs: Dataset, processor: Any, template_version: str, known: Sequence[str]) -> None:
+    def __init__(self, pairs: Dataset, processor: Any, templates: Templates, known: Sequence[str]) -> None:
         self.pairs = pairs.with_format(None)
         self.processor = processor
-        self.templates = load_templates(template_version)
+        self.templates = templates
         self.known = known
 
     def __call__(self, some: Sequence[Lesson]) -> dict[str, torch.Tensor]:
@@ -169,6 +169,7 @@ def fine_tune(
     origin: Origin | None = None,
     sides: Sequence[Side] = ("query", "document"),
     families: str | Mapping[str, str] | None = None,
+    templates: Templates | None = None,
     resume: bool = False,
 ) -> Path:
     """Fine-tune a reasoner.
@@ -182,6 +183,7 @@ def fine_tune(
         origin: The teacher. Defaults to the only one in the store.
         sides: As when the traces were made.
         families: The same.
+        templates: The same. Defaults to those of the package of the version that the teacher had.
         resume: Go on from the last checkpoint in ``args.output_dir``.
 
     Returns:
@@ -189,12 +191,18 @@ def fine_tune(
 
     Raises:
         OSError: The student cannot be read.
-        ValueError: There is nothing to learn.
+        ValueError: There is nothing to learn, or the teacher had other templates.
     """
     chosen = lessons(pairs, store, origin=origin, sides=sides, families=families)
     teacher = origin or store.origins()[0]
-    directory, _ = local_checkpoint(Path(model) if Path(model).is_dir() else str(model))
-    student, processor = open_generative(directory, load_templates(teacher.template_version), dtype="float32")
+    templates = templates or load_templates(teacher.template_version)
+    if templates.version != teacher.template_version:
+        raise ValueError(
+            f"these are templates {templates.version!r}, but {teacher.reasoner} had {teacher.template_version!r}; give "
+            "the same ones"
+        )
+    directory, _ = local_checkpoint(os.fspath(model))
+    student, processor = open_generative(directory, templates, dtype="float32")
     processor.tokenizer.padding_side = "right"
     student.requires_grad_(False)
     student.get_decoder().requires_grad_(True)
@@ -206,7 +214,7 @@ def fine_tune(
     trainer = Trainer(
         student,
         args,
-        data_collator=LessonCollator(pairs, processor, teacher.template_version, known),
+        data_collator=LessonCollator(pairs, processor, templates, known),
         train_dataset=chosen,
         processing_class=processor.backbone_processor,
     )

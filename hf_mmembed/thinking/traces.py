@@ -206,10 +206,12 @@ class TraceStore:
         self._lock = threading.Lock()
         # The rollback journal rather than the write-ahead log, which shared file systems of clusters cannot hold.
         self._connection = sqlite3.connect(self.path, timeout=_WAIT_SECONDS, check_same_thread=False)
+        [[version]] = self._select("PRAGMA user_version")
+        if version not in (0, _SCHEMA):
+            raise ValueError(f"{path} was written by a later hf_mmembed (version {version}); upgrade it")
+        if version == _SCHEMA:  # may be read where nothing can be written
+            return
         with self._transaction() as connection:
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, _SCHEMA):
-                raise ValueError(f"{path} was written by a later hf_mmembed (version {version}); upgrade it")
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS traces (key TEXT PRIMARY KEY, content TEXT NOT NULL, side TEXT NOT NULL, "
                 "family TEXT NOT NULL, reasoner TEXT NOT NULL, revision TEXT NOT NULL, template_version TEXT NOT NULL, "
@@ -301,16 +303,20 @@ class TraceStore:
         return Dataset.from_dict(columns)
 
     def _select(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
-        with self._lock:
+        with self._lock, self._named_errors():
             return self._connection.execute(query, values).fetchall()
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._named_errors(), self._connection:
+            # Wait for other writers now: waiting is not possible in the middle of a transaction.
+            self._connection.execute("BEGIN IMMEDIATE")
+            yield self._connection
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
         try:
-            with self._lock, self._connection:
-                # Wait for other writers now: waiting is not possible in the middle of a transaction.
-                self._connection.execute("BEGIN IMMEDIATE")
-                yield self._connection
+            yield
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise OSError(f"{self.path}: {error}") from error

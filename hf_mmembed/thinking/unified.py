@@ -1,351 +1,100 @@
-"""One model that thinks and embeds: a frozen reasoner, and a head on the hidden states of the pass that wrote the trace.
+"""Checkpoints of a reasoner that embeds: made from a generative one, opened as an `MMEmbedder`.
 
-In: what a processor returns for a prompt, or for a prompt with its trace. Out: the trace's tokens and unit embeddings
-`(batch, hidden)`, in one call. Nothing is computed twice: a hook on one decoder layer collects its input while
-`generate` runs with its key-value cache. The third variant of Think-Then-Embed (arXiv 2510.05014). This file travels
-with the checkpoint, so it imports nothing but torch, transformers and its neighbour.
+In: a generative checkpoint and a kind of head. Out: one directory that `AutoModel` with remote code, and
+sentence-transformers, open where this package is not installed.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import os
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import nn
-from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
-    AutoModelForImageTextToText,
-    GenerationConfig,
-    LogitsProcessor,
-    PretrainedConfig,
-    PreTrainedModel,
-    StoppingCriteria,
-)
-from transformers.utils import ModelOutput
 
-from .heads import HEADS, States, default_layer, join_masks, make_head
+from hf_mmembed.identity import local_checkpoint
+from hf_mmembed.model.registration import UnifiedModel
+from hf_mmembed.sentence_transformer import MMEmbedder
 
-__all__ = ["UnifiedConfig", "UnifiedModel", "UnifiedOutput"]
+from .reasoner import open_generative
+from .templates import LATEST, load_templates
+
+__all__ = ["make_unified", "open_unified"]
 
 
-class UnifiedConfig(PretrainedConfig):
-    """Configuration of [`UnifiedModel`].
+def make_unified(
+    reasoner: str | Path,
+    out: str | Path,
+    *,
+    head: str = "self_init",
+    head_options: dict[str, Any] | None = None,
+    task_family: str = "content",
+    templates: str | Path = LATEST,
+    revision: str | None = None,
+    dtype: torch.dtype | str = "auto",
+) -> Path:
+    """Write a reasoner with a new head on it.
 
     Args:
-        reasoner_config (`PretrainedConfig` or `dict`, *optional*, defaults to a default Qwen2-VL config): Of the
-            generative multimodal LLM.
-        head (`str`, *optional*, defaults to `"self_init"`): `"last_token"`, `"mlp"`, `"attention_pool"`,
-            `"latent_pool"`, `"qformer"` or `"self_init"`.
-        head_options (`dict`, *optional*): Such as `{"layers": 8}` for `self_init`; see `heads.make_head`.
-        end_token_id (`int`, *optional*): The token that ends a trace and is pooled.
-        other_end_token_ids (`list[int]`, *optional*): Tokens that the reasoner may end with instead; read as the former.
+        reasoner: Directory or Hub id of a generative checkpoint.
+        out: The directory to write; it must not exist yet, or be empty.
+        head: One of `hf_mmembed.model.heads_mmembed.HEADS`. Defaults to a copy of the last layers.
+        head_options: Such as ``{"layers": 8}``.
+        task_family: Whose prompt the checkpoint's processor writes. Defaults to ``"content"``.
+        templates: Version of the prompts, or a YAML file of them. Defaults to the latest.
+        revision: Branch, tag or commit on the Hub.
+        dtype: Of the weights. Defaults to that of the checkpoint.
+
+    Returns:
+        `out`. It appears at once and complete, or not at all.
 
     Raises:
-        ValueError: If there is no such head, or `reasoner_config` is of an unknown type.
+        FileExistsError: `out` holds something already.
+        OSError: The checkpoint cannot be read.
+        ValueError: There is no such head or family, or it does not fit the reasoner.
     """
-
-    model_type = "mmembed_unified"
-    sub_configs = {"reasoner_config": AutoConfig}
-
-    def __init__(
-        self,
-        reasoner_config: PretrainedConfig | dict[str, Any] | None = None,
-        head: str = "self_init",
-        head_options: dict[str, Any] | None = None,
-        end_token_id: int | None = None,
-        other_end_token_ids: list[int] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        reasoner: Any = reasoner_config or {"model_type": "qwen2_vl"}
-        if isinstance(reasoner, dict):
-            fields = dict(reasoner)
-            model_type = fields.pop("model_type", None)
-            if model_type not in CONFIG_MAPPING:
-                raise ValueError(
-                    f"reasoner_config has model_type {model_type!r}, which this transformers does not know."
-                )
-            reasoner = CONFIG_MAPPING[model_type](**fields)
-        if head not in HEADS:
-            raise ValueError(f"head is {head!r}; use one of {', '.join(map(repr, HEADS))}.")
-        self.reasoner_config = reasoner
-        self.head = head
-        self.head_options = head_options or {}
-        self.end_token_id = end_token_id
-        self.other_end_token_ids = other_end_token_ids or []
-        super().__init__(**kwargs)
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the states and of an embedding."""
-        return self.get_text_config().hidden_size
-
-    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PretrainedConfig:
-        """The reasoner's text config."""
-        return self.reasoner_config.get_text_config(decoder=decoder, encoder=encoder)
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} exists and is not an empty directory; choose another one or remove it.")
+    directory, _ = local_checkpoint(reasoner, revision)
+    prompts = load_templates(templates)
+    model, processor = open_generative(directory, prompts, dtype=dtype)
+    processor.prompt = prompts.prompt(task_family)
+    processor.tokenizer.padding_side = "left"
+    # What is set on a tokenizer later is not saved.
+    processor.tokenizer.init_kwargs["padding_side"] = "left"
+    end = processor.tokenizer.eos_token_id
+    ends = model.generation_config.eos_token_id
+    others = sorted({*([ends] if isinstance(ends, int) else ends or [])} - {end})
+    unified = UnifiedModel.from_reasoner(
+        model, head=head, head_options=head_options or {}, end_token_id=end, other_end_token_ids=others
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    written = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        unified.save_pretrained(written)
+        processor.save_pretrained(written)
+        written.chmod(0o755)
+        os.replace(written, out)
+    finally:
+        shutil.rmtree(written, ignore_errors=True)
+    return out
 
 
-@dataclass
-class UnifiedOutput(ModelOutput):
-    """What [`UnifiedModel`] returns.
+def open_unified(directory: str | Path, **kwargs: Any) -> MMEmbedder:
+    """A unified checkpoint as an embedder: of traces that are there already, and for training its head.
 
     Args:
-        embeddings (`torch.FloatTensor` of shape `(batch, hidden)`): Unit L2 norm, float32.
-        pooler_output (`torch.FloatTensor` of shape `(batch, hidden)`): The same tensor.
-        trace_ids (`torch.LongTensor` of shape `(batch, new_tokens)`): What was written, the end token included and
-            repeated up to the longest; only from `think_and_embed`.
-        cut (`torch.BoolTensor` of shape `(batch,)`): Whether the limit ended a trace; only from `think_and_embed`.
+        directory: What `make_unified` wrote, or a Hub id of one.
+        **kwargs: For `MMEmbedder`.
+
+    Returns:
+        Only the head requires gradients, in float32.
     """
-
-    embeddings: torch.Tensor | None = None
-    pooler_output: torch.Tensor | None = None
-    trace_ids: torch.Tensor | None = None
-    cut: torch.Tensor | None = None
-
-
-class UnifiedModel(PreTrainedModel):
-    """A reasoner that embeds what it has just thought about.
-
-    Args:
-        config ([`UnifiedConfig`]): Holds the reasoner's config and the kind of head.
-
-    Example:
-
-    ```python
-    model = AutoModel.from_pretrained(path, trust_remote_code=True)
-    processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
-    output = model.think_and_embed(**processor(text=["two discs"], return_tensors="pt"), max_new_tokens=256)
-    output.embeddings, processor.tokenizer.batch_decode(output.trace_ids, skip_special_tokens=True)
-    ```
-    """
-
-    config_class = UnifiedConfig
-    base_model_prefix = ""
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-
-    def __init__(self, config: UnifiedConfig) -> None:
-        super().__init__(config)
-        self.reasoner = AutoModelForImageTextToText.from_config(config.reasoner_config)
-        self.head = self._new_head()
-        self._take_reasoner(self.reasoner)
-        self.post_init()
-
-    @classmethod
-    def from_reasoner(cls, reasoner: PreTrainedModel, **config_fields: Any) -> UnifiedModel:
-        """Put a new head on a reasoner in memory, whose tensors are shared.
-
-        Args:
-            reasoner (`PreTrainedModel`): What `AutoModelForImageTextToText.from_pretrained` returns.
-            **config_fields: Fields of [`UnifiedConfig`].
-        """
-        config = UnifiedConfig(reasoner_config=reasoner.config, dtype=reasoner.dtype, **config_fields)
-        with torch.device("meta"):
-            model = cls(config)
-        model._take_reasoner(reasoner)
-        model.head = model._new_head().to(device=reasoner.device, dtype=reasoner.dtype).requires_grad_(True)
-        return model.eval()
-
-    def _take_reasoner(self, reasoner: PreTrainedModel) -> None:
-        self.reasoner = reasoner.requires_grad_(False)
-        # `generate` fills in what is None from here, and an end token of its own would stop it one step too soon.
-        self.reasoner.generation_config = GenerationConfig()
-
-    def _new_head(self) -> nn.Module:
-        return make_head(
-            self.config.head, self._decoder, self.layer, self.config.hidden_size, self.config.head_options
-        )
-
-    @property
-    def _decoder(self) -> Any:
-        return self.reasoner.get_decoder()
-
-    @property
-    def layer(self) -> int:
-        """Which decoder layer's input the head reads; the number of layers stands for the states after the norm."""
-        return default_layer(self.config.head, len(self._decoder.layers), self.config.head_options)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The reasoner's token embedding."""
-        return self.reasoner.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the reasoner's token embedding."""
-        self.reasoner.set_input_embeddings(value)
-
-    def train(self, mode: bool = True) -> UnifiedModel:
-        """Only the head is ever trained."""
-        super().train(mode)
-        self.reasoner.eval()
-        return self
-
-    def forward(
-        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
-    ) -> UnifiedOutput:
-        """Embed prompts that their traces follow already, as `MMEmbedProcessor(..., trace=...)` writes them.
-
-        Args:
-            input_ids (`torch.LongTensor` of shape `(batch, seq_len)`): Padded on either side.
-            attention_mask (`torch.Tensor` of shape `(batch, seq_len)`): 1 for real tokens.
-            **kwargs: The reasoner's image tensors; what it does not know is ignored.
-
-        Returns:
-            [`UnifiedOutput`]: Gradients reach the head alone.
-        """
-        inner = self.reasoner.base_model
-        known = inspect.signature(inner.forward).parameters
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        with torch.no_grad(), self._recording() as record:
-            inner(
-                input_ids=input_ids,
-                attention_mask=mask,
-                use_cache=False,
-                **{name: value for name, value in kwargs.items() if name in known and name != "use_cache"},
-            )
-        return self._read(record, mask)
-
-    @torch.no_grad()
-    def think_and_embed(
-        self,
-        input_ids: torch.LongTensor,
-        attention_mask: torch.Tensor,
-        max_new_tokens: int = 512,
-        temperature: float = 0.0,
-        **kwargs: Any,
-    ) -> UnifiedOutput:
-        """Write a trace behind each prompt and embed both in the same pass.
-
-        Args:
-            input_ids (`torch.LongTensor` of shape `(batch, seq_len)`): Prompts, padded on the left.
-            attention_mask (`torch.Tensor` of shape `(batch, seq_len)`): 1 for real tokens.
-            max_new_tokens (`int`, defaults to 512): The hard limit; a trace that has not ended by then is ended.
-            temperature (`float`, defaults to 0): 0 takes the most probable token each time.
-            **kwargs: The reasoner's image tensors; what it does not know is ignored.
-
-        Raises:
-            ValueError: If the padding is on the right, or `max_new_tokens` is not positive.
-        """
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {max_new_tokens}; a trace needs at least one token.")
-        if not bool(attention_mask[:, -1].all()):
-            raise ValueError("prompts are padded on the right; set `processor.tokenizer.padding_side = 'left'`.")
-        end, start = self.config.end_token_id, input_ids.shape[1]
-        known = inspect.signature(self.reasoner.forward).parameters
-        # Two more: the end token where the limit was met, and a token that is drawn when the end token is run.
-        generation = GenerationConfig(
-            max_new_tokens=max_new_tokens + 2,
-            pad_token_id=end,
-            do_sample=temperature > 0,
-            **({"temperature": temperature, "top_k": 0} if temperature > 0 else {}),
-        )
-        with self._recording() as record:
-            sequences = self.reasoner.generate(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                generation_config=generation,
-                logits_processor=[_EndOnce(start, max_new_tokens, end, self.config.other_end_token_ids)],
-                stopping_criteria=[_EndWasRun(start, end)],
-                **{name: value for name, value in kwargs.items() if name in known},
-            )
-        written = sequences[:, start:-1]
-        ended = (written == end).long()
-        up_to_end = (ended.cumsum(dim=1) - ended == 0).to(attention_mask.dtype)
-        output = self._read(record, torch.cat([attention_mask, up_to_end], dim=1))
-        output.trace_ids = written
-        output.cut = up_to_end.sum(dim=1) > max_new_tokens
-        return output
-
-    def _read(self, record: list[list[dict[str, Any]]], mask: torch.Tensor) -> UnifiedOutput:
-        """Run the head on what the hooks have recorded."""
-        first, *_ = record
-        hidden = torch.cat([step["hidden"] for step in first], dim=1)
-        dtype = next(self.head.parameters()).dtype
-        calls = [_joined(steps, dtype) for steps in record] if self.config.head == "self_init" else []
-        pooled = self.head(States(hidden.to(dtype), mask, calls))
-        embeddings = F.normalize(pooled.float(), dim=-1)
-        return UnifiedOutput(embeddings=embeddings, pooler_output=embeddings)
-
-    @contextmanager
-    def _recording(self) -> Iterator[list[list[dict[str, Any]]]]:
-        """For the layer that the head reads, and for those after it if it copies them, what they are called with."""
-        blocks: Any = self._decoder.layers
-        watched: list[Any] = [self._decoder.norm] if self.layer == len(blocks) else list(blocks[self.layer :])
-        record: list[list[dict[str, Any]]] = [[] for _ in watched]
-
-        def note(place: int, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            hidden = arguments[0] if arguments else named["hidden_states"]
-            wanted: dict[str, Any] = {
-                name: named[name] for name in ("attention_mask", "position_embeddings") if name in named
-            }
-            record[place].append({"hidden": hidden if place == 0 else None, "length": hidden.shape[1], **wanted})
-
-        def note_normed(module: nn.Module, arguments: tuple[Any, ...], output: torch.Tensor) -> None:
-            record[0].append({"hidden": output, "length": output.shape[1]})
-
-        if self.layer == len(blocks):
-            hooks = [watched[0].register_forward_hook(note_normed)]
-        else:
-            if self.config.head != "self_init":
-                watched = watched[:1]
-            hooks = [
-                module.register_forward_pre_hook(
-                    lambda _, arguments, named, place=place: note(place, arguments, named), with_kwargs=True
-                )
-                for place, module in enumerate(watched)
-            ]
-        try:
-            yield record
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-
-def _joined(steps: list[dict[str, Any]], dtype: torch.dtype) -> dict[str, Any]:
-    """The arguments of one layer over the whole sequence, from those of each step."""
-    call: dict[str, Any] = {}
-    if "attention_mask" in steps[0]:
-        mask = join_masks([step["attention_mask"] for step in steps], [step["length"] for step in steps])
-        call["attention_mask"] = mask.to(dtype) if mask is not None and mask.is_floating_point() else mask
-    if "position_embeddings" in steps[0]:
-        cosines_and_sines = zip(*(step["position_embeddings"] for step in steps), strict=True)
-        call["position_embeddings"] = tuple(torch.cat(parts, dim=-2).to(dtype) for parts in cosines_and_sines)
-    return call
-
-
-class _EndOnce(LogitsProcessor):
-    """Makes each row end in the end token, at the limit at the latest, and repeat it from then on."""
-
-    def __init__(self, start: int, limit: int, end: int, others: list[int]) -> None:
-        self.start, self.limit, self.end, self.others = start, limit, end, others
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> Any:
-        written = input_ids[:, self.start :]
-        scores = scores.clone()
-        scores[:, self.end] = scores[:, [self.end, *self.others]].amax(dim=1)
-        scores[:, self.others] = -torch.inf
-        over = (written == self.end).any(dim=1) | (written.shape[1] >= self.limit)
-        only_end = torch.full_like(scores, -torch.inf)
-        only_end[:, self.end] = 0
-        return torch.where(over[:, None], only_end, scores)
-
-
-class _EndWasRun(StoppingCriteria):
-    """Stops a row when its end token has gone through the model, one step after it was drawn."""
-
-    def __init__(self, start: int, end: int) -> None:
-        self.start, self.end = start, end
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.Tensor:
-        return (input_ids[:, self.start : -1] == self.end).any(dim=1)
-
-
-UnifiedConfig.register_for_auto_class()
-UnifiedModel.register_for_auto_class("AutoModel")
+    embedder = MMEmbedder(directory, **kwargs)
+    model: Any = embedder.transformers_model
+    model.reasoner.requires_grad_(False)
+    model.head.float().requires_grad_(True)
+    return embedder

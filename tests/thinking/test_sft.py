@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
@@ -43,6 +44,13 @@ def test_nothing_to_learn(store, some_pairs):
         lessons(some_pairs, store)
 
 
+def test_templates_are_those_of_the_teacher(generative, store, some_pairs, tmp_path):
+    other = replace(load_templates(), version="mine")
+    args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
+    with pytest.raises(ValueError, match="templates 'mine', but parrot had '1'"):
+        fine_tune(generative("qwen2_vl"), some_pairs, store, args, tmp_path / "out", templates=other)
+
+
 def test_labels_are_the_trace_and_its_end(generative, some_pairs):
     model, processor = open_generative(generative("qwen2_vl"), load_templates())
     known = list(inspect.signature(model.forward).parameters)
@@ -52,7 +60,7 @@ def test_labels_are_the_trace_and_its_end(generative, some_pairs):
         Lesson(1, "query", "qa", traces[1]),
         Lesson(2, "query", "content", traces[2]),
     ]
-    batch = LessonCollator(some_pairs, processor, "1", known)(some)
+    batch = LessonCollator(some_pairs, processor, load_templates(), known)(some)
     assert batch["labels"].shape == batch["input_ids"].shape == batch["attention_mask"].shape
     taught = [processor.tokenizer.decode(row[row != IGNORED]) for row in batch["labels"]]
     end = processor.tokenizer.eos_token
@@ -76,7 +84,7 @@ def test_the_student_learns_to_say_it_and_does_not_forget_to_see(generative, sto
     }  # fmt: skip
     assert changed and not any("visual" in name for name in changed)
     model, processor = open_generative(out, load_templates())
-    batch = LessonCollator(some_pairs, processor, "1", list(inspect.signature(model.forward).parameters))(
+    batch = LessonCollator(some_pairs, processor, load_templates(), list(inspect.signature(model.forward).parameters))(
         lessons(some_pairs, store)
     )
     with torch.no_grad():

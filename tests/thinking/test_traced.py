@@ -7,7 +7,7 @@ from hf_mmembed.mining.ids import content_ids
 from hf_mmembed.thinking.fill import think_about_pairs
 from hf_mmembed.thinking.traced import TracedCollator, traced_trainer
 from hf_mmembed.thinking.traces import TraceStore
-from hf_mmembed.thinking.unified_checkpoint import make_unified, open_unified
+from hf_mmembed.thinking.unified import make_unified, open_unified
 from hf_mmembed.training.arguments import SaHaTrainingArguments
 from hf_mmembed.training.collator import ROW, PairCollator
 

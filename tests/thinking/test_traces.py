@@ -148,6 +148,15 @@ def test_no_store(tmp_path):
         TraceStore(tmp_path / "later.sqlite")
 
 
+def test_reading_needs_no_right_to_write(tmp_path):
+    path = tmp_path / "traces.sqlite"
+    with TraceStore(path) as store:
+        store.put([record("c")])
+    with TraceStore(path) as store, TraceStore(path) as writer, writer._transaction():
+        assert len(store) == 1  # nor has it to wait for who writes
+        assert len(TraceStore(path)) == 1
+
+
 WRITER = """
 import os, signal, sys
 from hf_mmembed.thinking.traces import Origin, Record, Trace, TraceStore

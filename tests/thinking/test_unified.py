@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -8,11 +9,13 @@ from functools import cache
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cosine_similarity
 from transformers import AutoModel, AutoProcessor
 
-from hf_mmembed.thinking.heads import HEADS, join_masks
-from hf_mmembed.thinking.unified_checkpoint import make_unified, open_unified
+from hf_mmembed.model.heads_mmembed import HEADS, join_masks
+from hf_mmembed.model.unified_mmembed import UnifiedConfig
+from hf_mmembed.thinking.unified import make_unified, open_unified
 from tests.tiny_families import FAMILIES
 
 PICTURE = Image.new("RGB", (32, 32), "red")
@@ -82,7 +85,7 @@ def picked(tensor, row):
 
 
 def types(model, ids):
-    return (ids == model.config.reasoner_config.image_token_id).long()
+    return (ids == model.config.backbone_config.image_token_id).long()
 
 
 def force(model, *tokens):
@@ -174,7 +177,26 @@ def test_as_an_embedder(unified):
     assert trainable == {"head."}
 
 
+def test_a_checkpoint_that_lacks_weights_is_refused(unified, tmp_path):
+    shutil.copytree(unified("qwen2_vl", "mlp"), tmp_path / "broken")
+    weights = load_file(tmp_path / "broken" / "model.safetensors")
+    del weights["head.out.weight"]
+    save_file(weights, tmp_path / "broken" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="1 weights are missing .* the first is 'head.out.weight'"):
+        AutoModel.from_pretrained(tmp_path / "broken")
+
+
+def test_fewer_dimensions(unified):
+    model, processor = opened(unified("qwen2_vl", "mlp"))
+    batch = batch_of(processor)
+    whole = model(**batch).embeddings
+    model.config.embedding_dim = 8
+    assert torch.allclose(model(**batch).embeddings, torch.nn.functional.normalize(whole[:, :8], dim=1), atol=1e-6)
+
+
 def test_wrong_choices(generative, unified, tmp_path):
+    with pytest.raises(ValueError, match="read out by its head"):
+        UnifiedConfig(pooling="mean")
     with pytest.raises(ValueError, match="copy 9 layers, but the reasoner has 2"):
         make_unified(generative("qwen2_vl"), tmp_path / "a", head_options={"layers": 9})
     with pytest.raises(ValueError, match="head is 'none'.*'self_init'"):

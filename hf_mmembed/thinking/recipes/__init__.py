@@ -21,9 +21,10 @@ from hf_mmembed.training.arguments import SaHaTrainingArguments
 from hf_mmembed.training.recipe_files import names_in, read_recipe, require_known
 
 from ..sft import fine_tune
+from ..templates import LATEST, load_templates
 from ..traced import traced_trainer
 from ..traces import TraceStore
-from ..unified_checkpoint import make_unified, open_unified
+from ..unified import make_unified, open_unified
 
 __all__ = ["VARIANTS", "ThinkingRecipe", "load_thinking_recipe", "thinking_recipe_names", "train_thinking"]
 
@@ -42,6 +43,7 @@ class ThinkingRecipe:
         traces: The store that ``hf-mmembed think`` has filled.
         output: Directory of the run. The result will be in ``model`` inside it.
         clusters: Directory of mined clusters, for batches of hard negatives. Defaults to random batches.
+        templates: Version of the prompts, or a YAML file of them, as when the traces were made. Defaults to the latest.
         families: Task family of the queries, or one by subset: as when the traces were made.
         trace_dropout: Share of traces left out, of ``"embedder"``. Defaults to 0.1.
         allow_gold: Take traces that saw the answer. Defaults to False.
@@ -59,6 +61,7 @@ class ThinkingRecipe:
     traces: str
     output: str
     clusters: str | None = None
+    templates: str = LATEST
     families: Any = None
     trace_dropout: float = 0.1
     allow_gold: bool = False
@@ -126,13 +129,17 @@ def train_thinking(recipe: ThinkingRecipe, *, pairs: Dataset | None = None, resu
         if recipe.variant == "sft":
             args = TrainingArguments(output_dir=str(output), **{"report_to": "none", **recipe.training})
             return fine_tune(
-                recipe.model, pairs, store, args, output / "model", families=recipe.families, resume=resume
-            )
+                recipe.model, pairs, store, args, output / "model",
+                families=recipe.families, templates=load_templates(recipe.templates), resume=resume,
+            )  # fmt: skip
         model: Any = recipe.model
         if recipe.variant == "unified":
             made = output / "untrained"
             if not (made / "modules.json").is_file():
-                make_unified(recipe.model, made, head=recipe.head, head_options=dict(recipe.head_options))
+                make_unified(
+                    recipe.model, made,
+                    head=recipe.head, head_options=dict(recipe.head_options), templates=recipe.templates,
+                )  # fmt: skip
             model = open_unified(made)
         trainer = traced_trainer(
             model,

@@ -16,7 +16,7 @@ import yaml
 from hf_mmembed.inputs import pictures, texts
 from hf_mmembed.model.rows_mmembed import HierarchicalPrompt
 
-__all__ = ["FAMILIES", "Templates", "guess_family", "load_templates"]
+__all__ = ["FAMILIES", "LATEST", "Templates", "guess_family", "load_templates"]
 
 FAMILIES = ("classification", "qa", "content", "grounding", "composed")
 """``content`` is everything that is looked for as it is: captions, pictures and pages, and all documents."""

@@ -2,7 +2,7 @@
 
 In: `States`: the hidden states that enter one decoder layer, at all positions of prompt and trace. Out: one vector per
 row, `(batch, hidden)`. The kinds are those that Think-Then-Embed (arXiv 2510.05014) compares. This file travels with
-the checkpoint, so it imports nothing but torch.
+the checkpoint, so it imports nothing but torch and its neighbour.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from .pooled_mmembed import last_real_token
 
 __all__ = ["HEADS", "States", "default_layer", "join_masks", "make_head"]
 
@@ -39,24 +41,8 @@ class States:
 
     def last(self) -> torch.Tensor:
         """`(batch, hidden)`: the state of the last real token of each row."""
-        return last_of(self.hidden, self.mask)
-
-
-def last_of(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The state of the last real token of each row, for left and right padding.
-
-    Args:
-        hidden (`torch.Tensor` of shape `(batch, seq_len, hidden)`): States.
-        mask (`torch.Tensor` of shape `(batch, seq_len)`): 1 for real tokens.
-
-    Example:
-
-        >>> last_of(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[1, 1, 0]])).item()
-        3.0
-    """
-    places = torch.arange(mask.shape[1], device=mask.device)
-    last = (mask.to(places.dtype) * (places + 1)).argmax(dim=1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), last.to(hidden.device)]
+        rows = torch.arange(len(self.hidden), device=self.hidden.device)
+        return self.hidden[rows, last_real_token(self.mask).to(self.hidden.device)]
 
 
 def join_masks(masks: Sequence[torch.Tensor | None], lengths: Sequence[int]) -> torch.Tensor | None:
@@ -246,7 +232,7 @@ class SelfInitHead(nn.Module):
         for layer, call in zip(self.layers, states.calls, strict=True):
             output = layer(hidden, **call)
             hidden = output[0] if isinstance(output, tuple) else output
-        return last_of(self.norm(hidden), states.mask)
+        return self.norm(States(hidden, states.mask).last())
 
 
 def _heads(hidden_size: int) -> int:

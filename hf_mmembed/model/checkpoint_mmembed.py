@@ -1,0 +1,119 @@
+"""What every model of this package does with its checkpoint: it refuses a broken one and writes a complete one.
+
+In: a directory or Hub id, or a model. Out: a model with all its weights, or a directory that sentence-transformers
+opens as well. This file travels with the checkpoint, so it imports nothing but torch, transformers and safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+__all__ = ["SENTENCE_TRANSFORMERS_FILES", "EmbeddingModel", "require_safetensors"]
+
+# What `SentenceTransformer(dir)` reads: one Transformer module that hands on our `pooler_output`, so that pooling and
+# normalisation have one definition. Truncation and control tokens are the processor's business, hence no suffix repair.
+_READ_POOLER_OUTPUT = {"method": "forward", "method_output_name": "pooler_output"}
+SENTENCE_TRANSFORMERS_FILES: dict[str, Any] = {
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+    ],
+    "sentence_bert_config.json": {
+        "transformer_task": "feature-extraction",
+        "module_output_name": "sentence_embedding",
+        "unpad_inputs": False,
+        "modality_config": {
+            "text": _READ_POOLER_OUTPUT,
+            "image": _READ_POOLER_OUTPUT,
+            "image+text": _READ_POOLER_OUTPUT,
+            "message": {**_READ_POOLER_OUTPUT, "format": "structured"},
+        },
+        "processing_kwargs": {"chat_template": {"restore_suffix": False}},
+    },
+    "config_sentence_transformers.json": {
+        "model_type": "SentenceTransformer",
+        "prompts": {"query": "", "document": ""},
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+    },
+}
+
+
+def require_safetensors(path: str | os.PathLike) -> None:
+    """Refuse a directory without safetensors weights, and say what to do about pickled ones.
+
+    Args:
+        path (`str` or `os.PathLike`): A checkpoint; what is no directory (a Hub id) passes.
+
+    Raises:
+        OSError: If the directory holds no `*.safetensors`.
+    """
+    folder = Path(path)
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    if not pickled:
+        raise OSError(f"{path} holds no weights: model.safetensors is missing; download or copy the checkpoint again.")
+    raise OSError(
+        f"{path} holds only pickled weights ({', '.join(pickled)}), which can run code when they are read; give a "
+        "checkpoint with model.safetensors. If you trust the file, open the checkpoint with transformers' class for it "
+        "and save it again: save_pretrained writes safetensors."
+    )
+
+
+class EmbeddingModel(PreTrainedModel):
+    """A model over a backbone of transformers, whose checkpoint is complete or an error."""
+
+    base_model_prefix = ""
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """As `PreTrainedModel.from_pretrained`, but it reads safetensors only and refuses incomplete weights.
+
+        transformers fills weights that a checkpoint lacks with random numbers and a warning; an embedder would then
+        return plausible nonsense.
+
+        Raises:
+            OSError: If there is no safetensors file, or one that cannot be read.
+            ValueError: If weights are missing or have the wrong shape.
+        """
+        kwargs["use_safetensors"] = True
+        with_info = kwargs.pop("output_loading_info", False)
+        path = pretrained_model_name_or_path
+        if path is not None:
+            require_safetensors(Path(path, kwargs.get("subfolder", "")))
+        try:
+            model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        except SafetensorError as error:
+            raise OSError(f"{path}: the weights cannot be read ({error}); download or copy them again.") from error
+        missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+        if missing:
+            raise ValueError(
+                f"{path}: {len(missing)} weights are missing or have another shape than "
+                f"config.json says, the first is {missing[0]!r}. The checkpoint is incomplete or belongs to another "
+                "config; save or download it again."
+            )
+        return (model, info) if with_info else model
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As `PreTrainedModel.save_pretrained`, plus the three files that sentence-transformers needs, where absent.
+
+        Without them sentence-transformers would open the directory with mean pooling and no normalisation.
+        """
+        super().save_pretrained(save_directory, *args, **kwargs)
+        for name, content in SENTENCE_TRANSFORMERS_FILES.items():
+            path = Path(save_directory, name)
+            if not path.exists() and kwargs.get("is_main_process", True):
+                temporary = path.with_name(path.name + ".tmp")
+                temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+                os.replace(temporary, path)

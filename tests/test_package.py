@@ -39,6 +39,7 @@ RANK = {
     "distillation": 6,
     "thinking": 6,
     "index": 6,
+    "judging": 7,
     "evaluation": 7,
     "tiny": 8,
     "scripts": 9,

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from .models import SHIPPED, embedder
+from .models import SHIPPED, embedder, teacher
 
 __all__ = ["bench"]
 
-bench = typer.Typer(name="bench", help="Experiments: does SaHa help?", no_args_is_help=True)
+bench = typer.Typer(name="bench", help="Experiments: does SaHa help? Does distilling a teacher?", no_args_is_help=True)
 
 _ARMS = (
     "zero-shot",
@@ -24,11 +24,6 @@ _ARMS = (
     "saha-paper",
     "saha",
 )
-
-
-@bench.callback()
-def _group() -> None:
-    """Keeps `ablation` a command of its own while it is the only one."""
 
 
 @bench.command()
@@ -67,3 +62,29 @@ def ablation(
     write_atomically(out / "ablation.md", table.encode("utf-8"))
     typer.echo(table)
     typer.echo(f"table: {out / 'ablation.md'}    plot: {plot(results, out / 'ablation.png')}")
+
+
+@bench.command()
+def distill(
+    model: Annotated[str, typer.Option(help="Embedder of the drawn world.")] = SHIPPED,
+    teacher_: Annotated[
+        str, typer.Option("--teacher", help="Text embedder: a directory or a Hub id.")
+    ] = "sentence-transformers/all-MiniLM-L6-v2",
+    out: Annotated[Path, typer.Option(help="Directory of the runs; what is done there is not done again.")] = Path(
+        "runs/distill"
+    ),
+    seeds: Annotated[int, typer.Option(min=1, help="Runs, seeded 0, 1, ...")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of a run.")] = 60,
+    candidates: Annotated[int, typer.Option(min=10, help="Captions to compare and pictures to retrieve.")] = 300,
+) -> None:
+    """Distil a text teacher (UniME, stage 1) and compare before and after: agreement with it, and retrieval.
+
+    Example: hf-mmembed bench distill --seeds 1 --steps 5 --candidates 20
+    """
+    from hf_mmembed.files import write_atomically
+    from hf_mmembed.tiny.distillation import DistillationPlan, markdown, run_distillation
+
+    plan = DistillationPlan(embedder(model), teacher(teacher_), steps=steps, candidates=candidates)
+    table = markdown(run_distillation(out, plan, range(seeds)), plan)
+    write_atomically(out / "distill.md", table.encode("utf-8"))
+    typer.echo(table)

@@ -25,6 +25,7 @@ from .embed import embed
 from .evaluate import evaluate
 from .export import export
 from .index import index
+from .judge import judge
 from .mine import mine
 from .prompt import prompt
 from .push import push
@@ -54,6 +55,7 @@ app.command()(embed)
 app.command()(index)
 app.command()(search)
 app.command()(mine)
+app.command()(judge)
 app.command()(distill)
 app.command()(train)
 app.command()(think)

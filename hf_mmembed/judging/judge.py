@@ -1,0 +1,121 @@
+"""A multimodal LLM asked whether a candidate answers a query: yes or no.
+
+In: queries and candidates as `MMEmbedder.encode` takes them. Out: the probability of yes among the two, ``(pairs,)``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hf_mmembed.data.rows import hash_parts
+from hf_mmembed.identity import local_checkpoint
+from hf_mmembed.inputs import as_messages
+from hf_mmembed.model.rows_mmembed import HierarchicalPrompt, Row, row_of_conversation
+from hf_mmembed.thinking.reasoner import fingerprint, open_generative
+from hf_mmembed.thinking.templates import load_templates
+
+__all__ = ["Judge"]
+
+QUESTION = "\nIs the candidate a right answer to the query? Answer only {yes} or {no}."
+
+
+class Judge:
+    """Any generative multimodal LLM of transformers.
+
+    It reads both in one turn, pictures first, and a question; the score is the softmax over the logits of the first
+    tokens of "yes" and "no" (UniME-V2, section 3.2). Inputs go through the same checks as those of the embedder.
+
+    Args:
+        model: Directory or Hub id of a generative checkpoint.
+        revision: Branch, tag or commit on the Hub.
+        words: What it answers with. Defaults to ``("Yes", "No")``.
+        batch_size: Questions per forward pass. Defaults to 16.
+        dtype: Defaults to that of the checkpoint; float32 on a CPU.
+        device: Defaults to a GPU if there is one.
+
+    Attributes:
+        identity: Decides the scores: model, revision and question.
+
+    Raises:
+        OSError: The checkpoint cannot be read or has no safetensors weights.
+        ValueError: It is no multimodal LLM with a chat template, or both words begin with the same token.
+
+    Example:
+        ::
+
+            judge = Judge("Qwen/Qwen2.5-VL-7B-Instruct")
+            judge([{"image": "shelf.jpg", "text": "Which book is the thickest?"}], [{"text": "the atlas"}])
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        words: tuple[str, str] = ("Yes", "No"),
+        batch_size: int = 16,
+        dtype: torch.dtype | str | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        directory, commit = local_checkpoint(model, revision)
+        self.model, self.processor = open_generative(
+            directory, load_templates(), dtype=dtype or ("float32" if device.type == "cpu" else "auto")
+        )
+        self.model.to(device).eval()
+        self.processor.tokenizer.padding_side = "left"
+        question = QUESTION.format(yes=words[0], no=words[1])
+        self.processor.prompt = HierarchicalPrompt("", question, question, represent_documents=True)
+        self._answers = [self.processor.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words]
+        if self._answers[0] == self._answers[1]:
+            raise ValueError(f"{words[0]!r} and {words[1]!r} begin with the same token of {model}; use other words.")
+        self.batch_size = batch_size
+        self.identity = hash_parts(commit or fingerprint(directory), question, *words)
+
+    def __call__(self, queries: Sequence[dict[str, Any]], candidates: Sequence[dict[str, Any]]) -> NDArray[np.float64]:
+        """Scores between 0 and 1, ``(pairs,)``.
+
+        Args:
+            queries: As for `MMEmbedder.encode`.
+            candidates: One for each query.
+
+        Raises:
+            ValueError: An input cannot be read, or a score is not a number.
+        """
+        rows = [_question(query, item, i) for i, (query, item) in enumerate(zip(queries, candidates, strict=True))]
+        parts = [self._scores(rows[start : start + self.batch_size]) for start in range(0, len(rows), self.batch_size)]
+        scores = np.concatenate([np.empty(0), *parts])
+        if not np.isfinite(scores).all():
+            raise ValueError(f"the judge gave NaN for {str(candidates[int(np.argmin(np.isfinite(scores)))])[:200]}.")
+        return scores
+
+    @torch.inference_mode()
+    def _scores(self, rows: list[Row]) -> NDArray[np.float64]:
+        batch = self.processor(
+            text=[row.text for row in rows], images=[row.images or None for row in rows], return_tensors="pt"
+        ).to(self.model.device)
+        known = inspect.signature(self.model.forward).parameters
+        options = {name: value for name, value in batch.items() if name in known}
+        if "logits_to_keep" in known:
+            options["logits_to_keep"] = 1  # padding is on the left, so the last place is the answer's
+        logits = self.model(**options).logits[:, -1, self._answers]  # (rows, 2)
+        return logits.double().softmax(dim=1)[:, 0].cpu().numpy()
+
+
+def _question(query: dict[str, Any], candidate: dict[str, Any], index: int) -> Row:
+    """Both in one row; the words say which picture belongs to which."""
+    words: list[str] = []
+    images: list[Any] = []
+    for name, item in (("Query", query), ("Candidate", candidate)):
+        row = row_of_conversation(as_messages(item, index=index), index)
+        shown = [f"picture {len(images) + number}" for number in range(1, len(row.images) + 1)]
+        words.append(f"{name}: " + ", ".join(part for part in (*shown, row.instruction, row.text) if part))
+        images += row.images
+    return Row(tuple(images), "\n".join(words))

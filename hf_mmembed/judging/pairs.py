@@ -1,0 +1,180 @@
+"""Judges a whole dataset of pairs; resumable, and shared out among processes.
+
+In: pairs, a judge and candidates. Out: the pairs with hard negatives and scores; on the disk, in one directory, the
+scores (``scores/``, a file for every few rows, named by a digest of what was asked and who answered) and the result
+(``pairs/``, a dataset that `read_pairs` opens). The files of scores are kept, so that another margin costs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from hf_mmembed.data.pairs import NEGATIVE_FEATURES, document_of, query_of
+from hf_mmembed.data.rows import hash_parts
+from hf_mmembed.files import write_atomically
+from hf_mmembed.processes import world
+
+from .candidates import Pool
+from .sampling import sampled
+
+__all__ = ["Judged", "judge_pairs"]
+
+logger = logging.getLogger(__name__)
+
+
+class _Judge(Protocol):
+    identity: str
+
+    def __call__(
+        self, queries: Sequence[dict[str, Any]], candidates: Sequence[dict[str, Any]]
+    ) -> NDArray[np.float64]: ...
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What judging gave.
+
+    Attributes:
+        pairs: With ``neg_text``, ``neg_image``, ``pos_score`` and ``neg_score``.
+        scores: ``(rows, 1 + most)``: of the document and of all candidates, NaN where there is none.
+        false_negatives: Candidates that the filter took out.
+        without: Rows that are left without a negative.
+    """
+
+    pairs: Dataset
+    scores: NDArray[np.float64]
+    false_negatives: int
+    without: int
+
+
+def judge_pairs(
+    pairs: Dataset,
+    judge: _Judge,
+    pool: Pool,
+    out: Path,
+    *,
+    margin: float = 0.1,
+    keep: int = 8,
+    stride: int = 5,
+    rows_per_file: int = 16,
+) -> Judged:
+    """Scores every document and every candidate, as far as that is still to be done, and chooses the negatives.
+
+    Args:
+        pairs: What `read_pairs` returns; negatives and scores that they have are replaced.
+        judge: A `Judge`.
+        pool: Candidates of each row.
+        out: Directory for scores and result.
+        margin: See `sampled`, as for the next two.
+        keep: Negatives per row.
+        stride: Spread of the negatives.
+        rows_per_file: What a killed run loses at most, per process.
+
+    Raises:
+        ValueError: An input cannot be judged. Scores that were made before are kept.
+    """
+    folder = out / "scores"
+    folder.mkdir(parents=True, exist_ok=True)
+    process = world()
+    starts = range(0, len(pairs), rows_per_file)
+    paths: list[Path] = []
+    with tqdm(total=len(pairs), unit=" pairs", desc="judging", delay=2, disable=None) as bar:
+        for number, start in enumerate(starts):
+            rows = pairs.select(range(start, min(start + rows_per_file, len(pairs))))
+            places = pool.places[start : start + rows_per_file]
+            queries, candidates = _questions(rows, places, pool)
+            asked = [_digest(item) for pair in zip(queries, candidates, strict=True) for item in pair]
+            paths.append(folder / f"{start:09d}-{hash_parts(judge.identity, *asked)}.npy")
+            if number % process.size == process.rank and not paths[-1].exists():
+                _save(paths[-1], _asked(judge, queries, candidates, places))
+            bar.update(len(rows))
+    process.agree(None)
+    scores = np.concatenate([np.load(path) for path in paths])
+    chosen = [sampled(row[1:], row[0], margin=margin, keep=keep, stride=stride) for row in scores]
+    result = _with_negatives(pairs, pool, scores, chosen)
+    if process.main:
+        _replace(out / "pairs", result.save_to_disk)
+    process.agree(None)
+    answers = np.isfinite(scores[:, 1:]) & (scores[:, 1:] > scores[:, :1] - margin)
+    without = sum(len(own) == 0 for own in chosen)
+    if without:
+        logger.warning(
+            "%d of %d rows are left without a negative and will teach nothing: the judge takes all of their candidates "
+            "for answers, or they had none",
+            without,
+            len(pairs),
+        )
+    return Judged(result, scores, int(answers.sum()), without)
+
+
+def _questions(
+    rows: Dataset, places: NDArray[np.int64], pool: Pool
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Query and candidate of every question, row by row, the row's own document first."""
+    queries, candidates = [], []
+    for row, own in zip(rows, places, strict=True):
+        shown = [document_of(row), *pool.inputs(own[own >= 0])]
+        queries += [query_of(row)] * len(shown)
+        candidates += shown
+    return queries, candidates
+
+
+def _asked(
+    judge: _Judge, queries: list[dict[str, Any]], candidates: list[dict[str, Any]], places: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    there = np.concatenate([np.ones((len(places), 1), bool), places >= 0], axis=1)
+    scores = np.full(there.shape, np.nan)
+    scores[there] = judge(queries, candidates)
+    return scores
+
+
+def _with_negatives(
+    pairs: Dataset, pool: Pool, scores: NDArray[np.float64], chosen: list[NDArray[np.int64]]
+) -> Dataset:
+    pairs = pairs.remove_columns([name for name in NEGATIVE_FEATURES if name in pairs.column_names])
+    table = pairs.with_format("arrow")[:]
+    flat = np.concatenate([row[own] for row, own in zip(pool.places, chosen, strict=True)])
+    offsets = pa.array(np.cumsum([0, *map(len, chosen)]), pa.int32())
+    items = pool.items.select(flat.tolist()).with_format("arrow")[:]
+    columns = {f"neg_{kind}": items.column(f"pos_{kind}").combine_chunks() for kind in ("text", "image")}
+    columns["neg_score"] = pa.array(np.concatenate([row[1:][own] for row, own in zip(scores, chosen, strict=True)]))
+    for name, values in columns.items():
+        table = table.append_column(name, pa.ListArray.from_arrays(offsets, values))
+    table = table.append_column("pos_score", pa.array(scores[:, 0]))
+    features = type(pairs.features)({**pairs.features, **NEGATIVE_FEATURES})
+    return Dataset(table.select(list(features)).cast(features.arrow_schema))
+
+
+def _digest(item: dict[str, Any]) -> str:
+    image = item.get("image")
+    picture = hashlib.blake2b(image, digest_size=16).hexdigest() if isinstance(image, bytes) else image
+    return hash_parts(item.get("text"), item.get("instruction"), picture)
+
+
+def _save(path: Path, scores: NDArray[np.float64]) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, scores, allow_pickle=False)
+    write_atomically(path, buffer.getvalue())
+
+
+def _replace(directory: Path, write: Callable[[str], object]) -> None:
+    """A directory that appears at once and complete."""
+    staged = directory.with_name(f".{directory.name}.unfinished")
+    shutil.rmtree(staged, ignore_errors=True)
+    write(str(staged))
+    shutil.rmtree(directory, ignore_errors=True)
+    os.replace(staged, directory)

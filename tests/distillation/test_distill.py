@@ -1,0 +1,118 @@
+"""From a multimodal LLM and a real teacher to the start of stage 2."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+
+from hf_mmembed import MMEmbedder
+from hf_mmembed.distillation import (
+    DistillationArguments,
+    DistillationRecipe,
+    distill,
+    load_distillation_recipe,
+    open_student,
+    prepare_distillation,
+)
+from hf_mmembed.distillation.student import set_vision_aside
+from hf_mmembed.model.presets import PRESETS
+from tests.distillation.conftest import TEACHER
+from tests.tiny_families import FAMILIES
+
+
+def arguments(directory, **options):
+    return DistillationArguments(str(directory), use_cpu=True, report_to="none", **options)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_texts_need_no_vision_tower(family, fresh):
+    model = fresh(family)
+    before = model.encode(["a red circle", "two"], convert_to_tensor=True)
+    gone = set_vision_aside(model)
+    assert gone and not any("vision" in name or "visual" in name for name, _ in model.named_parameters())
+    assert torch.equal(model.encode(["a red circle", "two"], convert_to_tensor=True), before)
+    with pytest.raises((RuntimeError, AttributeError, ValueError)):
+        model.encode([Image.new("RGB", (32, 32))])
+
+
+def test_only_the_language_model_is_there_and_only_its_adapter_trains(generative, tmp_path):
+    student = open_student(generative("qwen2_vl"), arguments(tmp_path))
+    names = [name for name, _ in student.named_parameters()]
+    assert names and all("language_model" in name for name in names)
+    trained = {name: p for name, p in student.named_parameters() if p.requires_grad}
+    assert trained and all("lora_" in name for name in trained)
+    assert {p.shape[0] for name, p in trained.items() if "lora_A" in name} == {32}
+    assert student.processor.prompt == PRESETS["unime"]
+    with pytest.raises(RuntimeError, match="visual was set aside"):
+        student.transformers_model.backbone.visual(None)
+
+
+def test_four_bits_need_bitsandbytes(generative, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_mmembed.distillation.student.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install bitsandbytes"):
+        open_student(generative("qwen2_vl"), arguments(tmp_path), load_in_4bit=True)
+
+
+def test_a_batch_in_parts_is_whole_in_the_loss(tmp_path):
+    args = arguments(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=3)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (12, 1)
+    args = arguments(tmp_path, global_batch_size=12, gradient_accumulation_steps=3)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (12, 1)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"lora_rank": 0}, "lora_rank is 0"),
+        ({"direction": "x"}, "direction is 'x'"),
+        ({"diagonal": "x"}, "diagonal is 'x'"),
+    ],
+)
+def test_options_that_do_not_fit(tmp_path, option, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **option)
+
+
+def test_distilled_killed_resumed_and_opened(generative, pairs, tmp_path):
+    recipe = DistillationRecipe(
+        str(generative("qwen2_vl")), str(TEACHER), {}, str(tmp_path / "run"),
+        training={"use_cpu": True, "report_to": "none", "global_batch_size": 5, "max_steps": 4, "save_steps": 2,
+                  "logging_steps": 1, "learning_rate": 1e-2, "warmup_steps": 0, "lora_dropout": 0.0},
+    )  # fmt: skip
+    whole = distill(recipe, pairs=pairs)
+    base = MMEmbedder(str(tmp_path / "run" / "embedder"), device="cpu")
+    model = MMEmbedder(str(whole), device="cpu")
+    before, after = base.state_dict(), model.state_dict()
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all("language_model" in name for name in changed)
+    picture = Image.new("RGB", (32, 32), "red")
+    assert model.encode([picture]).shape == base.encode([picture]).shape
+    assert model.processor.prompt == PRESETS["unime"]
+    # The same from the checkpoint in the middle, with the teacher's vectors from the disk.
+    trainer = prepare_distillation(recipe, pairs=pairs)
+    trainer.train(str(tmp_path / "run" / "checkpoint-2"))
+    resumed = trainer.save_result(tmp_path / "resumed")
+    for name, weight in MMEmbedder(str(resumed), device="cpu").state_dict().items():
+        torch.testing.assert_close(weight, after[name], rtol=0, atol=1e-6, msg=name)
+    losses = [entry for entry in trainer.state.log_history if "agreement" in entry]
+    assert len(losses) >= 2 and losses[-1]["loss"] < trainer.state.log_history[0]["loss"]
+
+
+def test_a_recipe_without_a_first_stage_says_so():
+    with pytest.raises(ValueError, match="has no part `distillation`"):
+        load_distillation_recipe("unime-v2-qwen2-vl-2b")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"techer": "x"}, "unknown key distillation.techer; did you mean distillation.teacher?"),
+        ({"training.loss": "infonce"}, "unknown key distillation.training.loss"),
+        ({"teacher": None}, "lacks distillation.teacher"),
+    ],
+)
+def test_a_wrong_part_says_what_is_wrong(overrides, message):
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        load_distillation_recipe("unime-tiny", overrides)

@@ -1,0 +1,60 @@
+"""The judge itself: the model that ships, asked about its own drawn world."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hf_mmembed import tiny
+from hf_mmembed.judging import Judge
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return Judge(tiny.generative_path(), words=("yes", "no"), batch_size=2, device="cpu")
+
+
+RED = Image.new("RGB", (64, 64), "red")
+QUERIES = [{"image": RED, "text": "what color is it?"}, {"text": "a red circle"}, {"text": "a red circle"}]
+CANDIDATES = [{"text": "red"}, {"image": RED, "instruction": "Look."}, {"text": "<|im_end|>a blue star"}]
+
+
+def test_scores_are_the_softmax_over_two_logits(judge):
+    scores = judge(QUERIES, CANDIDATES)
+    assert scores.shape == (3,) and ((0 < scores) & (scores < 1)).all()
+    words = [
+        "Query: picture 1, what color is it?\nCandidate: red",
+        "Query: a red circle\nCandidate: picture 1, Look.",
+        "Query: a red circle\nCandidate: <|im_end|>a blue star",
+    ]
+    tokens = [judge.processor.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in ("yes", "no")]
+    for text, images, score in zip(words, ([RED], [RED], None), scores, strict=True):
+        batch = judge.processor(text=[text], images=[images], return_tensors="pt")
+        batch.pop("num_images_per_sample", None)
+        with torch.no_grad():
+            yes, no = judge.model(**batch).logits[0, -1, tokens].double().exp()
+        assert score == pytest.approx(float(yes / (yes + no)), abs=1e-5)
+
+
+def test_the_question_ends_the_turn(judge):
+    [text] = judge.processor.render([judge_row("a", "b")], None)
+    assert "Query: a\nCandidate: b\nIs the candidate a right answer to the query? Answer only yes or no." in text
+
+
+def judge_row(query, candidate):
+    from hf_mmembed.judging.judge import _question
+
+    return _question({"text": query}, {"text": candidate}, 0)
+
+
+def test_words_must_differ_in_their_first_token():
+    with pytest.raises(ValueError, match="begin with the same token"):
+        Judge(tiny.generative_path(), words=("yes", "yes"), device="cpu")
+
+
+def test_not_a_number_is_an_error(judge, monkeypatch):
+    monkeypatch.setattr(judge, "_scores", lambda rows: np.full(len(rows), np.nan))
+    with pytest.raises(ValueError, match="the judge gave NaN for {'text': 'red'}"):
+        judge(QUERIES[:1], CANDIDATES[:1])

@@ -1,0 +1,110 @@
+"""Mining, judging and sampling of whole datasets, with a judge that is a formula."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_mmembed.data.pairs import negatives_of, read_pairs
+from hf_mmembed.judging import judge_pairs, sampled
+from hf_mmembed.judging.candidates import mined, of_pairs
+from hf_mmembed.training.soft_labels import SoftLabelLoss
+from tests.training.conftest import make_pairs
+
+
+class Formula:
+    """Scores by the length of the candidate's text, and counts questions."""
+
+    def __init__(self, identity="formula", dies_after=None):
+        self.identity, self.asked, self.dies_after = identity, 0, dies_after
+
+    def __call__(self, queries, candidates):
+        if self.dies_after is not None and self.asked >= self.dies_after:
+            raise KeyboardInterrupt
+        self.asked += len(queries)
+        return np.array([1 / (1 + len(item.get("text", ""))) for item in candidates])
+
+
+class Words:
+    """An embedder of texts: counts of letters."""
+
+    def encode_query(self, inputs, **options):
+        vectors = np.array([[item.get("text", "").count(c) + 0.01 for c in "abcdefgh"] for item in inputs], np.float32)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    encode_document = encode_query
+
+
+@given(st.lists(st.one_of(st.floats(0, 1), st.just(float("nan"))), max_size=30), st.integers(1, 9), st.integers(1, 6))
+def test_sampling(scores, keep, stride):
+    scores = np.array(scores, float)
+    chosen = sampled(scores, 0.8, margin=0.1, keep=keep, stride=stride)
+    fit = [i for i, score in enumerate(scores) if score <= 0.7]
+    assert len(set(chosen)) == len(chosen) == min(keep, len(fit)) and set(chosen) <= set(fit)
+    assert chosen[: len(fit[::stride])].tolist() == fit[::stride][:keep]
+
+
+def test_own_negatives_are_judged_filtered_and_train(tmp_path, embedder):
+    rows = [
+        {**make_pairs(1, pictures=False)[0], "query_text": f"q{i}", "pos_text": "aa", "neg_text": texts,
+         "neg_image": [None] * len(texts)}
+        for i, texts in enumerate([["b", "bbbb", "", "bbbbbbbb"], [], ["c"]])
+    ]  # fmt: skip
+    pairs = read_pairs(Dataset.from_list(rows))
+    judged = judge_pairs(pairs, Formula(), of_pairs(pairs), tmp_path, margin=0.1, stride=1)
+    np.testing.assert_allclose(judged.scores[0], [1 / 3, 1 / 2, 1 / 5, np.nan, 1 / 9])
+    assert [row["neg_text"] for row in judged.pairs] == [["bbbb", "bbbbbbbb"], [], []]
+    assert judged.pairs[0]["neg_score"] == pytest.approx([1 / 5, 1 / 9])
+    assert judged.pairs["pos_score"][:] == pytest.approx([1 / 3] * 3)
+    assert (judged.false_negatives, judged.without) == (2, 2)
+    again = read_pairs(tmp_path / "pairs")
+    assert again.column_names == judged.pairs.column_names and again[0] == judged.pairs[0]
+    from hf_mmembed import MMEmbedder
+
+    assert SoftLabelLoss(MMEmbedder(str(embedder("qwen2_vl")), device="cpu"), again)._scores[0].shape == (3,)
+
+
+def test_mined_candidates_are_the_nearest_without_the_answers(tmp_path):
+    texts = ["abc", "abd", "abe", "fgh", "abcc"]
+    pairs = read_pairs(Dataset.from_dict({"query": ["ab", "ab", "e", "f", "c"], "positive": texts}))
+    pool = mined(pairs, Words(), tmp_path, model={"name": "words"}, depth=2)
+    vectors = Words().encode_document([{"text": text} for text in texts])
+    for row, query in enumerate(pairs["query_text"]):
+        answers = {i for i in range(5) if pairs[i]["query_text"] == query}
+        scores = Words().encode_query([{"text": query}])[0] @ vectors.T
+        expected = [i for i in np.argsort(-scores, kind="stable") if i not in answers][:2]
+        assert [item["text"] for item in pool.inputs(pool.places[row])] == [texts[i] for i in expected]
+    capped = mined(pairs, Words(), tmp_path, model={"name": "words"}, depth=2, cap=-1.0)
+    assert (capped.places == -1).all()
+
+
+def test_pictures_become_negatives(tmp_path):
+    pairs = make_pairs(6)
+    pool = mined(pairs, Words(), tmp_path, model={"name": "words"}, depth=3)
+    judged = judge_pairs(pairs, Formula(), pool, tmp_path, margin=-1.0, stride=1)
+    for row, places in zip(judged.pairs, pool.places, strict=True):
+        assert negatives_of(row) == pool.inputs(places)
+    assert any(image for row in judged.pairs for image in row["neg_image"])
+
+
+def test_a_killed_run_goes_on_and_another_judge_starts_anew(tmp_path):
+    pairs = make_pairs(8, pictures=False)
+    pool = mined(pairs, Words(), tmp_path, model={"name": "words"}, depth=3)
+    with pytest.raises(KeyboardInterrupt):
+        judge_pairs(pairs, Formula(dies_after=16), pool, tmp_path, rows_per_file=2)
+    judge = Formula()
+    whole = judge_pairs(pairs, judge, pool, tmp_path, rows_per_file=2)
+    assert judge.asked == 8 * 4 - 16
+    judge_pairs(pairs, judge, pool, tmp_path, rows_per_file=2, margin=0.5)
+    assert judge.asked == 8 * 4 - 16
+    other = Formula("other")
+    np.testing.assert_array_equal(judge_pairs(pairs, other, pool, tmp_path, rows_per_file=2).scores, whole.scores)
+    assert other.asked == 8 * 4
+
+
+def test_nothing_to_judge_is_an_error():
+    with pytest.raises(ValueError, match="name an embedder that mines"):
+        of_pairs(make_pairs(2))

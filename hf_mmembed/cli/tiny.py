@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .embed import DeviceOption, ModelArgument
+
 __all__ = ["tiny"]
 
 tiny = typer.Typer(
@@ -91,3 +93,22 @@ def benchmark(
 
     draw_benchmark(out, rows=rows, seed=seed)
     typer.echo(f"the benchmark is in {out}: mmeb-v1, sugarcrepe, sugarcrepe-pp")
+
+
+@tiny.command()
+def score(
+    model: ModelArgument,
+    drawn: Annotated[Path, typer.Argument(help="Folder that `hf-mmembed tiny benchmark` drew.")],
+    out: Annotated[Path, typer.Argument(help="JSON file for the scores, as model cards hold them.")],
+    device: DeviceOption = None,
+) -> None:
+    """Measure a model on all three parts of the drawn benchmark.
+
+    Example: hf-mmembed tiny benchmark drawn && hf-mmembed tiny score mmembed-tiny drawn scores.json
+    """
+    from hf_mmembed.tiny.score import score_drawn, tables
+
+    from .models import embedder
+
+    name = Path(model).name if Path(model).is_dir() else model
+    typer.echo(tables({name: score_drawn(embedder(model), drawn, out, name=name, device=device)}))

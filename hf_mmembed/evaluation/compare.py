@@ -12,7 +12,7 @@ from .scoreboard import OVERALL, aggregate, measures_of, score_of, subsets_of, v
 
 __all__ = ["compare", "differences_in_protocol"]
 
-_PROTOCOL = ("benchmark", "instruction_in", "tie", "num_frames")
+_PROTOCOL = ("benchmark", "instruction_in", "fusion", "tie", "num_frames")
 
 
 def compare(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:

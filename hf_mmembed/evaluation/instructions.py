@@ -1,4 +1,4 @@
-"""What each data set tells the model to do, and where the picture stands: one table, in two protocols.
+"""What each data set tells the model to do, and where the picture stands: one table, in three protocols.
 
 In: the name of a data set, its raw texts and pictures. Out: an `Item` of either side.
 
@@ -6,6 +6,8 @@ In: the name of a data set, its raw texts and pictures. Out: an `Item` of either
   text in the user's turn, after the picture, and candidates carry an instruction too.
 * ``instruction_in="system"``, the protocol of VLM2Vec since September 2026 (``docs/mmebv2_reproduction``) and of
   Qwen3-VL-Embedding: the instruction is the system's turn, the text stands alone, candidates carry no instruction.
+* ``instruction_in="none"``: no instruction at all, the prompt of the checkpoint stands alone, as UniME and E5-V measure
+  retrieval with their one-word prompts.
 
 Sources of the wordings: image, the data of MMEB-eval and MMEB_Test_Instruct themselves; video and documents, the
 constants ``TASK_INST_QRY`` and ``TASK_INST_TGT`` of ``src/data/eval_dataset`` in the VLM2Vec repository; SugarCrepe,
@@ -23,7 +25,7 @@ from .items import ImageFile, Item, Role
 
 __all__ = ["IMAGE_MARKER", "WORDINGS", "Protocol", "Wording", "built_item", "split_item"]
 
-Protocol = Literal["user", "system"]
+Protocol = Literal["user", "system", "none"]
 
 IMAGE_MARKER = "<|image_1|>"
 """Stands for the picture in MMEB's texts. It is taken out: the picture comes first, which is where the marker stands.
@@ -191,7 +193,8 @@ def split_item(
             f"the text {text.strip()[:80]!r} does not begin with the instruction {bare[0]!r}, so it cannot be moved to the "
             "system's turn; use instruction_in='user', which leaves the texts as they are"
         )
-    return _item(text.strip()[found.end() :].strip(), images, None if candidate else found.group(), role)
+    told = None if candidate or protocol == "none" else found.group()
+    return _item(text.strip()[found.end() :].strip(), images, told, role)
 
 
 def built_item(
@@ -224,7 +227,7 @@ def built_item(
     if protocol == "user":
         joined = " ".join(part for part in (instruction, text) if part) + end
         return _item(joined, images, None, role)
-    return _item(text, images, None if candidate else instruction, role)
+    return _item(text, images, None if candidate or protocol == "none" else instruction, role)
 
 
 def _item(text: str | None, images: tuple[ImageFile, ...], instruction: str | None, role: Role) -> Item:

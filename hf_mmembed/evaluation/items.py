@@ -71,7 +71,8 @@ class Item:
     trace: str | None = None
 
     def __str__(self) -> str:
-        parts = [repr(self.text[:60])] if self.text is not None else []
+        words = " ".join((self.text or "").split())
+        parts = [repr(words[:60])] if words or not self.images else []
         return " + ".join([*parts, *(str(image) for image in self.images[:1])])
 
 

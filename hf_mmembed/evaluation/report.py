@@ -31,7 +31,7 @@ def write_results(results: Mapping[str, Any], out: Path) -> None:
     write_atomically(out / "results.md", markdown(results).encode())
     metadata = results["metadata"]
     dataset = _HUB_DATASETS.get(metadata["benchmark"])
-    if dataset is not None and "subsets" not in metadata:  # a benchmark of one's own has no place on the Hub
+    if dataset is not None and metadata["reference_split"]:  # data of one's own has no place on the Hub
         folder = out / ".eval_results"
         folder.mkdir(exist_ok=True)
         write_atomically(folder / f"{metadata['benchmark']}.yaml", _hub_yaml(results, dataset).encode())

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from hf_mmembed import __version__
 from hf_mmembed.processes import world
@@ -20,6 +20,7 @@ from hf_mmembed.processes import world
 from .cache import EmbeddingCache
 from .encoder import Encoder, SentenceEncoder, load_encoder
 from .engine import embed_items
+from .fusion import Fusion, SumOfModalities
 from .instructions import Protocol, Wording
 from .items import Item
 from .mmeb_image import read_v1, read_v2_image
@@ -30,7 +31,18 @@ from .ranking import Tie
 from .report import markdown, write_predictions, write_results
 from .retrieval import list_retrieval, read_retrieval
 from .scoreboard import OVERALL, Mean, aggregate, columns, measures_of, read_results, subsets_of, visdoc_split
-from .subsets import BENCHMARKS, MMEB_V1, MMEB_V2, OLD_SPLITS, SUGARCREPE, SUGARCREPE_PP, Subset, choose, read_subsets
+from .subsets import (
+    BENCHMARKS,
+    MMEB_V1,
+    MMEB_V2,
+    OLD_SPLITS,
+    SUGARCREPE,
+    SUGARCREPE_PP,
+    SUGARCREPE_ROWS,
+    Subset,
+    choose,
+    read_subsets,
+)
 from .sugarcrepe import read_sugarcrepe, read_sugarcrepe_pp
 from .tables import Missing
 from .tasks import Scored, Task
@@ -48,7 +60,13 @@ logger = logging.getLogger(__name__)
 FRAMES = 8
 OWN_SUBSETS = "subsets.json"
 
-_REFERENCE_SPLITS = {"mmeb-v1": "MMEB-eval", "sugarcrepe": "SugarCrepe"}
+# The data that published figures are on; none for data of one's own in the same layout.
+_REFERENCE_SPLITS = {
+    "mmeb-v1": "MMEB-eval",
+    "mmeb-v2": "MMEB-V2",
+    "sugarcrepe": "SugarCrepe",
+    "sugarcrepe-pp": "SugarCrepe++",
+}
 
 
 @dataclass(frozen=True)
@@ -95,6 +113,7 @@ def evaluate(
     out: str | Path | None = None,
     cache: str | Path | None = None,
     instruction_in: Protocol = "user",
+    fusion: Fusion = "joint",
     tie: Tie = "strict",
     frames: int = FRAMES,
     think: Thinker | TraceStore | None = None,
@@ -118,7 +137,9 @@ def evaluate(
         subsets: Names of data sets, meta-tasks or modalities. Defaults to all that are there.
         out: Where results and predictions go. Defaults to ``results/<model>/<benchmark>``.
         cache: Where embeddings go. Defaults to ``embeddings`` in `out`.
-        instruction_in: ``"user"`` (the published protocol up to 2025) or ``"system"``; see `instructions`.
+        instruction_in: ``"user"`` (the published protocol up to 2025), ``"system"`` or ``"none"``; see `instructions`.
+        fusion: ``"joint"``: the model reads picture and text of an input together; ``"sum"``: apart, and their
+            embeddings are added, as by UniME after its first stage.
         tie: ``"strict"`` (a tie is never won by the right candidate) or ``"legacy"`` (as the official code).
         frames: Frames per video; recorded with the score. Defaults to 8.
         think: Score everything a second time, the model reading what a reasoner writes (or wrote) about its inputs; the
@@ -163,6 +184,10 @@ def evaluate(
     encoder = _encoder(model, device=device or here.device, **options)
     if think is not None and isinstance(encoder, SentenceEncoder) and not encoder.ours:
         raise ValueError(f"{encoder.name} is no embedder of hf_mmembed, so it cannot read what a reasoner writes")
+    if fusion not in get_args(Fusion):
+        raise ValueError(f"fusion is {fusion!r}; use 'joint' or 'sum'")
+    if fusion == "sum":
+        encoder = SumOfModalities(encoder)
     folder = Path(out) if out is not None else Path("results", encoder.name.replace("/", "--"), benchmark)
     embeddings = EmbeddingCache((Path(cache) if cache is not None else folder / "embeddings") / encoder.key)
     metadata: dict[str, Any] = {
@@ -171,6 +196,7 @@ def evaluate(
         "benchmark": benchmark,
         "hf_mmembed_version": __version__,
         "instruction_in": instruction_in,
+        "fusion": fusion,
         "tie": tie,
         "num_frames": frames if benchmark == "mmeb-v2" else None,
         "thinking": None if think is None else _reasoner(think) | {"when": think_when},
@@ -228,7 +254,12 @@ def _finish(results: Results, write: bool, folder: Path) -> None:
     metadata = results.metadata
     metadata["report_generated_date"] = datetime.now(UTC).isoformat(timespec="seconds")
     if metadata["benchmark"] == "mmeb-v2":
-        metadata["visdoc_split"] = metadata["reference_split"] = visdoc_split(results.metrics)
+        metadata["visdoc_split"] = visdoc_split(results.metrics)
+        metadata["reference_split"] = metadata["visdoc_split"] or metadata["reference_split"]
+    if metadata["benchmark"] in ("sugarcrepe", "sugarcrepe-pp"):
+        rows = {name: row["rows"] for found in results.metrics.values() for name, row in found.items()}
+        if any(SUGARCREPE_ROWS[name] != count for name, count in rows.items()):
+            metadata["reference_split"] = None
     metadata["partial"] = results.partial
     subsets = subsets_of(results.as_dict())
     metadata["summary"] = {

@@ -23,6 +23,7 @@ __all__ = [
     "OLD_SPLITS",
     "SUGARCREPE",
     "SUGARCREPE_PP",
+    "SUGARCREPE_ROWS",
     "Subset",
     "choose",
     "read_subsets",
@@ -97,13 +98,15 @@ MMEB_V2 = (
 )
 
 _SUGARCREPE = {
-    "Replace": "replace_obj replace_att replace_rel",
-    "Swap": "swap_obj swap_att",
-    "Add": "add_obj add_att",
+    "Replace": {"replace_obj": 1652, "replace_att": 788, "replace_rel": 1406},
+    "Swap": {"swap_obj": 245, "swap_att": 666},
+    "Add": {"add_obj": 2062, "add_att": 692},
 }
 SUGARCREPE = tuple(
-    Subset(name, "sugarcrepe", group, "accuracy") for group, names in _SUGARCREPE.items() for name in names.split()
+    Subset(name, "sugarcrepe", group, "accuracy") for group, names in _SUGARCREPE.items() for name in names
 )
+SUGARCREPE_ROWS = {name: rows for names in _SUGARCREPE.values() for name, rows in names.items()}
+"""Rows of the official files, of both benchmarks: files with others are data of one's own in the same layout."""
 SUGARCREPE_PP = tuple(
     Subset(subset.name, "sugarcrepe-pp", subset.meta_task, "itt") for subset in SUGARCREPE if subset.meta_task != "Add"
 )

@@ -184,6 +184,10 @@ def test_a_plot_beside_published_systems(tmp_path):
     drawn = plot({"metadata": metadata, "metrics": metrics}, tmp_path / "a.png")
     assert 0 < len(drawn) <= 8 and {row.benchmark for row in drawn} == {"mmeb-v1"}
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+    thinking = {"image": {name: row | {"thinking": {"hit@1": 0.6}} for name, row in metrics["image"].items()}}
+    assert (
+        plot({"metadata": metadata | {"thinking": {"when": "auto"}}, "metrics": thinking}, tmp_path / "t.png") == drawn
+    )
     own = plot({"metadata": metadata | {"reference_split": None}, "metrics": metrics}, tmp_path / "b.png")
     assert own == []  # published figures are of other data
     with pytest.raises(ValueError, match="nothing to plot"):

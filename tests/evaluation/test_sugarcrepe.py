@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from hf_mmembed.evaluation import evaluate
 from hf_mmembed.evaluation.subsets import SUGARCREPE, SUGARCREPE_PP, choose
 from hf_mmembed.evaluation.sugarcrepe import read_sugarcrepe, read_sugarcrepe_pp
 from tests.evaluation import layouts
@@ -33,6 +34,14 @@ def row(true, false, **more):
 def folder(tmp_path):
     layouts.write_pictures(tmp_path / "val2017", [1])
     return tmp_path
+
+
+def test_rows_of_ones_own_are_not_put_beside_published_figures(folder, tmp_path):
+    (folder / "swap_att.json").write_text(json.dumps({str(n): row("near", "far") for n in range(666)}))
+    official = evaluate(by_angle(), "sugarcrepe", folder, out=tmp_path / "a").metadata["reference_split"]
+    (folder / "swap_obj.json").write_text(json.dumps({"0": row("near", "far")}))
+    own = evaluate(by_angle(), "sugarcrepe", folder, out=tmp_path / "b").metadata["reference_split"]
+    assert (official, own) == ("SugarCrepe", None)
 
 
 def test_equal_similarity_is_wrong(folder):

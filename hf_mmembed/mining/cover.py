@@ -6,9 +6,9 @@ row numbers of shape ``(clusters, k + 1)`` and where the members came from.
 Anchors are taken in the order of scarcity, ties at random. One whose candidates are used up waits for the next round,
 in which the hardest of the remaining rows are looked for anew, so late clusters are about as hard as early ones. Where
 that leads nowhere, clusters are filled up with random rows, and only where these do not fit either, with suspect ones,
-the least suspect first. What is suspect to one member is kept out whoever the anchor is. A document with as many free
-rows as there are clusters left to build has to go into each of them, or some of its rows could not be placed; that is
-seen to throughout.
+the least suspect first, and what is the same thing. What is suspect to one member is kept out whoever the anchor is. A
+document with as many free rows as there are clusters left to build has to go into each of them, or some of its rows
+could not be placed; that is seen to throughout.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ class _Builder:
 
 
 class _Draft:
-    """A cluster in the making: rows of which no two share an answer, nor are suspect to one another."""
+    """A cluster in the making: rows of which no two share an answer, are the same thing, or suspect to one another."""
 
     def __init__(self, relations: Relations, anchor: int, k: int, pools: Pools | None) -> None:
         self.rows: list[int] = []
@@ -238,6 +238,7 @@ class _Draft:
         self.answers: set[int] = set()
         self._suspects: set[int] = set()
         self._documents: set[int] = set()
+        self._groups: set[int] = set()
         self._take(anchor)
 
     def add(self, documents: Iterable[Iterator[int]]) -> None:
@@ -257,12 +258,17 @@ class _Draft:
         if not self.answers.isdisjoint(answers):
             return False
         if self._pools is not None:
+            group = None if self._relations.groups is None else int(self._relations.groups[0][query])
+            if group in self._groups:
+                return False
             document = int(self._relations.document_ids[row])
             suspects = self._pools.suspects(query)
             if document in self._suspects or not self._documents.isdisjoint(suspects):
                 return False
             self._suspects.update(suspects)
             self._documents.add(document)
+            if group is not None:
+                self._groups.add(group)
         self.answers.update(answers)
         self.rows.append(row)
         return True

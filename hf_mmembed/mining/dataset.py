@@ -23,6 +23,7 @@ from hf_mmembed.processes import world
 
 from .clusters import Clusters
 from .filters import FilterRules
+from .groups import same_things
 from .ids import ContentIds, content_ids
 from .store import Embedder, Embeddings, embed_contents
 from .strategies import Strategy, mine, shuffled
@@ -126,12 +127,16 @@ def mine_pairs(
             clusters = Clusters(rows, strategy, {"k": k, "seed": seed}, counts)
         else:
             chosen = {"strategy": strategy, "k": k, "mult": mult, "seed": seed, "rules": rules, "device": device}
-            labels = label_subsets or {}
-            parts = {}
-            for subset, name in enumerate(ids.subsets):
-                rows = usable[ids.subset_ids[usable] == subset]
-                if len(rows):
-                    parts[name] = _mine_subset(name, rows, ids, queries, documents, labels, chosen)
+            of_subset = {name: usable[ids.subset_ids[usable] == subset] for subset, name in enumerate(ids.subsets)}
+            labels = {name: are_labels(ids.document_ids[rows]) for name, rows in of_subset.items()}
+            labels |= label_subsets or {}
+            telling = [rows for name, rows in of_subset.items() if not labels[name]]
+            groups = same_things(ids, np.concatenate([usable[:0], *telling]))
+            parts = {
+                name: _mine_subset(name, rows, ids, queries, documents, groups, labels[name], chosen)
+                for name, rows in of_subset.items()
+                if len(rows)
+            }
             clusters = _joined(parts, strategy)
         clusters.save(out)
     process.agree(None)
@@ -144,19 +149,20 @@ def _mine_subset(
     ids: ContentIds,
     queries: Embeddings,
     documents: Embeddings,
-    label_subsets: Mapping[str, bool],
+    groups: tuple[np.ndarray, np.ndarray],
+    label_subset: bool,
     chosen: Mapping[str, Any],
 ) -> Clusters:
     """Clusters of one subset in row numbers of the dataset."""
     own_queries, query_ids = np.unique(ids.query_ids[rows], return_inverse=True)
     own_documents, document_ids = np.unique(ids.document_ids[rows], return_inverse=True)
-    label_subset = label_subsets.get(name, are_labels(document_ids))
     found = mine(
         query_ids,
         document_ids,
         queries.take(own_queries),
         documents.take(own_documents),
         label_subset=label_subset,
+        groups=(groups[0][own_queries], groups[1][own_documents]),
         **chosen,
     )
     left_over = found.counts["left_over"]

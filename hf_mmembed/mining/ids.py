@@ -47,6 +47,8 @@ class ContentIds:
         instructions: The canonical instruction of each subset.
         query_digests: ``(queries,)``, 16 bytes each: the content behind an id, the same in every run and dataset.
         document_digests: ``(documents,)``, 16 bytes each.
+        query_contents: ``(queries,)``, int64: the id of the document or negative with the same content as the query,
+            whatever the instruction; beyond all of these where there is none.
     """
 
     query_ids: np.ndarray
@@ -57,6 +59,7 @@ class ContentIds:
     instructions: tuple[str, ...]
     query_digests: np.ndarray
     document_digests: np.ndarray
+    query_contents: np.ndarray
 
     @cached_property
     def query_rows(self) -> np.ndarray:
@@ -110,12 +113,12 @@ def content_ids(pairs: Dataset, *, canonical_instruction: str | Mapping[str, str
     salts = [_digest(instruction.encode("utf-8", "surrogatepass")) for instruction in instructions]
     salted = [_digest(salts[subset] + query) for subset, query in zip(subset_ids, queries, strict=True)]
     query_ids, query_digests = _number(salted)
-    document_ids, document_digests = _number(documents + [digest for row in negatives for digest in row])
+    contents, document_digests = _number([*documents, *(digest for row in negatives for digest in row), *queries])
     most = max(map(len, negatives), default=0)
     negative_ids = np.full((len(pairs), most), -1, np.int64)
     counts = np.fromiter(map(len, negatives), np.int64, len(negatives))
-    negative_ids[np.arange(most) < counts[:, None]] = document_ids[len(pairs) :]
-    positives = document_ids[: len(pairs)]
+    positives, carried, asked = np.split(contents, [len(pairs), len(contents) - len(pairs)])
+    negative_ids[np.arange(most) < counts[:, None]] = carried
     return ContentIds(
         query_ids,
         positives,
@@ -125,6 +128,7 @@ def content_ids(pairs: Dataset, *, canonical_instruction: str | Mapping[str, str
         instructions,
         query_digests,
         document_digests[: positives.max(initial=-1) + 1],
+        asked[np.unique(query_ids, return_index=True)[1]],
     )
 
 

@@ -44,9 +44,19 @@ class Relations:
         document_ids: ``(rows,)``, integers from 0.
         queries: How many query ids there may be.
         documents: How many document ids there may be.
+        groups: ``(queries,)`` and ``(documents,)``, integers: what has the same number on either side is the same thing
+            (`hf_mmembed.mining.groups`), so never a negative. Defaults to None: only the rows tell.
     """
 
-    def __init__(self, query_ids: np.ndarray, document_ids: np.ndarray, queries: int, documents: int) -> None:
+    def __init__(
+        self,
+        query_ids: np.ndarray,
+        document_ids: np.ndarray,
+        queries: int,
+        documents: int,
+        groups: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> None:
+        self.groups = groups
         self.query_ids = query_ids
         self.document_ids = document_ids
         self.number_of_documents = documents
@@ -62,7 +72,15 @@ class Relations:
         places = np.minimum(np.searchsorted(self.pairs, keys), len(self.pairs) - 1)
         return self.pairs[places] == keys
 
+    def are_related(self, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
+        """Whether each document answers the query beside it or is the same thing; any shapes that broadcast."""
+        related = self.are_positives(queries, documents)
+        if self.groups is not None:
+            related |= self.groups[0][queries] == self.groups[1][documents]
+        return related
+
     @cached_property
-    def one_answer_each(self) -> bool:
-        """Whether every query has at most one document: then two rows conflict exactly when they share theirs."""
-        return int(self.positives.lengths.max(initial=0)) <= 1
+    def most_related(self) -> int:
+        """The most documents that are related to one query."""
+        largest_group = 0 if self.groups is None else int(np.bincount(self.groups[1]).max(initial=0))
+        return max(int(self.positives.lengths.max(initial=0)), largest_group)

@@ -37,6 +37,7 @@ def mine(
     label_subset: bool = False,
     seed: int = 0,
     rules: FilterRules | None = None,
+    groups: tuple[np.ndarray, np.ndarray] | None = None,
     device: str | torch.device | None = None,
 ) -> Clusters:
     """Groups pairs into clusters in which every document is a hard negative for every other query.
@@ -58,6 +59,9 @@ def mine(
         label_subset: The documents are labels, so no candidate can be a false negative. Defaults to False.
         seed: Decides everything random. Defaults to 0.
         rules: When a candidate is suspect. Defaults to those of the strategy, `DEFAULT_RULES`.
+        groups: ``(queries,)`` and ``(documents,)``, integers: with ``saha``, equal numbers on either side mean the same
+            thing and are never negatives of one another; see `hf_mmembed.mining.groups`. Defaults to None: only the
+            rows tell.
         device: Where to compute. Defaults to where the query embeddings are.
 
     Raises:
@@ -94,7 +98,8 @@ def mine(
         rows = shuffled(len(query_ids), k, seed)
         counts = {"rows": len(query_ids), "left_over": len(query_ids) - rows.size}
         return Clusters(rows, strategy, settings, counts)
-    relations = Relations(query_ids, document_ids, len(queries), len(documents))
+    groups = groups if strategy == "saha" and not label_subset else None
+    relations = Relations(query_ids, document_ids, len(queries), len(documents), groups)
     if strategy == "saha-paper":
         found = mine_as_published(relations, queries, documents, k=k, mult=mult, label_subset=label_subset)
     else:

@@ -15,7 +15,7 @@ from datasets import Dataset, concatenate_datasets
 from PIL import Image
 
 from hf_mmembed.data.pairs import read_pairs
-from hf_mmembed.mining import Clusters, mine_pairs
+from hf_mmembed.mining import Clusters, FilterRules, mine_pairs
 from hf_mmembed.mining.dataset import are_labels
 from hf_mmembed.mining.report import hardness, write_report
 from tests.index.fake_embedder import FakeEmbedder
@@ -71,7 +71,8 @@ def test_another_model_or_instruction_takes_nothing_from_the_store(fake, tmp_pat
 
 def test_subsets_are_kept_apart_and_labels_seen(fake, tmp_path):
     pairs = concatenate_datasets([rows(40), rows(64, "labels", labels=4)])
-    clusters = mine_pairs(pairs, fake, tmp_path, model=MODEL, k=3).clusters
+    rules = FilterRules(rank=0.2)
+    clusters = mine_pairs(pairs, fake, tmp_path, model=MODEL, k=3, rules=rules).clusters
     assert all(len({row < 40 for row in cluster.tolist()}) == 1 for cluster in clusters.rows)
     subsets = clusters.settings["subsets"]
     assert not subsets["s"]["label_subset"] and subsets["labels"]["label_subset"]
@@ -179,7 +180,7 @@ def test_the_report_tells_what_happened(fake, tmp_path):
     table["query_image"] = [{"bytes": None, "path": str(tmp_path / "red.png")}, *[None] * 39]
     table["query_text"][1] = "<script>alert(1)</script>"
     pairs = read_pairs(Dataset.from_dict(table))
-    mined = mine_pairs(pairs, ToRGB(), tmp_path / "out", model=MODEL, k=3)
+    mined = mine_pairs(pairs, ToRGB(), tmp_path / "out", model=MODEL, k=3, strategy="top-k")
     numbers = write_report(pairs, mined, tmp_path / "out")
     assert numbers == json.loads((tmp_path / "out/report.json").read_text(), object_hook=with_integer_keys)
     assert numbers["cluster_sizes"] == {4: 10} and numbers["rows"] == 40

@@ -58,8 +58,13 @@ def run(
         Path | None, typer.Option(help="Folder for embeddings, shared by runs. Default: OUT/embeddings.")
     ] = None,
     instruction_in: Annotated[
-        Literal["user", "system"], typer.Option(help="Where instructions go: as published up to 2025, or since.")
+        Literal["user", "system", "none"],
+        typer.Option(help="Where instructions go: as published up to 2025, or since; none for one-word prompts."),
     ] = "user",
+    fusion: Annotated[
+        Literal["joint", "sum"],
+        typer.Option(help="Picture and text of an input together, or apart and added (UniME, stage 1)."),
+    ] = "joint",
     tie: Annotated[
         Literal["strict", "legacy"], typer.Option(help="strict: a tie is never right. legacy: as the official code.")
     ] = "strict",
@@ -106,6 +111,7 @@ def run(
             out=folder,
             cache=cache,
             instruction_in=instruction_in,
+            fusion=fusion,
             tie=tie,
             frames=frames,
             think=None if think is None else _source(think, folder / "traces.sqlite", max_new_tokens, device),

@@ -58,11 +58,11 @@ class DistillationPlan:
 
     model: str
     teacher: str
-    steps: int = 100
+    steps: int = 60
     batch: int = 32
     pairs: int = 1000
     candidates: int = 300
-    learning_rate: float = 5e-4
+    learning_rate: float = 2e-4
     temperature: float = 0.05
     lora_rank: int = 32
 

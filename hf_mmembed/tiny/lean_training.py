@@ -12,11 +12,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from hf_mmembed.distillation.loss import SimilarityDistillationLoss
 from hf_mmembed.sentence_transformer import MMEmbedder
+from hf_mmembed.training.arguments import SaHaTrainingArguments
+from hf_mmembed.training.choices import make_loss
 from hf_mmembed.training.chunks import ChunkedLoss, Facts, Side
 from hf_mmembed.training.hard_negatives import InBatchHardNegativeLoss
 from hf_mmembed.training.losses import MaskedInfoNCELoss
@@ -28,6 +31,7 @@ __all__ = [
     "OnePassInfoNCELoss",
     "OnePassSoftLabelLoss",
     "lean_loss",
+    "make_lean_loss",
     "remember_pictures",
 ]
 
@@ -65,6 +69,17 @@ class OnePassDistillationLoss(_OnePass, SimilarityDistillationLoss):
     """`SimilarityDistillationLoss` in one pass."""
 
 
+def make_lean_loss(model: MMEmbedder, args: SaHaTrainingArguments, pairs: Dataset) -> ChunkedLoss:
+    """What `hf_mmembed.training.choices.make_loss` makes, in one pass."""
+    ordinary = make_loss(model, args, pairs)
+    options: dict[str, Any] = {"temperature": args.temperature, "mini_batch_size": args.mini_batch_size}
+    if isinstance(ordinary, InBatchHardNegativeLoss):
+        return OnePassHardNegativeLoss(model, k=ordinary.k, margin=ordinary.margin, **options)
+    if isinstance(ordinary, SoftLabelLoss):
+        return OnePassSoftLabelLoss(model, pairs, **options)
+    return OnePassInfoNCELoss(model, false_negative_margin=args.false_negative_margin, **options)
+
+
 def lean_loss(
     temperature: float, *, memory: dict[bytes, Tensor] | None = None
 ) -> Callable[[MMEmbedder], MaskedInfoNCELoss]:
@@ -85,7 +100,11 @@ def remember_pictures(embedder: MMEmbedder, memory: dict[bytes, Tensor]) -> None
         memory: Visual tokens `(tokens, hidden)` by the digest of the pixels; may be shared by embedders with the same
             tower.
     """
-    tower = embedder.transformers_model.backbone.visual
+    remember_pictures_of(embedder.transformers_model.backbone.visual, memory)
+
+
+def remember_pictures_of(tower: Any, memory: dict[bytes, Tensor]) -> None:
+    """`remember_pictures` of a vision tower that is part of something else."""
     read = tower.forward
 
     def forward(hidden_states: Tensor, grid_thw: Tensor, **kwargs: Any) -> Any:

@@ -69,7 +69,7 @@ def test_published_values_of_unime_v2():
 def test_stage_2_is_built_up_to_the_first_step(name, backbone, tmp_path):
     recipe = load_recipe(name, {"model": backbone(name), "output": str(tmp_path), **HERE})
     size = recipe.training["global_batch_size"]
-    pairs = make_pairs(size + 16, pictures=False)
+    pairs = make_pairs(size, pictures=False)
     judged = name == "unime-v2-qwen2-vl-2b"
     if judged:
         rows = [{**row, "neg_text": ["no"], "pos_score": 0.9, "neg_score": [0.1]} for row in pairs]

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import pytest
+
+from hf_mmembed.cli.main import main
+from hf_mmembed.data.pairs import read_pairs
+from tests.training.conftest import make_pairs
+
+
+def run(*words):
+    with pytest.raises(SystemExit) as stop:
+        main(["judge", *map(str, words)])
+    return stop.value.code
+
+
+def test_mines_and_judges_with_the_shipped_model(tmp_path, capsys):
+    make_pairs(4).save_to_disk(str(tmp_path / "pairs"))
+    words = ["mmembed-tiny", tmp_path / "pairs", tmp_path / "out", "--miner", "mmembed-tiny", "--depth", 2]
+    assert run(*words, "--margin", -1, "--yes", "yes", "--no", "no", "--device", "cpu") == 0
+    assert "4 pairs, 8 candidates, 0 of them taken for answers" in capsys.readouterr().out
+    pairs = read_pairs(tmp_path / "out" / "pairs")
+    assert [len(scores) for scores in pairs["neg_score"]] == [2] * 4
+    assert all(0 < score < 1 for score in pairs["pos_score"])
+
+
+def test_without_negatives_or_a_miner_it_says_what_to_do(tmp_path, capsys):
+    make_pairs(2).save_to_disk(str(tmp_path / "pairs"))
+    assert run("mmembed-tiny", tmp_path / "pairs", tmp_path / "out") == 1
+    assert "name an embedder that mines" in capsys.readouterr().err

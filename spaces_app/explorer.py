@@ -19,7 +19,7 @@ from PIL import Image
 
 from hf_mmembed.mining import DEFAULT_RULES, content_ids, mine
 from hf_mmembed.mining.candidates import nearest_documents
-from hf_mmembed.mining.filters import RULES, suspicions
+from hf_mmembed.mining.filters import RULES, FalseNegativeFilter
 from hf_mmembed.mining.relations import Relations
 from hf_mmembed.tiny.pairs import draw_pairs
 
@@ -148,8 +148,8 @@ class Explorer:
         found = nearest_documents(queries[anchor], documents, depth)
         own = self._relations.are_positives(anchor[:, None], found.documents)
         near, scores = found.documents[~own][:DEPTH], found.scores[~own][:DEPTH]
-        marks = suspicions(queries, documents, self._relations, anchor, near[None], DEFAULT_RULES["saha"])[0]
-        return near, scores, marks
+        judge = FalseNegativeFilter(queries, documents, self._relations, DEFAULT_RULES["saha"])
+        return near, scores, judge.suspicions(anchor, near[None])[0]
 
     def _are_answers(self, row: int, documents: np.ndarray) -> np.ndarray:
         """Whether each document truly answers the query of a pair, marked or not."""

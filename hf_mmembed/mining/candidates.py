@@ -4,27 +4,32 @@ In: embeddings of shape ``(queries, dim)`` and ``(documents, dim)``. Out: docume
 ``(queries, depth)``, best first, equal scores by number: what sorting all scores in float64 gives. No approximate index
 is needed up to about two million documents, and memory does not grow with the product of the two.
 
-How it stays exact in float32: a block product finds a few more documents than asked for; their scores are computed
-anew in float64. A row is settled when its last document beats, by more than float32 can err, everything that was left
-out; the rest, full of ties, is scored in float64 throughout.
+How it stays exact in float32: a block product finds a few more documents than asked for. Scores that lie closer together
+than float32 can err are computed anew in float64. A row is settled when its last document beats, by more than that, all
+that was left out; the rest, full of ties, is scored in float64 throughout.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import faiss
 import numpy as np
 import torch
 from tqdm import tqdm
 
-__all__ = ["Candidates", "as_matrix", "nearest_documents"]
+__all__ = ["Candidates", "as_matrix", "nearest_documents", "pair_products"]
 
 BLOCK_BYTES = 256_000_000
-"""Size of a block of scores; the search needs about three times as much on top of embeddings and result."""
+"""Size of a block of scores; the search needs little more on top of embeddings and result."""
 
+_COLUMNS = 131_072  # of a block, unless more are kept: so that it has some hundred rows
+_ROWS = 1024
 _SPARE = 32  # documents beyond the asked ones, so that few rows are unsettled
 _GROUP = 32  # scores whose maximum stands for them in the first selection
 _EXACT_ROWS = 16
+_CACHED_VALUES = 1 << 15  # gathered at once by a processor: what stays in its cache
+_GATHERED_ROWS = 1 << 14  # gathered at once by an accelerator
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Candidates:
 
     Attributes:
         documents: ``(queries, depth)``, int32, best first.
-        scores: ``(queries, depth)``, float64 rounded to float32: dot products.
+        scores: ``(queries, depth)``, float32: dot products.
         unsettled: Rows that had to be scored in float64 throughout.
     """
 
@@ -74,9 +79,9 @@ def nearest_documents(
     """The `depth` documents with the largest dot product for every query, or all where there are fewer.
 
     Args:
-        queries: ``(queries, dim)``, float32 or float64; the device they are on does the work.
-        documents: ``(documents, dim)``, of the same type.
-        depth: How many.
+        queries: ``(queries, dim)``, float32 or float64.
+        documents: ``(documents, dim)``, of the same type, on the same device.
+        depth: How many, at least 1.
         block_bytes: Size of a block of scores. Defaults to 256 MB.
 
     Example:
@@ -86,104 +91,141 @@ def nearest_documents(
     """
     depth = min(depth, len(documents))
     kept = min(depth + _SPARE, len(documents))
-    columns = min(len(documents), max(16_384, 4 * kept * _GROUP))
-    rows = max(1, min(len(queries), 4096, block_bytes // (4 * columns)))
-    limit = _largest_error(queries, documents)
+    columns = _GROUP * -(-min(len(documents), max(_COLUMNS, 4 * kept * _GROUP)) // _GROUP)
+    rows = max(1, min(len(queries), _ROWS, block_bytes // (queries.element_size() * columns)))
+    buffer = queries.new_empty(rows * columns)
+    limits = _largest_difference(queries, documents)
     found = np.empty((len(queries), depth), np.int32)
     scores = np.empty((len(queries), depth), np.float32)
     unsettled = []
     with tqdm(total=len(queries), unit=" queries", desc="nearest documents", delay=2, disable=None) as bar:
         for start in range(0, len(queries), rows):
-            block = queries[start : start + rows]
-            near, rough = _roughly_nearest(block, documents, kept, columns)
-            exact = _rescored(block, documents, near)
-            order = np.lexsort((near, -exact), axis=1)
-            near, exact = np.take_along_axis(near, order, 1), np.take_along_axis(exact, order, 1)
-            found[start : start + rows] = near[:, :depth]
-            scores[start : start + rows] = exact[:, :depth]
-            if kept < len(documents) and depth:
-                unsure = np.flatnonzero(exact[:, depth - 1] <= rough + limit)
-                unsettled += (start + unsure).tolist()
+            block, limit = queries[start : start + rows], limits[start : start + rows, None]
+            near, rough = _roughly_nearest(block, documents, kept, buffer, columns)
+            if kept < len(documents):
+                # Written so that scores that are not finite, from an overflow, count as unsure.
+                unsure = ~(rough[:, depth - 1 : depth] - rough[:, -1:] > limit)
+                unsettled += (start + unsure[:, 0].nonzero()[:, 0]).tolist()
+            found[start : start + rows], scores[start : start + rows] = _in_exact_order(
+                block, documents, near, rough, limit, depth
+            )
             bar.update(len(block))
     for start in range(0, len(unsettled), _EXACT_ROWS):
         chosen = unsettled[start : start + _EXACT_ROWS]
-        found[chosen], scores[chosen] = _exactly_nearest(queries[chosen], documents, depth, columns)
+        found[chosen], scores[chosen] = _exactly_nearest(
+            queries[chosen].double(), documents, limits[chosen], depth, columns
+        )
     return Candidates(found, scores, len(unsettled))
 
 
+def pair_products(
+    left: torch.Tensor,
+    right: torch.Tensor,
+    left_rows: torch.Tensor,
+    right_rows: torch.Tensor,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Dot products ``(pairs,)`` of ``left[left_rows]`` and ``right[right_rows]``, both of shape ``(pairs, dim)``.
+
+    They are summed in `dtype`, and the same two vectors give the same bits wherever they stand, which matrix products
+    do not promise.
+    """
+    if left.device.type != "cpu":
+        parts = zip(left_rows.split(_GATHERED_ROWS), right_rows.split(_GATHERED_ROWS), strict=True)
+        return torch.cat([(left[one].to(dtype) * right[other].to(dtype)).sum(1) for one, other in parts])
+    if dtype == torch.float32:
+        arrays = [array.contiguous().numpy() for array in (left, left_rows, right, right_rows)]
+        products = np.empty(len(left_rows), np.float32)
+        pointers = [faiss.swig_ptr(array) for array in (*arrays, products)]
+        faiss.pairwise_indexed_inner_product(left.shape[1], len(left_rows), *pointers)
+        return torch.from_numpy(products)
+    products = np.empty(len(left_rows))
+    wide, narrow, one, other = left.double().numpy(), right.numpy(), left_rows.numpy(), right_rows.numpy()
+    step = max(1, _CACHED_VALUES // left.shape[1])
+    for start in range(0, len(products), step):
+        part = slice(start, start + step)
+        products[part] = np.vecdot(wide[one[part]], narrow[other[part]].astype(np.float64))
+    return torch.from_numpy(products)
+
+
 def _roughly_nearest(
-    queries: torch.Tensor, documents: torch.Tensor, kept: int, columns: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers ``(rows, kept)`` of the best documents in the products' own precision, and the last one's score."""
+    queries: torch.Tensor, documents: torch.Tensor, kept: int, buffer: torch.Tensor, columns: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers and scores ``(rows, kept)`` of the best documents in the products' own precision, best first."""
     best = queries.new_empty((len(queries), 0))
     numbers = torch.empty((len(queries), 0), dtype=torch.int64, device=queries.device)
     for start in range(0, len(documents), columns):
-        scores = queries @ documents[start : start + columns].to(queries.device).T
-        own, places = _top(scores, min(kept, scores.shape[1]))
+        part = documents[start : start + columns]
+        width = _GROUP * -(-len(part) // _GROUP)
+        scores = buffer[: len(queries) * width].view(len(queries), width)
+        torch.mm(queries, part.T, out=scores[:, : len(part)])
+        scores[:, len(part) :] = -torch.inf
+        own, places = _top(scores, min(kept, len(part)))
         best, numbers = torch.cat([best, own], 1), torch.cat([numbers, places + start], 1)
-        if best.shape[1] > kept:
-            best, places = best.topk(kept, dim=1)
-            numbers = numbers.gather(1, places)
-    return numbers.cpu().numpy(), best.amin(1).double().cpu().numpy()
+        best, places = best.topk(min(kept, best.shape[1]), dim=1)
+        numbers = numbers.gather(1, places)
+    return numbers, best
 
 
 def _top(scores: torch.Tensor, kept: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`torch.topk` over the last axis, several times faster where that is long.
+    """`torch.topk` over the last axis in any order, several times faster where that is long.
 
     The `kept` best scores lie in the `kept` groups with the best maxima, so only these are looked at one by one.
     """
     rows, columns = scores.shape
     groups = columns // _GROUP
     if groups <= 2 * kept:
-        return scores.topk(kept, dim=1)
+        return scores.topk(kept, dim=1, sorted=False)
     # A group is every `groups`-th score: maxima of whole rows are quicker than maxima of short runs.
-    grouped = scores[:, : groups * _GROUP].view(rows, _GROUP, groups)
-    chosen = grouped.amax(1).topk(kept, dim=1, sorted=False).indices
+    chosen = scores.view(rows, _GROUP, groups).amax(1).topk(kept, dim=1, sorted=False).indices
     places = (torch.arange(_GROUP, device=scores.device)[:, None] * groups + chosen[:, None, :]).flatten(1)
-    rest = torch.arange(groups * _GROUP, columns, device=scores.device).expand(rows, -1)
-    places = torch.cat([places, rest], 1)
-    best, order = scores.gather(1, places).topk(kept, dim=1)
+    best, order = scores.gather(1, places).topk(kept, dim=1, sorted=False)
     return best, places.gather(1, order)
 
 
-def _rescored(queries: torch.Tensor, documents: torch.Tensor, near: np.ndarray) -> np.ndarray:
-    """Dot products in float64 of each query with its documents; equal documents get bit-equal scores."""
-    exact = np.empty(near.shape)
-    numbers = torch.as_tensor(near, device=documents.device)
-    step = max(1, 32_000_000 // (8 * max(1, near.shape[1] * queries.shape[1])))
-    for start in range(0, len(queries), step):
-        chosen = documents[numbers[start : start + step]].to(queries.device, torch.float64)
-        product = chosen.mul_(queries[start : start + step, None].double())
-        exact[start : start + step] = product.sum(-1).cpu().numpy()
-    return exact
+def _in_exact_order(
+    queries: torch.Tensor,
+    documents: torch.Tensor,
+    near: torch.Tensor,
+    rough: torch.Tensor,
+    limit: torch.Tensor,
+    depth: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first `depth` documents by float64 scores, equal ones by number, and the scores; in and out best first."""
+    close = ~(rough[:, :-1] - rough[:, 1:] > limit)
+    close[:, depth - 1 :] = close[:, depth - 1 :].cumprod(1).bool()  # beyond `depth` what hangs together with it
+    unsure = torch.zeros_like(near, dtype=torch.bool)
+    unsure[:, :-1] |= close
+    unsure[:, 1:] |= close
+    lines, places = unsure.nonzero(as_tuple=True)
+    scores = rough.double()
+    scores[lines, places] = pair_products(queries, documents, lines, near[lines, places], torch.float64)
+    return _sorted(near.cpu().numpy(), scores.cpu().numpy(), depth)
 
 
 def _exactly_nearest(
-    queries: torch.Tensor, documents: torch.Tensor, depth: int, columns: int
+    queries: torch.Tensor, documents: torch.Tensor, limits: torch.Tensor, depth: int, columns: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same by float64 alone, for rows with more ties than could be kept."""
-    wide = queries.double()
-    scores = torch.cat(
-        [
-            wide @ documents[start : start + columns].to(wide.device, torch.float64).T
-            for start in range(0, len(documents), columns)
-        ],
-        1,
-    )
-    limit = _largest_error(wide, documents)
-    last = scores.topk(depth, dim=1).values[:, -1:]
+    scores = torch.cat([queries @ part.double().T for part in documents.split(columns)], 1)
+    last = scores.topk(depth, dim=1).values[:, -1]
     found, best = np.empty((len(queries), depth), np.int32), np.empty((len(queries), depth), np.float32)
-    for row, near in enumerate(scores >= last - limit):
-        numbers = near.nonzero().cpu().numpy().T
-        exact = _rescored(queries[row : row + 1], documents, numbers)[0]
-        order = np.lexsort((numbers[0], -exact))[:depth]
-        found[row], best[row] = numbers[0, order], exact[order]
+    for row, within in enumerate(scores >= (last - limits)[:, None]):
+        [numbers] = within.nonzero(as_tuple=True)
+        exact = pair_products(queries, documents, torch.full_like(numbers, row), numbers, torch.float64)
+        found[row], best[row] = _sorted(numbers.cpu().numpy()[None], exact.cpu().numpy()[None], depth)
     return found, best
 
 
-def _largest_error(queries: torch.Tensor, documents: torch.Tensor) -> float:
-    """Twice what a dot product in the precision of `queries` can be off: dim · unit roundoff · the two lengths."""
-    if not len(queries) or not len(documents):
-        return 0.0
-    lengths = [max(float(part.norm(dim=1).max()) for part in side.split(65_536)) for side in (queries, documents)]
-    return 2 * queries.shape[1] * torch.finfo(queries.dtype).eps * lengths[0] * lengths[1]
+def _sorted(numbers: np.ndarray, scores: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    order = np.lexsort((numbers, -scores), axis=1)[:, :depth]
+    return np.take_along_axis(numbers, order, 1), np.take_along_axis(scores, order, 1)
+
+
+def _largest_difference(queries: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
+    """How far apart two equal scores of a query can come out in the precision of `queries`, ``(queries,)``.
+
+    A dot product is off by at most dim · unit roundoff · the two lengths (Higham, Accuracy and Stability, §3.1).
+    """
+    longest = max((float(part.norm(dim=1).max()) for part in documents.split(4096)), default=0.0)
+    return 1.01 * queries.shape[1] * torch.finfo(queries.dtype).eps * longest * queries.norm(dim=1)

@@ -10,18 +10,21 @@ Sources: comparison with owner queries, SaHa (arXiv 2508.00955); margin to the p
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 
+from .candidates import pair_products
 from .relations import Relations
 
-__all__ = ["RULES", "FilterRules", "suspicions"]
+__all__ = ["RULES", "FalseNegativeFilter", "FilterRules"]
 
 RULES = ("rank", "query_similarity", "margin", "document_similarity")
-_BLOCK_VALUES = 16_000_000  # float32 values gathered at once, 64 MB
-_GATHER_COST = 20  # a dot product of gathered vectors takes as long as this many inside a matrix product
+_BLOCK_VALUES = 4_000_000  # of the candidates of a block of anchors: the second look at them finds them in the cache
+_GATHER_COST = 30  # a dot product of gathered vectors takes as long as this many inside a matrix product
 
 
 @dataclass(frozen=True)
@@ -48,119 +51,171 @@ class FilterRules:
             raise ValueError(f"rank is a share, at least 0 and below 1, got {self.rank!r}")
 
 
-class _Space:
-    """One side's vectors with what turns their plain dot products into centred cosines."""
-
-    def __init__(self, vectors: torch.Tensor, *, centre: bool) -> None:
-        self.vectors = vectors
-        self.mean = (
-            vectors.mean(0, dtype=torch.float64).to(vectors.dtype) if centre else vectors.new_zeros(vectors.shape[1])
-        )
-        self.lengths = torch.cat([(part - self.mean).norm(dim=1) for part in vectors.split(65_536)]).clamp_min(1e-12)
-
-    def centred(self, numbers: np.ndarray) -> torch.Tensor:
-        chosen = torch.as_tensor(numbers, device=self.vectors.device)
-        return (self.vectors[chosen] - self.mean) / self.lengths[chosen, None]
-
-    def cosines(self, units: torch.Tensor, numbers: np.ndarray) -> np.ndarray:
-        """Of centred unit vectors ``(rows, dim)`` with the vectors ``(rows, columns)`` beside them."""
-        chosen = torch.as_tensor(numbers, device=self.vectors.device)
-        dots = torch.bmm(self.vectors[chosen], units[:, :, None])[:, :, 0] - (units @ self.mean)[:, None]
-        return (dots / self.lengths[chosen]).cpu().numpy()
-
-
-def suspicions(
-    queries: torch.Tensor,
-    documents: torch.Tensor,
-    relations: Relations,
-    anchors: np.ndarray,
-    candidates: np.ndarray,
-    rules: FilterRules,
-) -> np.ndarray:
-    """Which rules suspect which candidates.
+class FalseNegativeFilter:
+    """Marks suspects; what the vectors have in common is computed once.
 
     Args:
         queries: ``(queries, dim)``.
         documents: ``(documents, dim)``.
         relations: Who answers whom.
-        anchors: ``(anchors,)``: query numbers.
-        candidates: ``(anchors, depth)``: document numbers, none of them a positive of its anchor; −1 for none.
         rules: The rules.
-
-    Returns:
-        ``(anchors, depth)``, uint8: bit i is set where ``RULES[i]`` suspects the candidate.
     """
-    found = np.zeros(candidates.shape, np.uint8)
-    if not len(anchors) or not candidates.shape[1]:
+
+    def __init__(
+        self, queries: torch.Tensor, documents: torch.Tensor, relations: Relations, rules: FilterRules
+    ) -> None:
+        self._queries = queries
+        self._documents = documents
+        self._relations = relations
+        self._rules = rules
+
+    def suspicions(self, anchors: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """Which rules suspect which candidates.
+
+        Of owners equally similar, the rank rule suspects that of the candidate further left.
+
+        Args:
+            anchors: ``(anchors,)``: query numbers.
+            candidates: ``(anchors, depth)``: document numbers, none of them a positive of its anchor; −1 for none.
+
+        Returns:
+            ``(anchors, depth)``, uint8: bit i is set where ``RULES[i]`` suspects the candidate.
+        """
+        found = np.zeros(candidates.shape, np.uint8)
+        if self._rules == FilterRules(centre=self._rules.centre):
+            return found
+        step = max(1, _BLOCK_VALUES // max(1, candidates.shape[1] * self._queries.shape[1]))
+        for start in range(0, len(anchors), step):
+            block = slice(start, start + step)
+            found[block] = self._marks(anchors[block], candidates[block])
         return found
-    query_space, document_space = _Space(queries, centre=rules.centre), _Space(documents, centre=rules.centre)
-    step = max(1, _BLOCK_VALUES // (candidates.shape[1] * queries.shape[1]))
-    for start in range(0, len(anchors), step):
-        block = slice(start, start + step)
-        near = np.maximum(candidates[block], 0)
-        there = candidates[block] >= 0
-        marks = np.zeros((len(RULES), *near.shape), bool)
-        units = query_space.centred(anchors[block])
+
+    @cached_property
+    def _query_space(self) -> _Space:
+        return _Space(self._queries, centre=self._rules.centre)
+
+    @cached_property
+    def _document_space(self) -> _Space:
+        return _Space(self._documents, centre=self._rules.centre)
+
+    def _marks(self, anchors: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        rules, relations = self._rules, self._relations
+        found = np.zeros(candidates.shape, np.uint8)
+        lines, columns = np.nonzero(candidates >= 0)
+        if not len(lines):
+            return found
+        near = candidates[lines, columns]
+        units = self._query_space.centred(anchors)
+        marks = np.zeros((len(RULES), len(near)), bool)
         if rules.rank is not None or rules.query_similarity is not None:
-            similar = np.where(there, _most_similar_owner(query_space, relations, units, near, there), -np.inf)
+            similar = _most_similar_owner(self._query_space, relations, units, lines, near)
             if rules.rank is not None:
-                dropped = np.floor(there.sum(1) * rules.rank)
-                ranks = np.argsort(np.argsort(-similar, axis=1, kind="stable"), axis=1, kind="stable")
-                marks[0] = ranks < dropped[:, None]
+                dropped = np.floor(np.bincount(lines) * rules.rank)
+                marks[0] = _ranks(similar, lines, columns, candidates.shape) < dropped[lines]
             if rules.query_similarity is not None:
                 marks[1] = similar > rules.query_similarity
-        if rules.margin is not None or rules.document_similarity is not None:
-            own_score, own_similarity = _against_own(document_space, relations, anchors[block], units, near)
-            if rules.margin is not None:
-                marks[2] = document_space.cosines(units, near) > own_score[:, None] + rules.margin
-            if rules.document_similarity is not None:
-                marks[3] = own_similarity > rules.document_similarity
-        found[block] = np.packbits(marks & there, axis=0, bitorder="little")[0]
-    return found
+        if rules.margin is not None:
+            own = _best_own_score(self._document_space, relations, anchors, units)
+            marks[2] = self._document_space.cosines(units, lines, near) > own[lines] + rules.margin
+        if rules.document_similarity is not None:
+            own = _most_similar_own(self._document_space, relations, anchors, lines, near)
+            marks[3] = own > rules.document_similarity
+        found[lines, columns] = np.packbits(marks, axis=0, bitorder="little")[0]
+        return found
+
+
+class _Space:
+    """One side's vectors with what turns their plain dot products into centred cosines."""
+
+    def __init__(self, vectors: torch.Tensor, *, centre: bool) -> None:
+        parts = vectors.split(4096)
+        self.vectors = vectors
+        self.mean = vectors.new_zeros(vectors.shape[1])
+        if centre:
+            total = torch.stack([part.sum(0) for part in parts]).sum(0, dtype=torch.float64)
+            self.mean = (total / len(vectors)).to(vectors.dtype)
+        self.lengths = torch.cat([(part - self.mean).norm(dim=1) for part in parts]).clamp_min(1e-12)
+
+    def centred(self, numbers: np.ndarray) -> torch.Tensor:
+        """Centred unit vectors ``(rows, dim)``."""
+        chosen = self._places(numbers)
+        return (self.vectors[chosen] - self.mean) / self.lengths[chosen, None]
+
+    def cosines(self, units: torch.Tensor, lines: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """``(pairs,)``, of centred unit vectors ``units[lines]`` with the vectors `numbers`; equal pairs are bit-equal."""
+        left, right = self._places(lines), self._places(numbers)
+        dots = pair_products(units, self.vectors, left, right, self.vectors.dtype)
+        return ((dots - (units @ self.mean)[left]) / self.lengths[right]).cpu().numpy()
+
+    def all_cosines(self, units: torch.Tensor) -> np.ndarray:
+        """``(rows, vectors)``, of centred unit vectors ``(rows, dim)`` with every vector."""
+        return ((units @ self.vectors.T - (units @ self.mean)[:, None]) / self.lengths).cpu().numpy()
+
+    def _places(self, numbers: np.ndarray) -> torch.Tensor:
+        return torch.as_tensor(numbers, dtype=torch.int64, device=self.vectors.device)
+
+
+def _ranks(values: np.ndarray, lines: np.ndarray, columns: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Place ``(pairs,)`` of each value among those of its line, the largest first, equal ones from the left."""
+    table = np.full(shape, -np.inf, values.dtype)
+    table[lines, columns] = values
+    order = np.argsort(-table, axis=1, kind="stable")
+    ranks = np.empty_like(order)
+    np.put_along_axis(ranks, order, np.arange(shape[1])[None], 1)
+    return ranks[lines, columns]
 
 
 def _most_similar_owner(
-    space: _Space, relations: Relations, units: torch.Tensor, near: np.ndarray, there: np.ndarray
+    space: _Space, relations: Relations, units: torch.Tensor, lines: np.ndarray, near: np.ndarray
 ) -> np.ndarray:
-    """Cosine ``(anchors, depth)`` of each anchor with that owner of the document which is most like it."""
+    """Cosine ``(pairs,)`` of each anchor with that owner of the document which is most like it."""
     owners = relations.owners
-    counts = np.where(there, owners.lengths[near], 0)
-    if counts.max(initial=0) <= 1:
-        return space.cosines(units, owners.items[np.minimum(owners.starts[near], len(owners.items) - 1)])
-    found = np.full(near.shape, -np.inf, np.float32)
-    if counts.sum() * _GATHER_COST > len(near) * len(owners.items):
-        owned = np.flatnonzero(owners.lengths)
-        place = np.searchsorted(owned, near)
-        for row in range(len(near)):
-            every = space.vectors @ units[row] - units[row] @ space.mean
-            every = (every / space.lengths).cpu().numpy()[owners.items]
-            best = np.maximum.reduceat(every, owners.starts[owned])
-            found[row] = best[np.minimum(place[row], len(owned) - 1)]
-        return found
-    flat = np.repeat(np.arange(near.size), counts.ravel())
-    first = np.cumsum(counts.ravel()) - counts.ravel()
-    items = owners.items[owners.starts[near].ravel()[flat] + np.arange(len(flat)) - first[flat]]
-    step = max(1, _BLOCK_VALUES // units.shape[1])
-    for start in range(0, len(flat), step):
-        part = slice(start, start + step)
-        cosines = space.cosines(
-            units[torch.as_tensor(flat[part] // near.shape[1], device=units.device)], items[part, None]
-        )
-        np.maximum.at(found.reshape(-1), flat[part], cosines[:, 0])
-    return found
+    counts = owners.lengths[near]
+    similar = np.full(len(near), -np.inf)
+    if counts.sum() * _GATHER_COST < len(units) * len(owners.items):
+        firsts = np.cumsum(counts) - counts
+        pairs = np.repeat(np.arange(len(near)), counts)
+        items = owners.items[np.arange(len(pairs)) + (owners.starts[near] - firsts)[pairs]]
+        owned = counts > 0
+        similar[owned] = np.maximum.reduceat(space.cosines(units, lines[pairs], items), firsts[owned])
+        return similar
+    owned = np.flatnonzero(owners.lengths)
+    place = np.searchsorted(owned, near)
+    step = max(1, _BLOCK_VALUES // len(owners.items))
+    for start in range(0, len(units), step):
+        of_owner = space.all_cosines(units[start : start + step])
+        best = np.maximum.reduceat(of_owner[:, owners.items], owners.starts[owned], axis=1)
+        own = np.flatnonzero((start <= lines) & (lines < start + step) & (counts > 0))
+        similar[own] = best[lines[own] - start, place[own]]
+    return similar
 
 
-def _against_own(
-    space: _Space, relations: Relations, anchors: np.ndarray, units: torch.Tensor, near: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Best score ``(anchors,)`` of an anchor's own documents; similarity ``(anchors, depth)`` of others to one of them."""
+def _best_own_score(space: _Space, relations: Relations, anchors: np.ndarray, units: torch.Tensor) -> np.ndarray:
+    """Cosine ``(anchors,)`` of each anchor with the best of its own documents."""
+    best = np.full(len(anchors), -np.inf)
+    for rows, own in _own_documents(relations, anchors):
+        best[rows] = np.maximum(best[rows], space.cosines(units, rows, own))
+    return best
+
+
+def _most_similar_own(
+    space: _Space, relations: Relations, anchors: np.ndarray, lines: np.ndarray, near: np.ndarray
+) -> np.ndarray:
+    """Cosine ``(pairs,)`` of each document with that document of its anchor which is most like it."""
+    similar = np.full(len(near), -np.inf)
+    for rows, own in _own_documents(relations, anchors):
+        place = np.full(len(anchors), -1)
+        place[rows] = np.arange(len(rows))
+        pairs = np.flatnonzero(place[lines] >= 0)
+        cosines = space.cosines(space.centred(own), place[lines[pairs]], near[pairs])
+        similar[pairs] = np.maximum(similar[pairs], cosines)
+    return similar
+
+
+def _own_documents(relations: Relations, anchors: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The anchors that have a first document and these documents, then those that have a second, and so on."""
     positives = relations.positives
-    score = np.full(len(anchors), -np.inf, np.float32)
-    similarity = np.full(near.shape, -np.inf, np.float32)
-    for place in range(int(positives.lengths[anchors].max(initial=0))):
-        rows = np.flatnonzero(positives.lengths[anchors] > place)
-        own = positives.items[positives.starts[anchors[rows]] + place]
-        chosen = torch.as_tensor(rows, device=units.device)
-        score[rows] = np.maximum(score[rows], space.cosines(units[chosen], own[:, None])[:, 0])
-        similarity[rows] = np.maximum(similarity[rows], space.cosines(space.centred(own), near[rows]))
-    return score, similarity
+    counts = positives.lengths[anchors]
+    for number in range(int(counts.max(initial=0))):
+        rows = np.flatnonzero(counts > number)
+        yield rows, positives.items[positives.starts[anchors[rows]] + number]

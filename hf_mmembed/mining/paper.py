@@ -19,6 +19,9 @@ from .relations import Groups, Relations
 
 __all__ = ["mine_as_published"]
 
+_LEAST = 256  # anchors looked up at once: fewer make slow matrix products
+_PART = 32  # of the waiting anchors one in so many is looked up at once: some of these become members meanwhile
+
 
 def mine_as_published(
     relations: Relations,
@@ -61,7 +64,9 @@ class _Greedy:
     ) -> None:
         self._relations = relations
         self._queries = queries.cpu().numpy()
-        self._nearest = nearest_documents(queries, documents, 2 * mult * k).documents
+        self._vectors = (queries, documents)
+        self._depth = 2 * mult * k
+        self._found: dict[int, np.ndarray] = {}
         self._k = k
         self._label_subset = label_subset
         self._used = np.zeros(len(queries), bool)
@@ -82,6 +87,8 @@ class _Greedy:
         for row, (anchor, document) in enumerate(zip(relations.query_ids, relations.document_ids, strict=True)):
             if self._used[anchor]:
                 continue
+            if anchor not in self._found:
+                self._look_up(row)
             members = self._candidates(anchor, document, taken, limit)
             if not len(members):
                 continue
@@ -94,11 +101,20 @@ class _Greedy:
             taken[members] = True
         return clusters
 
+    def _look_up(self, row: int) -> None:
+        """Finds the nearest documents of the anchors from a row on, as many as will hardly be members before their turn."""
+        waiting = self._relations.query_ids[row:]
+        waiting = waiting[~self._used[waiting]]
+        anchors = np.unique(waiting[: max(_LEAST, len(waiting) // _PART)])
+        queries, documents = self._vectors
+        near = nearest_documents(queries[torch.as_tensor(anchors, device=queries.device)], documents, self._depth)
+        self._found = dict(zip(anchors.tolist(), near.documents, strict=True))
+
     def _candidates(self, anchor: int, document: int, taken: np.ndarray, limit: int) -> np.ndarray:
         """The most similar free owner of each of the nearest documents, up to `limit`."""
         owners = self._owners
         found: list[int] = []
-        for near in self._nearest[anchor].tolist():
+        for near in self._found[anchor].tolist():
             if near == document:
                 continue
             free = owners[near][~taken[owners[near]]]

@@ -7,7 +7,8 @@ documents are looked up; those that are no answers of its own are its candidates
 ==========  ===========================================================================================================
 strategy    candidates
 ==========  ===========================================================================================================
-saha        nearest documents, suspects by the similarity of their owners, of the documents, and by the margin put last
+saha        nearest documents that are not the same thing (`groups`), suspects by the similarity of their owners, of
+            the documents, and by the margin put last
 top-k       nearest documents
 margin      nearest documents that are not nearly as near as the positive (NV-Retriever, arXiv 2407.15831, TopK-MarginPos)
 mutual      nearest documents whose owners have the anchor's document among their own nearest
@@ -22,13 +23,13 @@ import torch
 from .candidates import nearest_documents
 from .clusters import Clusters
 from .cover import Pools, build_cover
-from .filters import RULES, FilterRules, suspicions
+from .filters import RULES, FalseNegativeFilter, FilterRules
 from .relations import Relations
 
 __all__ = ["DEFAULT_RULES", "mine_filtered"]
 
 DEFAULT_RULES = {
-    "saha": FilterRules(rank=0.2, query_similarity=0.9, margin=0.2, document_similarity=0.9),
+    "saha": FilterRules(query_similarity=0.95, margin=0.0, document_similarity=0.95),
     "top-k": FilterRules(),
     "margin": FilterRules(margin=-0.05, centre=False),
     "mutual": FilterRules(),
@@ -109,13 +110,13 @@ class _Finder:
         self._queries = queries
         self._documents = documents
         self._depth = depth
-        self._rules = rules
+        self._filter = FalseNegativeFilter(queries, documents, relations, rules)
         self._strategy = strategy
 
     def __call__(self, queries: np.ndarray, documents: np.ndarray) -> Pools:
         """Candidates of `queries` among `documents`, both given by number."""
         relations = self._relations
-        most = int(relations.positives.lengths[queries].max(initial=0))
+        most = relations.most_related
         nearest = nearest_documents(
             _chosen(self._queries, queries),
             _chosen(self._documents, documents),
@@ -127,11 +128,12 @@ class _Finder:
         for block in _blocks(len(queries)):
             own = relations.are_positives(queries[block, None], near[block])
             hits[block] = np.stack([own[:, :depth].any(1) for depth in _RECALL_AT], 1)
-            others = np.argsort(own, axis=1, kind="stable")[:, : self._depth]
+            related = relations.are_related(queries[block, None], near[block])
+            others = np.argsort(related, axis=1, kind="stable")[:, : self._depth]
             admissible = np.take_along_axis(near[block], others, 1)
-            admissible[np.take_along_axis(own, others, 1)] = -1
+            admissible[np.take_along_axis(related, others, 1)] = -1
             found[block, : admissible.shape[1]] = admissible
-        marks = suspicions(self._queries, self._documents, relations, queries, found, self._rules)
+        marks = self._filter.suspicions(queries, found)
         if self._strategy == "mutual":
             marks[~_mutual(relations, queries, near, found) & (found >= 0)] |= _NOT_MUTUAL
         there = found >= 0

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_mmembed.mining import FilterRules, filters, mine
-from hf_mmembed.mining.filters import RULES, suspicions
+from hf_mmembed.mining.filters import RULES, FalseNegativeFilter
 from hf_mmembed.mining.relations import Relations
 from tests.mining.corpora import corpus, unit
 
@@ -18,7 +18,8 @@ def marked(data, anchors, candidates, rules):
     """Sets of (anchor, candidate) per rule."""
     query_ids, document_ids, queries, documents = data
     relations = Relations(query_ids, document_ids, len(queries), len(documents))
-    found = suspicions(torch.from_numpy(queries), torch.from_numpy(documents), relations, anchors, candidates, rules)
+    judge = FalseNegativeFilter(torch.from_numpy(queries), torch.from_numpy(documents), relations, rules)
+    found = judge.suspicions(anchors, candidates)
     places = [np.argwhere(found >> bit & 1) for bit in range(len(RULES))]
     return {
         name: {(int(anchors[row]), int(candidates[row, column])) for row, column in place}
@@ -26,8 +27,8 @@ def marked(data, anchors, candidates, rules):
     }
 
 
-def by_definition(data, anchors, candidates, rules, marked_by_rank):
-    """As `marked`; of candidates whose owners are equally similar, the rank rule may mark the ones it did mark."""
+def by_definition(data, anchors, candidates, rules):
+    """As `marked`, by the words of `FilterRules`."""
     query_ids, document_ids, queries, documents = data
     q, d = queries.astype(np.float64), documents.astype(np.float64)
     if rules.centre:
@@ -41,7 +42,7 @@ def by_definition(data, anchors, candidates, rules, marked_by_rank):
     for anchor, line in zip(anchors.tolist(), candidates.tolist(), strict=True):
         line = [document for document in line if document >= 0]
         similar = {document: max(q[anchor] @ q[owner] for owner in owners[document]) for document in line}
-        by_rank = sorted(line, key=lambda c: (-round(similar[c], 6), (anchor, c) not in marked_by_rank))
+        by_rank = sorted(line, key=lambda c: -similar[c])  # stable: of equal owners the candidate further left
         for document in by_rank[: int(len(line) * rules.rank)]:
             found["rank"].add((anchor, document))
         own = positives[anchor]
@@ -56,16 +57,17 @@ def by_definition(data, anchors, candidates, rules, marked_by_rank):
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("dense", [False, True])
+@settings(max_examples=200, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     rows=st.integers(2, 60),
     queries=st.integers(2, 30),
     documents=st.integers(2, 30),
     centre=st.booleans(),
-    dense=st.booleans(),
+    block=st.sampled_from([1, 100, 1_000_000]),
 )
-def test_equals_its_definition(seed, rows, queries, documents, centre, dense):
+def test_equals_its_definition(dense, seed, rows, queries, documents, centre, block):
     data = corpus(seed, rows=rows, queries=queries, documents=documents, dim=6, ties=False)
     query_ids, document_ids = data[:2]
     rng = np.random.default_rng(seed)
@@ -77,13 +79,10 @@ def test_equals_its_definition(seed, rows, queries, documents, centre, dense):
         chosen = rng.permutation(others)[:7]
         line[: len(chosen)] = chosen
     rules = FilterRules(rank=0.4, query_similarity=0.3, margin=-0.1, document_similarity=0.2, centre=centre)
-    before = filters._GATHER_COST
-    filters._GATHER_COST = 1e9 if dense else 0
-    try:
-        found = marked(data, anchors, candidates, rules)
-        assert found == by_definition(data, anchors, candidates, rules, found["rank"])
-    finally:
-        filters._GATHER_COST = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(filters, "_GATHER_COST", 1e9 if dense else 0)
+        patch.setattr(filters, "_BLOCK_VALUES", block)
+        assert marked(data, anchors, candidates, rules) == by_definition(data, anchors, candidates, rules)
 
 
 PLANTED = 500

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from .models import SHIPPED, embedder, teacher
+from .models import SHIPPED, embedder, generative, teacher
 
 __all__ = ["bench"]
 
-bench = typer.Typer(name="bench", help="Experiments: does SaHa help? Does distilling a teacher?", no_args_is_help=True)
+bench = typer.Typer(name="bench", help="Experiments: does SaHa help? Does a teacher? Does thinking?", no_args_is_help=True)
 
 _ARMS = (
     "zero-shot",
@@ -88,3 +88,34 @@ def distill(
     table = markdown(run_distillation(out, plan, range(seeds)), plan)
     write_atomically(out / "distill.md", table.encode("utf-8"))
     typer.echo(table)
+
+
+@bench.command()
+def thinking(
+    model: Annotated[str, typer.Option(help="Embedder of the drawn world.")] = SHIPPED,
+    reasoner: Annotated[str, typer.Option(help="The generative model it was made of.")] = SHIPPED,
+    out: Annotated[Path, typer.Option(help="Directory of the runs; what is done there is not done again.")] = Path(
+        "runs/thinking"
+    ),
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each, seeded 0, 1, ...")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of an embedder and of the heads.")] = 80,
+    reasoner_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the reasoner.")] = 120,
+    blocks: Annotated[int, typer.Option(min=4, help="Of 16 riddles each, to train on.")] = 100,
+    queries: Annotated[int, typer.Option(min=10, help="Of each task in the test.")] = 150,
+) -> None:
+    """Think before embedding, in every variant, and compare what it brings and what it costs.
+
+    Example: hf-mmembed bench thinking --seeds 1 --steps 5 --reasoner-steps 5 --blocks 4 --queries 10
+    """
+    from hf_mmembed.files import write_atomically
+    from hf_mmembed.tiny.reasoning_bench import ThinkingPlan, run_thinking
+    from hf_mmembed.tiny.reasoning_report import markdown, plot
+
+    plan = ThinkingPlan(
+        embedder(model), generative(reasoner), steps=steps, reasoner_steps=reasoner_steps, blocks=blocks, queries=queries
+    )
+    results = run_thinking(out, plan, seeds=range(seeds))
+    table = markdown(results)
+    write_atomically(out / "thinking.md", table.encode("utf-8"))
+    typer.echo(table)
+    typer.echo(f"table: {out / 'thinking.md'}    plot: {plot(results, out / 'thinking.png')}")

@@ -33,6 +33,7 @@ __all__ = [
     "lean_loss",
     "make_lean_loss",
     "remember_pictures",
+    "remember_pictures_of",
 ]
 
 

@@ -11,7 +11,9 @@ from .models import SHIPPED, embedder, generative, teacher
 
 __all__ = ["bench"]
 
-bench = typer.Typer(name="bench", help="Experiments: does SaHa help? Does a teacher? Does thinking?", no_args_is_help=True)
+bench = typer.Typer(
+    name="bench", help="Experiments: does SaHa help? Does a teacher? Does thinking?", no_args_is_help=True
+)
 
 _ARMS = (
     "zero-shot",
@@ -112,7 +114,12 @@ def thinking(
     from hf_mmembed.tiny.reasoning_report import markdown, plot
 
     plan = ThinkingPlan(
-        embedder(model), generative(reasoner), steps=steps, reasoner_steps=reasoner_steps, blocks=blocks, queries=queries
+        embedder(model),
+        generative(reasoner),
+        steps=steps,
+        reasoner_steps=reasoner_steps,
+        blocks=blocks,
+        queries=queries,
     )
     results = run_thinking(out, plan, seeds=range(seeds))
     table = markdown(results)

@@ -138,6 +138,7 @@ class SaHaTrainingArguments(SentenceTransformerTrainingArguments):
             self.disable_tqdm = not sys.stderr.isatty()
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
             self.use_cpu = True  # or transformers would take each process for the only one
+        self.dataloader_pin_memory &= torch.accelerator.is_available()  # or torch warns in every epoch
         super().__post_init__()
         if self.push_to_hub and self.hub_strategy != HubStrategy.END:
             raise ValueError(

@@ -28,7 +28,7 @@ from hf_mmembed.sentence_transformer import MMEmbedder
 
 from .arguments import SaHaTrainingArguments
 
-__all__ = ["add_lora", "open_for_training", "save_embedder", "save_result"]
+__all__ = ["adapter_of", "add_lora", "open_embedder", "open_for_training", "save_embedder", "save_result"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,19 +57,11 @@ def open_for_training(
         OSError: `model` cannot be read.
         ValueError: `model` is nothing of the above, or no layer is called as `args` say.
     """
-    path = str(Path(model).resolve()) if Path(model).is_dir() else str(model)
-    is_adapter = find_adapter_config_file(path) is not None
-    if not is_adapter and not is_sentence_transformer_model(path):
-        converted = Path(args.output_dir).resolve() / "embedder"
-        process = world()
-        if process.main and not (converted / "modules.json").is_file():
-            logger.info("converting %s to the embedder %s", path, converted)
-            convert(path, converted, prompt=prompt)
-        process.agree(None)
-        path = str(converted)
-    embedder = MMEmbedder(path, device=device, model_kwargs={"dtype": dtype, **(model_kwargs or {})})
+    embedder = open_embedder(
+        model, args.output_dir, prompt=prompt, dtype=dtype, device=device, model_kwargs=model_kwargs
+    )
     set_seed(args.seed)  # of the fresh adapter
-    if is_adapter:
+    if adapter_of(embedder):
         for name, parameter in embedder.named_parameters():
             parameter.requires_grad_("lora_" in name)
     elif args.lora_rank:
@@ -78,6 +70,42 @@ def open_for_training(
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return embedder
+
+
+def open_embedder(
+    model: str | os.PathLike[str],
+    directory: str | os.PathLike[str],
+    *,
+    prompt: str | Path = "saha",
+    dtype: str | torch.dtype = "auto",
+    device: str | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> MMEmbedder:
+    """An embedder as it is, converted first where that is still to be done.
+
+    Args:
+        model: As for `open_for_training`, as are the rest.
+        directory: A multimodal LLM is converted into ``embedder`` in it, by the main process.
+        prompt: What to convert it with.
+        dtype: Of all weights.
+        device: Where it is opened.
+        model_kwargs: More for ``from_pretrained``.
+    """
+    path = str(Path(model).resolve()) if Path(model).is_dir() else str(model)
+    if find_adapter_config_file(path) is None and not is_sentence_transformer_model(path):
+        converted = Path(directory).resolve() / "embedder"
+        process = world()
+        if process.main and not (converted / "modules.json").is_file():
+            logger.info("converting %s to the embedder %s", path, converted)
+            convert(path, converted, prompt=prompt)
+        process.agree(None)
+        path = str(converted)
+    return MMEmbedder(path, device=device, model_kwargs={"dtype": dtype, **(model_kwargs or {})})
+
+
+def adapter_of(embedder: MMEmbedder) -> LoraConfig | None:
+    """The config of the adapter in an embedder, if there is one."""
+    return (getattr(embedder.transformers_model, "peft_config", None) or {}).get("default")
 
 
 def add_lora(embedder: MMEmbedder, args: SaHaTrainingArguments) -> None:
@@ -151,9 +179,8 @@ def save_result(
     staged = directory.with_name(f".{directory.name}.unfinished")
     shutil.rmtree(staged, ignore_errors=True)
     save_embedder(embedder, staged)
-    config = getattr(embedder.transformers_model, "peft_config", None)
-    if config and merged:
-        base: Any = MMEmbedder(config["default"].base_model_name_or_path)
+    if merged and (adapter := adapter_of(embedder)):
+        base: Any = MMEmbedder(adapter.base_model_name_or_path, device="cpu")  # the device may be full
         base[0].processor = embedder[0].processor  # its prompt and image size may have been chosen for this training
         base[0].model = PeftModel.from_pretrained(base[0].model, staged).merge_and_unload()
         shutil.rmtree(staged)

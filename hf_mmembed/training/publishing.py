@@ -16,6 +16,7 @@ from hf_mmembed.processes import world
 from hf_mmembed.sentence_transformer import MMEmbedder
 
 from .arguments import SaHaTrainingArguments
+from .models import adapter_of
 
 if TYPE_CHECKING:
     from .trainer import SaHaTrainer
@@ -53,8 +54,8 @@ def require_public_base(embedder: MMEmbedder, args: SaHaTrainingArguments) -> No
     Raises:
         ValueError: The result will be an adapter over a directory of this machine.
     """
-    adapters = getattr(embedder.transformers_model, "peft_config", None)
-    if args.save_as == "adapter" and adapters and Path(base := adapters["default"].base_model_name_or_path).exists():
+    adapter = adapter_of(embedder)
+    if args.save_as == "adapter" and adapter and Path(base := adapter.base_model_name_or_path).exists():
         raise ValueError(
             f"push_to_hub: the result will be an adapter over the local directory {base}, which nobody else has. Set "
             "save_as to 'merged', or push the base first (`hf-mmembed push`) and train over its id."

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from copy import copy
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from importlib import resources
@@ -26,7 +25,7 @@ from hf_mmembed.model.presets import load_prompt
 from hf_mmembed.sentence_transformer import MMEmbedder
 
 from .arguments import SaHaTrainingArguments
-from .models import open_for_training
+from .models import open_embedder, open_for_training
 from .recipe_files import names_in, read_recipe, require_known
 from .trainer import SaHaTrainer
 
@@ -113,15 +112,14 @@ def prepare(
     args = SaHaTrainingArguments(output_dir=str(Path(recipe.output)), **recipe.training)
     if pairs is None:
         pairs = read_pairs(**recipe.data)
-    model = _opened(recipe.model, args, recipe)
-    if recipe.image_size is not None:
-        size = model.processor.image_processor.size
-        model.processor.image_processor.size = type(size)(**recipe.image_size)
+    model = _as_asked(
+        open_for_training(recipe.model, args, prompt=recipe.prompt or "saha", dtype=recipe.dtype), recipe
+    )
     ids = content_ids(pairs)
     mine = None if recipe.mining is None else partial(mine_clusters, pairs=pairs, options=recipe.mining)
     given = clusters is not None
     if not given and mine is not None:
-        clusters = mine(_miner(recipe, model, args), Path(args.output_dir, "clusters", "epoch-0"))
+        clusters = mine(_miner(recipe, model), Path(args.output_dir, "clusters", "epoch-0"))
     asked = {name: value for name, value in asdict(recipe).items() if not (given and name == "mining")}
     return SaHaTrainer(model, args, pairs, clusters, ids=ids, mine=mine, recipe=asked, **trainer)
 
@@ -148,20 +146,22 @@ def mine_clusters(model: MMEmbedder, directory: Path, *, pairs: Dataset, options
     return mine_pairs(pairs, model, directory, model=identity, **chosen).clusters
 
 
-def _miner(recipe: Recipe, model: MMEmbedder, args: SaHaTrainingArguments) -> MMEmbedder:
+def _miner(recipe: Recipe, model: MMEmbedder) -> MMEmbedder:
     """The embedder that mines at the beginning: the one to be trained, unless the recipe names another."""
     other = (recipe.mining or {}).get("model")
     if other is None:
         return model
-    args = copy(args)  # a second one made from scratch would set up the processes anew
-    args.output_dir, args.lora_rank = str(Path(recipe.output) / "miner"), 0
-    return _opened(other, args, recipe)
+    directory = Path(recipe.output) / "miner"
+    return _as_asked(open_embedder(other, directory, prompt=recipe.prompt or "saha", dtype=recipe.dtype), recipe)
 
 
-def _opened(model: str, args: SaHaTrainingArguments, recipe: Recipe) -> MMEmbedder:
-    embedder = open_for_training(model, args, prompt=recipe.prompt or "saha", dtype=recipe.dtype)
+def _as_asked(embedder: MMEmbedder, recipe: Recipe) -> MMEmbedder:
+    """The same embedder, which reads its inputs as the recipe says."""
     if recipe.prompt is not None:
         embedder.processor.prompt = load_prompt(recipe.prompt)  # an embedder has one of its own
+    if recipe.image_size is not None:
+        size = embedder.processor.image_processor.size
+        embedder.processor.image_processor.size = type(size)(**recipe.image_size)
     return embedder
 
 

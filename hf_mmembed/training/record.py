@@ -22,6 +22,7 @@ import torch
 import yaml
 
 from hf_mmembed import __version__
+from hf_mmembed.hub.card import SHIPPED
 from hf_mmembed.mining import Clusters, ContentIds
 
 from .arguments import SaHaTrainingArguments
@@ -144,5 +145,6 @@ def _without_paths(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_paths(item) for item in value]
     if isinstance(value, str | Path):
-        return Path(value).name if Path(value).is_absolute() else str(value)
+        path = Path(value)
+        return str(value) if not path.is_absolute() else SHIPPED if SHIPPED in path.parts else path.name
     return value

@@ -115,8 +115,7 @@ class SaHaTrainer(SentenceTransformerTrainer):
         self.clusters = None if clusters is None else np.asarray(getattr(clusters, "rows", clusters))
         self.mined = clusters if isinstance(clusters, Clusters) else None
         self.mine, self.recipe = mine, recipe
-        if not isinstance(model, MMEmbedder):
-            model = open_for_training(model, args)
+        model = model if isinstance(model, MMEmbedder) else open_for_training(model, args)
         if args.push_to_hub:
             require_public_base(model, args)
         self._sampler: SaHaBatchSampler | None = None
@@ -135,6 +134,11 @@ class SaHaTrainer(SentenceTransformerTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "FSDP and DeepSpeed split the weights, which SaHaTrainer can neither cache gradients through nor save: "
+                "launch with DistributedDataParallel (`accelerate launch --multi_gpu`); LoRA in bfloat16 makes room."
+            )
         self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         for callback in (
             BeginEpoch(self._begin_epoch),
@@ -337,8 +341,7 @@ class SaHaTrainer(SentenceTransformerTrainer):
             PublishError: Something must not be published; nothing was sent.
             PushError: The Hub refused or broke off; nothing was committed.
         """
-        directory = self._write_result(Path(self.args.output_dir, "model"))
-        return publish_result(self, directory, commit_message, **options)
+        return publish_result(self, self._write_result(f"{self.args.output_dir}/model"), commit_message, **options)
 
     def _write_result(self, directory: str | os.PathLike[str]) -> Path:
         if self.is_world_process_zero():

@@ -1,8 +1,8 @@
 """Memory of a training step against the size of the batch: `python -m tests.benchmarks.training`.
 
-One step (forward and backward of both sides) on pairs of a word and a picture, in a process of its own per line:
-ours, and sentence-transformers' own cached loss with the same chunks, whose collator tokenizes and decodes the whole
-batch at once. Prints the peak of the resident memory above that of the loaded model.
+One step (forward and backward of both sides) on pairs of a word and a picture, the small batch before the large one, in
+one process per kind: ours, and sentence-transformers' own cached loss with the same chunks, whose collator tokenizes and
+decodes the whole batch at once. Prints the peak of the resident memory so far above that of the loaded model.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+KINDS = ("ours", "sentence-transformers")
 BATCHES = (64, 512)
 CHUNK = 8
 SIDE = 112
@@ -67,30 +68,31 @@ def _step(kind: str, model, pairs) -> None:
         CachedMultipleNegativesRankingLoss(model, scale=50.0, mini_batch_size=CHUNK)(features, None).backward()
 
 
-def _measure(kind: str, batch: int) -> None:
+def _measure(kind: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        model, pairs = _model(Path(folder)), _pairs(batch)
-        _step(kind, model, pairs.select(range(4)))
+        model, pairs = _model(Path(folder)), _pairs(max(BATCHES))
+        _step(kind, model, pairs.select(range(2 * CHUNK)))
         loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        began = time.process_time()
-        _step(kind, model, pairs)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"{kind:>22} {batch:>8} {(peak - loaded) / 1024:>14.0f} {batch / (time.process_time() - began):>18.1f}")
+        for batch in BATCHES:
+            began = time.process_time()
+            _step(kind, model, pairs.select(range(batch)))
+            seconds = time.process_time() - began
+            peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - loaded) / 1024
+            print(f"{kind:>22} {batch:>8} {peak:>14.0f} {batch / seconds:>18.1f}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--measure", nargs=2, metavar=("KIND", "BATCH"))
+    parser.add_argument("--measure", choices=KINDS, help="one kind, in this process")
     chosen = parser.parse_args()
     if chosen.measure:
-        _measure(chosen.measure[0], int(chosen.measure[1]))
+        _measure(chosen.measure)
         return
     print(f"chunks of {CHUNK} inputs, pictures of {SIDE} x {SIDE} pixels")
     print(f"{'':>22} {'batch':>8} {'peak, MiB':>14} {'pairs/s of CPU':>18}")
-    for kind in ("ours", "sentence-transformers"):
-        for batch in BATCHES:
-            command = [sys.executable, "-m", "tests.benchmarks.training", "--measure", kind, str(batch)]
-            print(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    for kind in KINDS:
+        command = [sys.executable, "-m", "tests.benchmarks.training", "--measure", kind]
+        print(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout, end="", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
 
+from hf_mmembed import PRESETS, MMEmbedder
 from hf_mmembed.mining import Clusters
 from hf_mmembed.training.recipes import load_recipe, prepare, recipe_names, train
 from tests.training.conftest import make_pairs
@@ -62,13 +64,15 @@ def test_everything_is_built_up_to_the_first_step(name, generative, tmp_path):
 
 
 def test_mine_and_train_and_open(generative, tmp_path):
-    """A recipe from beginning to end, with mining, re-mining and a merged result."""
+    """A recipe from beginning to end, with mining, re-mining and a merged result that reads inputs as trained."""
     recipe = load_recipe(
         "saha-tiny",
         {
             "model": str(generative("qwen2_vl")),
             "output": str(tmp_path / "run"),
             "mining.k": 1,
+            "prompt": "e5v",
+            "image_size": {"shortest_edge": 256, "longest_edge": 1024},
             "training.use_cpu": True,
             "training.dataloader_num_workers": 0,
             "training.global_batch_size": 4,
@@ -81,8 +85,30 @@ def test_mine_and_train_and_open(generative, tmp_path):
     result = train(recipe, pairs=make_pairs(12))
     model = SentenceTransformer(str(result), trust_remote_code=True, device="cpu")
     assert model.encode_query([{"text": "red thing"}]).shape == (1, 32)
+    processor = MMEmbedder(result, device="cpu").processor
+    assert processor.prompt == PRESETS["e5v"] and processor.image_processor.size.longest_edge == 1024
     for epoch in (0, 1):
         assert Clusters.load(tmp_path / "run" / "clusters" / f"epoch-{epoch}").strategy == "saha"
+
+
+def test_another_model_mines_as_it_is(generative, tmp_path, monkeypatch):
+    mined = []
+
+    def mine(model, directory, *, pairs, options):
+        mined.append(model)
+        return Clusters(np.arange(12).reshape(6, 2), "random")
+
+    monkeypatch.setattr("hf_mmembed.training.recipes.mine_clusters", mine)
+    changes = {
+        "model": str(generative("qwen2_vl")), "output": str(tmp_path / "run"), "mining.model": str(generative("qwen2_vl")),
+        "image_size": {"shortest_edge": 256, "longest_edge": 1024}, "training.global_batch_size": 4, "training.use_cpu": True,
+    }  # fmt: skip
+    trainer = prepare(load_recipe("saha-qwen2-vl-7b", changes), pairs=make_pairs())
+    [miner] = mined
+    assert miner is not trainer.model
+    assert {parameter.dtype for parameter in miner.parameters()} == {torch.bfloat16}, "no weight is to be trained"
+    assert miner.processor.image_processor.size.longest_edge == 1024
+    assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,18 @@ def test_arguments_say_what_is_wrong(tmp_path, options, message):
         arguments(tmp_path, **options)
 
 
+def test_split_weights_are_refused(embedder, tmp_path, monkeypatch):
+    original = SaHaTrainer.create_accelerator_and_postprocess
+
+    def with_fsdp(self):
+        original(self)
+        self.is_fsdp_enabled = True
+
+    monkeypatch.setattr(SaHaTrainer, "create_accelerator_and_postprocess", with_fsdp)
+    with pytest.raises(ValueError, match="launch with DistributedDataParallel"):
+        SaHaTrainer(embedder("qwen2_vl"), arguments(tmp_path), make_pairs())
+
+
 def test_trainer_says_what_is_missing(embedder, tmp_path):
     with pytest.raises(ValueError, match="nothing to train on"):
         SaHaTrainer(embedder("qwen2_vl"), arguments(tmp_path))

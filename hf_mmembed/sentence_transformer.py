@@ -12,11 +12,9 @@ from __future__ import annotations
 import copy
 import json
 import os
-import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -31,12 +29,12 @@ from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 from transformers.utils import find_adapter_config_file
 
-from .batching import plan_batches, prefetch, text_tokens
+from .batching import plan_batches, prefetch
 from .duplicates import unique_inputs
-from .inputs import as_messages, picture_size, pictures, texts, with_trace
+from .inputs import as_messages, with_trace
 from .model import registration  # noqa: F401 - from here on, checkpoints open with the installed classes
-from .model.images_mmembed import ImageError, open_image
 from .model.prefix_mmembed import PrefixMemory
+from .preparation import Conversation, estimate_tokens, prepare
 
 __all__ = ["TOKEN_BUDGET", "MMEmbedder"]
 
@@ -46,19 +44,6 @@ BATCH_COST_ON_CPU, BATCH_COST_ELSEWHERE = 128, 2_048
 PREPARED_BATCHES = 2
 # What `quantize_embeddings` returns for each precision; the binary ones hold eight dimensions in a byte.
 DTYPE_OF_PRECISION = {"float32": "float32", "int8": "int8", "uint8": "uint8", "binary": "int8", "ubinary": "uint8"}
-
-# A fast tokenizer keeps its padding and truncation settings as state: two threads would mix up each other's.
-_TOKENIZER_LOCK = threading.Lock()
-# A PIL image cannot be decoded by two threads at once; the same object may stand in several inputs.
-_PICTURE_LOCKS = [threading.Lock() for _ in range(64)]
-
-
-@dataclass(frozen=True)
-class _Conversation:
-    """An input on its way to the model: its chat messages, and its place among the caller's inputs for errors."""
-
-    index: int
-    messages: list[dict[str, Any]]
 
 
 class MMEmbedder(SentenceTransformer):
@@ -221,7 +206,7 @@ class MMEmbedder(SentenceTransformer):
         ]
         firsts, places = unique_inputs(messages)
         embeddings = super().encode(
-            [_Conversation(index, messages[index]) for index in firsts],
+            [Conversation(index, messages[index]) for index in firsts],
             prompt="",
             batch_size=batch_size,
             show_progress_bar=show_progress_bar,
@@ -287,7 +272,7 @@ class MMEmbedder(SentenceTransformer):
     @torch.inference_mode()
     def _inference(
         self,
-        inputs: list[_Conversation],
+        inputs: list[Conversation],
         *,
         prompt: str | None,
         batch_size: int,
@@ -304,17 +289,17 @@ class MMEmbedder(SentenceTransformer):
         device = self._resolve_inference_device(device)
         self.eval()
         batches = plan_batches(
-            self._estimate_tokens(inputs, kwargs),
+            estimate_tokens(self, inputs, kwargs),
             batch_size=batch_size,
             token_budget=token_budget,
             batch_cost=BATCH_COST_ON_CPU if torch.device(device).type == "cpu" else BATCH_COST_ELSEWHERE,
         )
-        prepare = partial(self._prepare, inputs, kwargs)
+        prepared_batch = partial(prepare, self, inputs, kwargs)
         workers = min(PREPARED_BATCHES, max(0, len(batches) - 1))
         rows: list[Any] = [None] * len(inputs)
         with (
             self._last_hidden_states(wanted=output_value == "token_embeddings") as hidden_states,
-            closing(prefetch(prepare, batches, workers=workers, ahead=PREPARED_BATCHES)) as prepared,
+            closing(prefetch(prepared_batch, batches, workers=workers, ahead=PREPARED_BATCHES)) as prepared,
             tqdm(total=len(inputs), desc="Embedding", unit="input", disable=not show_progress_bar) as progress,
         ):
             steering: dict[str, Any] = {}
@@ -336,69 +321,6 @@ class MMEmbedder(SentenceTransformer):
         if output_value == "sentence_embedding":
             return torch.stack(rows) if rows else torch.empty(0, device=device)
         return rows
-
-    def _estimate_tokens(self, conversations: list[_Conversation], kwargs: dict[str, Any]) -> list[int]:
-        """How long each conversation will be, text and pictures together, without tokenizing or decoding anything."""
-        if len(conversations) <= 1:
-            return [1] * len(conversations)
-        prompt = getattr(self.processor, "prompt", None)
-        fixed = text_tokens(prompt.system + prompt.represent_image) if prompt else 0
-        sizes: dict[tuple[int, int], int] = {}
-        sizes_of = []
-        for conversation in conversations:
-            try:
-                own = [size for picture in pictures(conversation.messages) if (size := picture_size(picture))]
-            except ImageError as error:
-                raise ValueError(f"inputs[{conversation.index}]: {error}") from error
-            sizes_of.append(own)
-            sizes.update(dict.fromkeys(own, 0))
-        if sizes:
-            family: Any = getattr(self.processor, "backbone_processor", self.processor)
-            options = (kwargs.get("processing_kwargs") or {}).get("image", {})
-            counted = family._get_num_multimodal_tokens(image_sizes=list(sizes), images_kwargs=options)
-            sizes = dict(zip(sizes, counted.num_image_tokens, strict=True))
-        limit = self.max_seq_length or sys.maxsize
-        return [
-            fixed + sum(sizes[size] for size in own) + min(limit, sum(map(text_tokens, texts(conversation.messages))))
-            for conversation, own in zip(conversations, sizes_of, strict=True)
-        ]
-
-    def _prepare(self, conversations: list[_Conversation], kwargs: dict[str, Any], batch: list[int]) -> dict[str, Any]:
-        """Features of a batch, in a worker thread: pictures are opened in parallel, tokens made one batch at a time."""
-        chosen = [conversations[index] for index in batch]
-        opened = [self._open_pictures(conversation) for conversation in chosen]
-        with _TOKENIZER_LOCK:
-            try:
-                return self[0].preprocess(opened, **kwargs)
-            except ValueError:
-                # The processor counts inputs from the start of the batch; find the culprit to name it properly.
-                for conversation, messages in zip(chosen, opened, strict=True):
-                    try:
-                        self[0].preprocess([messages], **kwargs)
-                    except ValueError as error:
-                        raise ValueError(f"inputs[{conversation.index}]: {error}") from error
-                raise
-            except Exception as error:  # whatever it is, it is raised as it is
-                error.add_note(f"raised while preparing inputs {sorted(row.index for row in chosen)}")
-                raise
-
-    def _open_pictures(self, conversation: _Conversation) -> list[dict[str, Any]]:
-        """The messages with every picture decoded; the caller's own objects stay as they are."""
-        allow_urls = getattr(self.processor, "allow_urls", False)
-        messages = []
-        for message in conversation.messages:
-            content = message["content"]
-            if not isinstance(content, str):
-                content = [dict(part) for part in content]
-                for part in content:
-                    if part.get("type") == "image" and "image" in part:
-                        with _PICTURE_LOCKS[id(part["image"]) // 64 % len(_PICTURE_LOCKS)]:
-                            try:
-                                part["image"] = open_image(part["image"], allow_urls=allow_urls)
-                            except ImageError as error:
-                                raise ValueError(f"inputs[{conversation.index}]: {error}") from error
-            messages.append({**message, "content": content})
-        return messages
 
     @contextmanager
     def _last_hidden_states(self, *, wanted: bool) -> Iterator[list[Tensor] | None]:

@@ -31,6 +31,7 @@ RANK = {
     "batching": 1,
     "duplicates": 1,
     "inputs": 1,
+    "preparation": 2,
     "sentence_transformer": 2,
     "identity": 3,
     "hub": 4,

@@ -25,7 +25,8 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
 from hf_mmembed.batching import plan_batches, prefetch
-from hf_mmembed.sentence_transformer import MMEmbedder, _Conversation
+from hf_mmembed.preparation import Conversation, estimate_tokens, prepare
+from hf_mmembed.sentence_transformer import MMEmbedder
 
 from .gather import gather_numbers, gather_rows
 
@@ -119,8 +120,8 @@ class ChunkedLoss(CachedLossMixin, nn.Module):
     def __init__(self, model: MMEmbedder, *, mini_batch_size: int = 32, mini_batch_num_tokens: int = 8_192) -> None:
         super().__init__()
         self.model = model
-        # Bound methods, since `model` becomes a DistributedDataParallel when the training begins.
-        self._estimate_tokens, self._prepare = model._estimate_tokens, model._prepare
+        # Bound now, since `model` becomes a DistributedDataParallel when the training begins.
+        self._estimate_tokens, self._prepare = partial(estimate_tokens, model), partial(prepare, model)
         self.chunk_size, self.chunk_tokens = mini_batch_size, mini_batch_num_tokens
         self.mini_batch_size = 1  # of what the mixin counts, which here are whole chunks
         self.metrics: dict[str, Tensor] = {}
@@ -212,8 +213,8 @@ class ChunkedLoss(CachedLossMixin, nn.Module):
         side: Side = sentence_feature["side"]
         chunks = sentence_feature["chunks"]
         chosen = [chunks[begin] for begin, _ in ranges] if ranges is not None else chunks
-        prepare = partial(self._prepare, sentence_feature["conversations"], {"task": side.task})
-        with closing(prefetch(prepare, chosen, workers=PREPARING_THREADS, ahead=PREPARED_CHUNKS)) as prepared:
+        prepare_chunk = partial(self._prepare, sentence_feature["conversations"], {"task": side.task})
+        with closing(prefetch(prepare_chunk, chosen, workers=PREPARING_THREADS, ahead=PREPARED_CHUNKS)) as prepared:
             for index, (_, features) in enumerate(prepared):
                 features = batch_to_device(features, self._device)
                 with random_states[index] if random_states else nullcontext(), torch.set_grad_enabled(with_grad):
@@ -256,7 +257,7 @@ class ChunkedLoss(CachedLossMixin, nn.Module):
 
     def _planned(self, side: Side) -> dict[str, Any]:
         """What the mixin takes for a batch of features; its units are chunks of similar length, the longest first."""
-        conversations = [_Conversation(row, messages) for row, messages in zip(side.rows, side.messages, strict=True)]
+        conversations = [Conversation(row, messages) for row, messages in zip(side.rows, side.messages, strict=True)]
         chunks = plan_batches(
             self._estimate_tokens(conversations, {}),
             batch_size=self.chunk_size,

@@ -1,0 +1,131 @@
+"""From a chat to what the model reads: how long it will be, its pictures decoded, its features.
+
+In: `Conversation`s, the inputs of `MMEmbedder.encode` on their way to the model. Out: an estimate of the tokens of each,
+and features batch by batch, made in worker threads while the model runs. Errors name the caller's input.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+
+from .batching import text_tokens
+from .inputs import picture_size, pictures, texts
+from .model.images_mmembed import ImageError, open_image
+
+__all__ = ["Conversation", "estimate_tokens", "prepare"]
+
+# A fast tokenizer keeps its padding and truncation settings as state: two threads would mix up each other's.
+_TOKENIZER_LOCK = threading.Lock()
+# A PIL image cannot be decoded by two threads at once; the same object may stand in several inputs.
+_PICTURE_LOCKS = [threading.Lock() for _ in range(64)]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """An input on its way to the model.
+
+    Attributes:
+        index: Its place among the caller's inputs, for errors.
+        messages: Chat messages, as `hf_mmembed.inputs.as_messages` makes them.
+    """
+
+    index: int
+    messages: list[dict[str, Any]]
+
+
+def estimate_tokens(
+    embedder: SentenceTransformer, conversations: Sequence[Conversation], options: Mapping[str, Any]
+) -> list[int]:
+    """How long each conversation will be, text and pictures together, without tokenizing or decoding anything.
+
+    Args:
+        embedder: The one that will read them.
+        conversations: Any number of them.
+        options: Keyword arguments of its first module's ``preprocess``.
+
+    Raises:
+        ValueError: A picture cannot be read; the message names the input.
+    """
+    if len(conversations) <= 1:
+        return [1] * len(conversations)
+    prompt = getattr(embedder.processor, "prompt", None)
+    fixed = text_tokens(prompt.system + prompt.represent_image) if prompt else 0
+    sizes: dict[tuple[int, int], int] = {}
+    sizes_of = []
+    for conversation in conversations:
+        try:
+            own = [size for picture in pictures(conversation.messages) if (size := picture_size(picture))]
+        except ImageError as error:
+            raise ValueError(f"inputs[{conversation.index}]: {error}") from error
+        sizes_of.append(own)
+        sizes.update(dict.fromkeys(own, 0))
+    if sizes:
+        family: Any = getattr(embedder.processor, "backbone_processor", embedder.processor)
+        of_images = (options.get("processing_kwargs") or {}).get("image", {})
+        counted = family._get_num_multimodal_tokens(image_sizes=list(sizes), images_kwargs=of_images)
+        sizes = dict(zip(sizes, counted.num_image_tokens, strict=True))
+    limit = embedder.max_seq_length or sys.maxsize
+    return [
+        fixed + sum(sizes[size] for size in own) + min(limit, sum(map(text_tokens, texts(conversation.messages))))
+        for conversation, own in zip(conversations, sizes_of, strict=True)
+    ]
+
+
+def prepare(
+    embedder: SentenceTransformer,
+    conversations: Sequence[Conversation],
+    options: Mapping[str, Any],
+    batch: Sequence[int],
+) -> dict[str, Any]:
+    """Features of a batch: pictures are opened, and tokens made one batch at a time; any thread may call it.
+
+    Args:
+        embedder: The one that will read them.
+        conversations: All there are.
+        options: Keyword arguments of its first module's ``preprocess``.
+        batch: Places in `conversations`.
+
+    Raises:
+        ValueError: An input cannot be read; the message names it.
+    """
+    chosen = [conversations[place] for place in batch]
+    allow_urls = getattr(embedder.processor, "allow_urls", False)
+    opened = [_with_pictures(conversation, allow_urls=allow_urls) for conversation in chosen]
+    with _TOKENIZER_LOCK:
+        try:
+            return embedder[0].preprocess(opened, **options)
+        except ValueError:
+            # The processor counts inputs from the start of the batch; find the culprit to name it properly.
+            for conversation, messages in zip(chosen, opened, strict=True):
+                try:
+                    embedder[0].preprocess([messages], **options)
+                except ValueError as error:
+                    raise ValueError(f"inputs[{conversation.index}]: {error}") from error
+            raise
+        except Exception as error:  # whatever it is, it is raised as it is
+            error.add_note(f"raised while preparing inputs {sorted(row.index for row in chosen)}")
+            raise
+
+
+def _with_pictures(conversation: Conversation, *, allow_urls: bool) -> list[dict[str, Any]]:
+    """The messages with every picture decoded; the caller's own objects stay as they are."""
+    messages = []
+    for message in conversation.messages:
+        content = message["content"]
+        if not isinstance(content, str):
+            content = [dict(part) for part in content]
+            for part in content:
+                if part.get("type") == "image" and "image" in part:
+                    with _PICTURE_LOCKS[id(part["image"]) // 64 % len(_PICTURE_LOCKS)]:
+                        try:
+                            part["image"] = open_image(part["image"], allow_urls=allow_urls)
+                        except ImageError as error:
+                            raise ValueError(f"inputs[{conversation.index}]: {error}") from error
+        messages.append({**message, "content": content})
+    return messages

@@ -7,7 +7,7 @@ place (`prepare_distillation`), or the distilled checkpoint (`distill`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ def prepare_distillation(
     student = open_student(
         recipe.model, args, prompt=recipe.prompt, dtype=recipe.dtype, load_in_4bit=recipe.load_in_4bit
     )
-    return DistillationTrainer(student, args, pairs, vectors, **trainer)
+    return DistillationTrainer(student, args, pairs, vectors, recipe=asdict(recipe), **trainer)
 
 
 def distill(recipe: DistillationRecipe, *, pairs: Dataset | None = None, resume: bool = False) -> Path:

@@ -92,20 +92,21 @@ def embed_with_teacher(
             "%d of %d sentences are longer than the teacher reads (%d tokens); it does not see their ends",
             long, len(ids.document_rows), limit,
         )  # fmt: skip
-    identity = {"weights": weights_digest(teacher), "prompts": dict(teacher.prompts), "max_seq_length": limit,
-                "default_prompt_name": teacher.default_prompt_name}  # fmt: skip
+    encoder = _Encoder(teacher)
+    identity = {
+        "weights": weights_digest(teacher),
+        "prompts": dict(teacher.prompts),
+        "default_prompt_name": teacher.default_prompt_name,
+        "max_seq_length": limit,
+        "dimension": encoder.dimension,
+    }
     try:
         embeddings = embed_contents(
-            sentences, ids, _Encoder(teacher), directory, "documents", model=identity, batch_size=batch_size,
+            sentences, ids, encoder, directory, "documents", model=identity, batch_size=batch_size,
             shard_size=shard_size,
         )  # fmt: skip
     except _TeacherFailure as error:
         raise ValueError(f"{error} What it gave before is kept in {directory}.") from error
-    dimensions = sorted({shard.shape[1] for shard in embeddings.shards})
-    if len(dimensions) > 1:
-        raise ValueError(
-            f"the teacher gave vectors of {' and '.join(map(str, dimensions))} dimensions; remove {directory}."
-        )
     return TeacherVectors(embeddings, ids.document_ids.reshape(-1, 2))
 
 
@@ -114,7 +115,10 @@ class _Encoder:
 
     def __init__(self, teacher: SentenceTransformer) -> None:
         self.teacher = teacher
-        self._dimension: int | None = None
+        self.dimension: int = teacher.get_embedding_dimension() or len(teacher.encode("a sentence"))
+
+    def get_embedding_dimension(self) -> int:
+        return self.dimension
 
     def encode_document(self, inputs: list[dict[str, Any]], **options: Any) -> NDArray[np.float32]:
         texts = [item["text"] for item in inputs]
@@ -124,11 +128,10 @@ class _Encoder:
             raise _TeacherFailure(
                 f"the teacher gave NaN or infinity for {len(wrong)} of {len(texts)} sentences, the first: {texts[wrong[0]]!r}."
             )
-        if self._dimension not in (None, vectors.shape[1]):
+        if vectors.shape[1] != self.dimension:
             raise _TeacherFailure(
-                f"the teacher gave vectors of {vectors.shape[1]} dimensions after some of {self._dimension}, from {texts[0]!r} on."
+                f"the teacher gave vectors of {vectors.shape[1]} dimensions, not of {self.dimension}, from {texts[0]!r} on."
             )
-        self._dimension = vectors.shape[1]
         return vectors
 
     encode_query = encode_document

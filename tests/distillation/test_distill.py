@@ -90,6 +90,8 @@ def test_distilled_killed_resumed_and_opened(generative, pairs, tmp_path):
     picture = Image.new("RGB", (32, 32), "red")
     assert model.encode([picture]).shape == base.encode([picture]).shape
     assert model.processor.prompt == PRESETS["unime"]
+    record = (whole / "recipe.yaml").read_text()
+    assert "teacher: model" in record and "learning_rate: 0.01" in record  # what was asked for, without paths
     # The same from the checkpoint in the middle, with the teacher's vectors from the disk.
     trainer = prepare_distillation(recipe, pairs=pairs)
     trainer.train(str(tmp_path / "run" / "checkpoint-2"))

@@ -37,6 +37,9 @@ class Words:
 
     encode_document = encode_query
 
+    def get_embedding_dimension(self):
+        return 8
+
 
 @given(st.lists(st.one_of(st.floats(0, 1), st.just(float("nan"))), max_size=30), st.integers(1, 9), st.integers(1, 6))
 def test_sampling(scores, keep, stride):
@@ -81,6 +84,8 @@ def test_mined_candidates_are_the_nearest_without_the_answers(tmp_path):
         np.testing.assert_allclose(scores[found], others[:2], atol=1e-6)
     capped = mined(pairs, Words(), tmp_path, model={"name": "words"}, depth=2, cap=-1.0)
     assert (capped.places == -1).all()
+    judged = judge_pairs(pairs, Formula(), capped, tmp_path)
+    assert judged.without == 5 and judged.pairs["neg_text"][:] == [[]] * 5
 
 
 def test_pictures_become_negatives(tmp_path):

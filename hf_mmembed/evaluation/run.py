@@ -166,6 +166,11 @@ def evaluate(
     """
     if find_spec("pytrec_eval") is None:
         raise ImportError("evaluation needs the packages of the extra `eval`: pip install 'hf-mmembed[eval]'")
+    choices = {"instruction_in": Protocol, "fusion": Fusion, "tie": Tie, "think_when": ThinkWhen}
+    given = {"instruction_in": instruction_in, "fusion": fusion, "tie": tie, "think_when": think_when}
+    for argument, value in given.items():
+        if value not in get_args(choices[argument]):
+            raise ValueError(f"{argument} is {value!r}; use {' or '.join(map(repr, get_args(choices[argument])))}")
     root = Path(data_dir)
     if benchmark not in BENCHMARKS:
         raise ValueError(f"no benchmark {benchmark!r}; known: {', '.join(BENCHMARKS)}")
@@ -184,8 +189,6 @@ def evaluate(
     encoder = _encoder(model, device=device or here.device, **options)
     if think is not None and isinstance(encoder, SentenceEncoder) and not encoder.ours:
         raise ValueError(f"{encoder.name} is no embedder of hf_mmembed, so it cannot read what a reasoner writes")
-    if fusion not in get_args(Fusion):
-        raise ValueError(f"fusion is {fusion!r}; use 'joint' or 'sum'")
     if fusion == "sum":
         encoder = SumOfModalities(encoder)
     folder = Path(out) if out is not None else Path("results", encoder.name.replace("/", "--"), benchmark)

@@ -112,6 +112,8 @@ def test_what_is_not_there_is_said(data, tmp_path):
         evaluate(layouts.oracle(), "mmeb", data)
     with pytest.raises(ValueError, match="no folder"):
         evaluate(layouts.oracle(), "mmeb-v1", data / "nowhere")
+    with pytest.raises(ValueError, match="tie is 'lenient'; use 'strict' or 'legacy'"):
+        evaluate(layouts.oracle(), "mmeb-v1", data, tie="lenient")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no data set of mmeb-v1"):
         evaluate(layouts.oracle(), "mmeb-v1", tmp_path / "empty", out=tmp_path / "out")

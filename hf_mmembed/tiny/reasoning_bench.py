@@ -147,14 +147,13 @@ class _Bench:
             return self._rows_of_heads()
         oracle = [riddle.trace for riddle in self.queries]
         model = self._embedder(self._traces_of(self.oracle))
-        student = self._think(self.student, self.queries)
         return [
             self._row("TTE_t, oracle", model, oracle),
             self._row("final only", model, [str(Trace(trace).final) for trace in oracle]),
             self._row("no trace", model, None),
             self._row("empty trace", model, ["<think> </think>"] * len(oracle)),
             self._row("shuffled trace", model, self._shuffled(oracle)),
-            self._row("TTE_s", model, student, reasoner=self.student),
+            self._row("TTE_s", model, self._student_traces, reasoner=self.student),
         ]
 
     # What is trained
@@ -180,6 +179,10 @@ class _Bench:
     @cached_property
     def student(self) -> LocalReasoner:
         return self._reasoner(self._student_path())
+
+    @cached_property
+    def _student_traces(self) -> list[str]:
+        return self._think(self.student, self.queries)
 
     def _reasoner(self, path: str | Path) -> LocalReasoner:
         settings = Settings(self.plan.max_new_tokens, stop=())
@@ -285,8 +288,7 @@ class _Bench:
         return self._as_row(name, asked, index, traces, ms)
 
     def _rows_of_heads(self) -> list[dict[str, Any]]:
-        traces = self._think(self.student, self.queries)
-        heads = self._heads()
+        traces, heads = self._student_traces, self._heads()
         asked, index = heads.embed(self.queries, traces), heads.embed_pictures(self.pictures)
         timed = [self.queries[place] for place in self.timed]
         rows = []

@@ -114,7 +114,7 @@ def run(
             fusion=fusion,
             tie=tie,
             frames=frames,
-            think=None if think is None else _source(think, folder / "traces.sqlite", max_new_tokens, device),
+            think=_source(think, folder / "traces.sqlite", max_new_tokens, device or world().device),
             think_when=think_when,
             name=Path(model).name if Path(model).is_dir() else model,
             batch_size=batch_size,
@@ -134,7 +134,10 @@ def run(
         raise typer.Exit(1)
 
 
-def _source(think: str, traces: Path, max_new_tokens: int, device: str | None) -> Thinker | TraceStore:
+def _source(think: str | None, traces: Path, max_new_tokens: int, device: str | None) -> Thinker | TraceStore | None:
+    """The reasoner or the traces that --think names."""
+    if think is None:
+        return None
     from hf_mmembed.thinking import LocalReasoner, Settings, Thinker, TraceStore
 
     from .models import generative

@@ -1,7 +1,8 @@
 """A Space to try a multimodal embedding model: search, prompt lab, similarity map, hard-negative explorer.
 
 Start it with `hf-mmembed demo`, `python app.py`, or as a Space. Environment: MMEMBED_MODEL, a directory or Hub id of an
-embedder (default: the shipped `mmembed-tiny`).
+embedder (default: the shipped `mmembed-tiny`), and MMEMBED_REASONER, those of a generative model that may write about a
+query before it is embedded (default: none).
 """
 
 from __future__ import annotations
@@ -29,14 +30,19 @@ from typing import Any
 import gradio as gr
 from engine import MAX_ADDED, MAX_BYTES, MAX_TEXT, PROMPTS, Engine, Visitor, query_of, read_upload
 from explorer import Explorer, candidate_list
-from views import bump_chart, cards, heat_map, note, prompt_box
+from views import bump_chart, cards, gallery, heat_map, note, prompt_box
 
 __all__ = ["build", "launch"]
 
 logger = logging.getLogger("hf_mmembed.space")
 
 INSTRUCTIONS = ("", "Find a picture of this.", "What colour is the object?", "Find the picture after this change.")
-EXAMPLES = ["a red star", "two small hearts", "a blue circle left of a yellow square", "a large green moon"]
+EXAMPLES = [
+    "a blue heart left of a red star",
+    "a pink triangle",
+    "a yellow triangle under a red diamond",
+    "many moons",
+]
 LAB_REMARKS = {
     "no prompt": "The bare input.",
     "generic": "The chat template with a system prompt that says nothing about the task.",
@@ -55,17 +61,19 @@ class Upload(gr.Image):
 
     async def async_move_resource_to_block_cache(self, url_or_file_path: str | Path | None) -> str | None:
         """As in Gradio, for files alone."""
-        if str(url_or_file_path).lower().startswith(("http:", "https:", "data:", "ftp:")):
-            raise gr.Error("Pictures are not fetched from the web; upload a file.")
-        return await super().async_move_resource_to_block_cache(url_or_file_path)
+        return await super().async_move_resource_to_block_cache(self._not_an_address(url_or_file_path))
 
     def preprocess(self, payload: Any) -> str | None:
         """The path of the uploaded file, unopened."""
         if payload is None:
             return None
-        if payload.path is None or str(payload.path).startswith(("http:", "https:", "data:")):
+        return str(self._not_an_address(payload.path or "data:"))
+
+    @staticmethod
+    def _not_an_address(path: str | Path | None) -> str | Path | None:
+        if str(path).lower().startswith(("http:", "https:", "data:", "ftp:")):
             raise gr.Error("Pictures are not fetched from the web; upload a file.")
-        return str(payload.path)
+        return path
 
 
 def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -91,9 +99,16 @@ def build(engine: Engine, explorer: Explorer) -> gr.Blocks:
 
     @guarded
     @on_gpu
-    def search(text: str, path: str | None, instruction: str, k: int, visitor: Visitor) -> str:
-        hits = engine.rank(query_of(text, read_upload(path), instruction), visitor)
-        return cards(hits[: int(k)], worst=hits[-1][1])
+    def search(text: str, path: str | None, instruction: str, k: int, think: bool, visitor: Visitor) -> str:
+        query = query_of(text, read_upload(path), instruction)
+        trace = engine.think(query) if think else None
+        hits = engine.rank(query, visitor, trace=trace)
+        shown = cards(hits[: int(k)], worst=hits[-1][1])
+        if trace is None:
+            return shown
+        cut = " It was cut off there." if trace.finish_reason == "length" else ""
+        remark = f"{trace.n_tokens} tokens, which the model read behind your query.{cut}"
+        return prompt_box(trace.text, f"What {engine.reasoner_name} thought first", remark) + shown
 
     @guarded
     @on_gpu
@@ -106,10 +121,7 @@ def build(engine: Engine, explorer: Explorer) -> gr.Blocks:
 
     def shown_gallery(visitor: Visitor) -> str:
         own = f"{len(visitor.added)} of yours (at most {MAX_ADDED}), " if visitor.added else ""
-        pictures = [(picture, 0.0) for picture in engine.gallery(visitor)[:24]]
-        return note(f"Searched: {own}{len(engine.samples)} drawn ones.") + (
-            '<div class="plain">' + cards(pictures) + "</div>"
-        )
+        return note(f"Searched: {own}{len(engine.samples)} drawn ones.") + gallery(engine.gallery(visitor))
 
     @guarded
     @on_gpu
@@ -146,7 +158,8 @@ def build(engine: Engine, explorer: Explorer) -> gr.Blocks:
         )
         return own, candidate_list(explorer.candidates(row)), explorer.cluster_view(row)
 
-    with gr.Blocks(title="hf-mmembed", fill_width=False) as page:
+    # Uploads are looked for every ten minutes, so none is older than an hour.
+    with gr.Blocks(title="hf-mmembed", fill_width=False, delete_cache=(600, 3000)) as page:
         visitor = gr.State(Visitor(), time_to_live=3600)
         gr.HTML(
             "<h1>One space for words and pictures</h1><p>Search by text, by picture, or by a picture and what to change "
@@ -170,12 +183,16 @@ def build(engine: Engine, explorer: Explorer) -> gr.Blocks:
                             label=f"Picture, up to {MAX_BYTES // 1_000_000} MB", sources=["upload", "clipboard"],
                             type="filepath", height=215, elem_id="query-picture", buttons=[],
                         )  # fmt: skip
+                        think = gr.Checkbox(
+                            label="Think first", info=f"{engine.reasoner_name} writes about the query; both are read.",
+                            visible=bool(engine.reasoner_name), elem_id="think",
+                        )  # fmt: skip
                         with gr.Accordion("More", open=False):
                             instruction = gr.Dropdown(
                                 list(INSTRUCTIONS), value="", allow_custom_value=True, label="Instruction to the model",
                                 info="Pick one or write your own.",
                             )  # fmt: skip
-                            k = gr.Slider(1, 24, value=8, step=1, label="How many results")
+                            k = gr.Slider(1, 25, value=10, step=1, label="How many results")
                         with gr.Row():
                             go = gr.Button("Search", variant="primary", elem_id="go", min_width=100)
                             put = gr.Button("Add to gallery", elem_id="add", min_width=100)
@@ -183,11 +200,11 @@ def build(engine: Engine, explorer: Explorer) -> gr.Blocks:
                     with gr.Column(scale=5, min_width=300):
                         results = gr.HTML(elem_id="results", min_height=300)
                 with gr.Accordion("The gallery that is searched", open=False):
-                    gallery = gr.HTML(lambda: shown_gallery(Visitor()), elem_id="gallery")
-                inputs = [text, picture, instruction, k, visitor]
+                    searched = gr.HTML(lambda: shown_gallery(Visitor()), elem_id="gallery")
+                inputs = [text, picture, instruction, k, think, visitor]
                 for event in (go.click, text.submit, page.load):
                     event(search, inputs, results, api_name="search" if event == go.click else False)
-                put.click(add, [picture, visitor], [visitor, gallery], api_name=False)
+                put.click(add, [picture, visitor], [visitor, searched], api_name=False)
 
             with gr.Tab("Prompt lab", id="lab"):
                 gr.HTML(
@@ -246,10 +263,12 @@ def build(engine: Engine, explorer: Explorer) -> gr.Blocks:
                     )
                 )
                 with gr.Row():
-                    pick = gr.Dropdown(
-                        explorer.choices, value=explorer.choices[0][1], label="Query", elem_id="pick", scale=4
-                    )
-                    own = gr.HTML(elem_id="own", min_height=150)
+                    with gr.Column(scale=4, min_width=300):
+                        pick = gr.Dropdown(
+                            explorer.choices, value=explorer.choices[0][1], label="Query", elem_id="pick"
+                        )
+                    with gr.Column(scale=1, min_width=150):
+                        own = gr.HTML(elem_id="own", min_height=150)
                 gr.Markdown("#### Nearest pictures, and what becomes of them")
                 steps = gr.HTML(elem_id="steps")
                 gr.Markdown(
@@ -258,7 +277,7 @@ def build(engine: Engine, explorer: Explorer) -> gr.Blocks:
                 cluster = gr.HTML(elem_id="cluster")
                 pick.change(explore, pick, [own, steps, cluster], api_name="explore")
                 page.load(explore, pick, [own, steps, cluster], api_name=False)
-        gr.HTML(note("Pictures you upload are kept for an hour at most, in memory, for this tab alone."))
+        gr.HTML(note("Pictures you upload are for this tab alone, and are deleted within the hour."))
     return page.queue(max_size=64, default_concurrency_limit=2)
 
 
@@ -274,8 +293,10 @@ def launch(model: str | None = None, **options: Any) -> Any:
         "theme": theme,
         "css_paths": [Path(__file__).with_name("style.css")],
         "max_file_size": MAX_BYTES,
+        "state_session_capacity": 1000,  # Gradio keeps some 100 kB for each, also of those that have left
         "show_error": True,
         "ssr_mode": False,
+        "_frontend": False,  # it decides on nothing but a call to ourselves, after which a busy machine gives up
         "run_history": False,
     }
     return page.launch(**{**defaults, **options})

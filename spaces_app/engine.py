@@ -10,6 +10,8 @@ import base64
 import io
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -19,10 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hf_mmembed import PRESETS, HierarchicalPrompt, MMEmbedder, tiny
+from hf_mmembed import PRESETS, HierarchicalPrompt, MMEmbedder
+from hf_mmembed.cli.models import SHIPPED, embedder, generative
 from hf_mmembed.data.captions import caption
 from hf_mmembed.data.scenes import draw, random_scene
+from hf_mmembed.inputs import as_messages
 from hf_mmembed.model.images_mmembed import open_image
+from hf_mmembed.thinking import LocalReasoner, Settings, Trace
+from hf_mmembed.thinking.templates import guess_family
 from hf_mmembed.tiny.wordings import GENERIC_SYSTEM
 
 __all__ = [
@@ -42,18 +48,17 @@ MAX_BYTES = 10_000_000
 MAX_PIXELS = 25_000_000
 MAX_TEXT = 1_000
 MAX_ADDED = 12
-KEPT_SIDE = 768  # pixels; the model looks at fewer, and a visitor's pictures stay in memory
+MAX_SIDE = 768  # pixels; the models look at fewer
+MAX_TRACE = 256  # tokens
 
 # What the prompt lab compares, from nothing to the checkpoint's own prompt.
 PROMPTS = ("no prompt", "generic", "hierarchical")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture of the gallery, with its embeddings `(dim,)` as a document, one per prompt."""
+    """A picture of the gallery: what is said about it, its embeddings `(dim,)` as a document by prompt, a small copy."""
 
-    name: str
-    image: Image.Image
     about: str
     vectors: dict[str, NDArray[np.float32]]
     uri: str
@@ -75,62 +80,75 @@ class Engine:
     Args:
         model: Directory or Hub id of an embedder. Defaults to the environment variable MMEMBED_MODEL, and without it to
             the shipped model.
+        reasoner: Directory or Hub id of a generative model that may write about a query first. Defaults to the
+            environment variable MMEMBED_REASONER, and without it to none.
         samples: How many pictures to draw.
     """
 
-    def __init__(self, model: str | None = None, samples: int = 48) -> None:
-        model = model or os.environ.get("MMEMBED_MODEL") or None
-        self.name = Path(model).name if model else "mmembed-tiny"
-        self.is_tiny = model is None
-        self.embedder = MMEmbedder(model or tiny.checkpoint_path())
+    def __init__(self, model: str | None = None, reasoner: str | None = None, samples: int = 48) -> None:
+        model = model or os.environ.get("MMEMBED_MODEL") or SHIPPED
+        reasoner = reasoner or os.environ.get("MMEMBED_REASONER") or ""
+        self.name, self.is_tiny = Path(model).name, model == SHIPPED
+        self.embedder = MMEmbedder(embedder(model))
+        self.reasoner_name = Path(reasoner).name
+        self._reasoner = LocalReasoner(generative(reasoner), settings=Settings(MAX_TRACE)) if reasoner else None
         own = self.embedder.processor.prompt
         self._prompts = {
             "no prompt": PRESETS["plain"],
             "generic": HierarchicalPrompt(system=GENERIC_SYSTEM, represent_text="", represent_image=""),
             "hierarchical": own if own.system else PRESETS["saha"],
         }
-        self._lock = threading.Lock()  # the prompt belongs to the processor, which all visitors share
+        # The prompt belongs to the processor, which all visitors share; the reasoner, which is slower, has its own.
+        self._lock, self._reasoner_lock = threading.Lock(), threading.Lock()
         rng = Random("gallery")
         scenes = [random_scene(rng) for _ in range(samples)]
         images = [draw(scene, rng) for scene in scenes]
         self.samples = self._pictures(images, [caption(scene, rng) for scene in scenes])
 
-    def embed(self, inputs: list[dict[str, Any]], task: str, prompt: str = "hierarchical") -> NDArray[np.float32]:
-        """Embeddings `(inputs, dim)` of `{"text", "image", "instruction"}` with PIL pictures."""
+    @contextmanager
+    def _reading(self, prompt: str) -> Iterator[None]:
         with self._lock:
             self.embedder.processor.prompt = self._prompts[prompt]
             try:
-                return self.embedder.encode(inputs, task=task, show_progress_bar=False)
+                yield
             finally:
                 self.embedder.processor.prompt = self._prompts["hierarchical"]
 
+    def embed(
+        self, inputs: list[dict[str, Any]], task: str, prompt: str = "hierarchical", traces: list[Trace] | None = None
+    ) -> NDArray[np.float32]:
+        """Embeddings `(inputs, dim)` of `{"text", "image", "instruction"}` with PIL pictures."""
+        with self._reading(prompt):
+            return self.embedder.encode(inputs, task=task, traces=traces, show_progress_bar=False)
+
     def rendered(self, query: dict[str, Any], prompt: str) -> str:
         """What the model reads of a query."""
-        content: list[dict[str, Any]] = []
-        if "image" in query:
-            content.append({"type": "image", "image": query["image"]})
-        if "text" in query:
-            content.append({"type": "text", "text": query["text"]})
-        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
-        if query.get("instruction"):
-            messages.insert(0, {"role": "system", "content": query["instruction"]})
-        with self._lock:
-            self.embedder.processor.prompt = self._prompts[prompt]
-            try:
-                return self.embedder.processor.apply_chat_template(messages, tokenize=False, task="query")
-            finally:
-                self.embedder.processor.prompt = self._prompts["hierarchical"]
+        with self._reading(prompt):
+            return self.embedder.processor.apply_chat_template(as_messages(query), tokenize=False, task="query")
+
+    def think(self, query: dict[str, Any]) -> Trace:
+        """What the reasoner writes about a query.
+
+        Raises:
+            ValueError: There is none here.
+        """
+        if self._reasoner is None:
+            raise ValueError("There is no reasoner in this Space, so it cannot think first.")
+        with self._reasoner_lock:
+            [trace] = self._reasoner.think([query], guess_family(as_messages(query), "query"))
+        return trace
 
     def gallery(self, visitor: Visitor) -> list[Picture]:
         """The visitor's own pictures, then the samples."""
         return [*visitor.added, *self.samples]
 
     def rank(
-        self, query: dict[str, Any], visitor: Visitor, prompt: str = "hierarchical"
+        self, query: dict[str, Any], visitor: Visitor, prompt: str = "hierarchical", trace: Trace | None = None
     ) -> list[tuple[Picture, float]]:
-        """All pictures with their cosines to the query, best first."""
+        """All pictures with their cosines to the query, read together with its trace, best first."""
         pictures = self.gallery(visitor)
-        scores = np.stack([p.vectors[prompt] for p in pictures]) @ self.embed([query], "query", prompt)[0]
+        traces = None if trace is None else [trace]
+        scores = np.stack([p.vectors[prompt] for p in pictures]) @ self.embed([query], "query", prompt, traces)[0]
         return [(pictures[index], float(scores[index])) for index in np.argsort(-scores, kind="stable")]
 
     def similarities(self, texts: list[str], pictures: list[Picture]) -> NDArray[np.float32]:
@@ -155,9 +173,7 @@ class Engine:
             prompt: self.embed([{"image": image} for image in images], "document", prompt) for prompt in PROMPTS
         }
         return [
-            Picture(
-                f"picture {number}", image, words, {name: rows[number] for name, rows in vectors.items()}, uri(image)
-            )
+            Picture(words, {name: rows[number] for name, rows in vectors.items()}, uri(image))
             for number, (image, words) in enumerate(zip(images, about, strict=True))
         ]
 
@@ -197,7 +213,7 @@ def read_upload(path: str | None) -> Image.Image | None:
         raise ValueError(f"That file is larger than {MAX_BYTES // 1_000_000} MB.")
     # From bytes, not from the path: the guard's messages name what they are given.
     image = open_image(file.read_bytes(), max_pixels=MAX_PIXELS)
-    image.thumbnail((KEPT_SIDE, KEPT_SIDE))
+    image.thumbnail((MAX_SIDE, MAX_SIDE))
     return image
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from engine import Picture
 from numpy.typing import NDArray
 
-__all__ = ["bump_chart", "cards", "heat_map", "note", "prompt_box"]
+__all__ = ["bump_chart", "cards", "gallery", "heat_map", "note", "prompt_box"]
 
 
 def note(text: str) -> str:
@@ -20,22 +20,30 @@ def note(text: str) -> str:
     return f'<div class="note">{escape(text)}</div>'
 
 
-def cards(hits: Sequence[tuple[Picture, float]], *, best: float | None = None, worst: float | None = None) -> str:
-    """A grid of pictures, best first, each with its cosine and a bar that runs from the worst of all to the best."""
-    best = hits[0][1] if best is None else best
-    worst = hits[-1][1] if worst is None else worst
+def cards(hits: Sequence[tuple[Picture, float]], worst: float) -> str:
+    """A grid of pictures, best first, each with its cosine and a bar that runs from the `worst` of all to the best."""
+    best = hits[0][1]
     items = []
     for rank, (picture, score) in enumerate(hits, 1):
         share = (score - worst) / (best - worst) if best > worst else 1.0
         items.append(
-            f'<li class="hit" tabindex="0" style="--delay:{min(rank, 12) * 25}ms">'
-            f'<img src="{picture.uri}" alt="{escape(picture.about)}" width="192" height="192">'
+            f'<li class="hit" tabindex="0" style="--delay:{min(rank, 12) * 25}ms">{_image(picture)}'
             f'<div class="hit-line"><span class="rank">{rank}</span>'
             f'<span class="bar" aria-hidden="true"><i style="width:{100 * share:.0f}%"></i></span>'
             f'<span class="score" title="cosine similarity">{score:.3f}</span></div>'
             f'<div class="about">{escape(picture.about)}</div></li>'
         )
     return f'<ol class="hits" aria-label="Results, best first">{"".join(items)}</ol>'
+
+
+def gallery(pictures: Sequence[Picture]) -> str:
+    """The pictures that are searched, without an order."""
+    items = [f'<li class="hit">{_image(p)}<div class="about">{escape(p.about)}</div></li>' for p in pictures]
+    return f'<ul class="hits" aria-label="Gallery">{"".join(items)}</ul>'
+
+
+def _image(picture: Picture) -> str:
+    return f'<img src="{picture.uri}" alt="{escape(picture.about)}" width="192" height="192">'
 
 
 def prompt_box(text: str, title: str, remark: str) -> str:
@@ -59,12 +67,14 @@ def bump_chart(columns: Sequence[tuple[str, Sequence[tuple[Picture, float]]]], t
     cell, gap, wide, head = 84, 14, 250, 40
     height, width = head + top * (cell + gap), wide * (len(columns) - 1) + cell + 70
     x_of = [20 + wide * number for number in range(len(columns))]
-    places = [{hit[0].name + hit[0].uri[-40:]: rank for rank, hit in enumerate(hits)} for _, hits in columns]
+    places = [{picture: rank for rank, (picture, _) in enumerate(hits)} for _, hits in columns]
     shown: list[str] = []
     for number in range(len(columns) - 1):
-        keys = {key for place in places[number : number + 2] for key, rank in place.items() if rank < top}
-        for key in sorted(keys):
-            start, end = places[number].get(key, 99), places[number + 1].get(key, 99)
+        left, right = places[number : number + 2]
+        for picture, start in left.items():
+            end = right[picture]
+            if min(start, end) >= top:
+                continue
             y1, y2 = (head + min(rank, top + 0.4) * (cell + gap) + cell / 2 for rank in (start, end))
             kind = "up" if end < start else "down" if end > start else "same"
             x1, x2 = x_of[number] + cell, x_of[number + 1]
@@ -77,7 +87,7 @@ def bump_chart(columns: Sequence[tuple[str, Sequence[tuple[Picture, float]]]], t
         shown.append(f'<text class="column" x="{x + cell / 2}" y="22" text-anchor="middle">{escape(title)}</text>')
         for rank, (picture, score) in enumerate(hits[:top]):
             y = head + rank * (cell + gap)
-            before = places[number - 1].get(picture.name + picture.uri[-40:]) if number else None
+            before = places[number - 1][picture] if number else None
             moved = "" if before is None or before == rank else f"{'▲' if before > rank else '▼'}{abs(before - rank)}"
             kind = "up" if before is not None and before > rank else "down"
             shown.append(

@@ -30,6 +30,8 @@ def demo(
 ) -> None:
     """Try a model in the browser: search, prompt lab, similarity map, hard-negative explorer.
 
+    With a generative model in the environment variable MMEMBED_REASONER, the search can think first.
+
     Example: hf-mmembed demo my-embedder
     """
     if find_spec("gradio") is None:

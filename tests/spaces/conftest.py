@@ -1,7 +1,11 @@
-"""The Space as it is served: one process with the shipped model, on loopback, for the whole test session."""
+"""The Space as it is served: one process with the shipped model, on loopback, for the whole test session.
+
+The reasoner is the shipped model, too: it has nothing sensible to say, but says it quickly.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -30,6 +35,19 @@ class Served:
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
+    def ask(self, text: str, *, k: int = 4, think: bool = False, session: str | None = None) -> str:
+        """The results for a text, by plain HTTP: Gradio's own client takes more time than the Space."""
+        call = f"{self.url}/gradio_api/call/search"
+        body = json.dumps({"data": [text, None, "", k, think], "session_hash": session or uuid4().hex}).encode()
+        request = urllib.request.Request(call, body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=300) as answer:
+            event = json.load(answer)["event_id"]
+        with urllib.request.urlopen(f"{call}/{event}", timeout=300) as stream:
+            *_, state, content = stream.read().decode().strip().splitlines()
+        assert state == "event: complete", f"{state}: {content}"
+        [results] = json.loads(content.removeprefix("data: "))
+        return results
+
 
 @pytest.fixture(scope="session")
 def space(tmp_path_factory) -> Iterator[Served]:
@@ -43,7 +61,12 @@ def space(tmp_path_factory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("space")
     log = folder / "log.txt"
     command = [sys.executable, "-m", "hf_mmembed.cli", "demo", "--port", str(port), "--no-browser"]
-    environment = {**os.environ, "GRADIO_TEMP_DIR": str(folder / "uploads"), "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "MMEMBED_REASONER": "mmembed-tiny",
+        "GRADIO_TEMP_DIR": str(folder / "uploads"),
+        "PYTHONPATH": str(ROOT),
+    }
     with log.open("w") as sink:
         process = subprocess.Popen(command, env=environment, cwd=folder, stdout=sink, stderr=sink, text=True)
     served = Served(f"http://127.0.0.1:{port}", process, log)

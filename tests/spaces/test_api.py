@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,26 +25,34 @@ def client(space, tmp_path):
 
 
 def search(client, text, picture=None, k=4):
-    return client.predict(text, picture, "", k, api_name="/search")
+    return client.predict(text, picture, "", k, api_name="/search")  # a parameter that is left out has its default
 
 
-def test_fifty_queries_at_once_are_answered_each_with_its_own(client):
+def test_fifty_queries_at_once_are_answered_each_with_its_own(space):
     texts = [QUERIES[number % 5] for number in range(50)]
-    alone = {text: search(client, text) for text in QUERIES}
+    alone = {text: space.ask(text) for text in QUERIES}
     with ThreadPoolExecutor(50) as pool:
-        together = list(pool.map(lambda text: search(client, text), texts))
+        together = list(pool.map(space.ask, texts))
     assert len(set(alone.values())) == 5
     assert together == [alone[text] for text in texts]
 
 
-def test_memory_stays_flat_over_500_queries(client, space):
-    for number in range(100):
-        search(client, f"{QUERIES[number % 5]} {number}")
-    gc.collect()
+def test_memory_stays_flat_over_many_queries(space):
+    """In one tab. What is kept of a query would show, were it only the results that are sent (20 kB)."""
+    for number in range(60):
+        space.ask(f"{QUERIES[number % 5]} {number}", session="one")
     before = space.memory()
-    for number in range(500):
-        search(client, f"{QUERIES[number % 5]} {number}")
-    assert space.memory() - before < 40 * 2**20
+    for number in range(200):
+        space.ask(f"{QUERIES[number % 5]} {number}", session="one")
+    assert space.memory() - before < 200 * 20_000
+
+
+def test_a_trace_is_shown_with_the_results_and_changes_them(space):
+    without, thought = space.ask("a red star", k=25), space.ask("a red star", k=25, think=True)
+    assert "What mmembed-tiny thought first" in thought and "thought" not in without
+    assert re.search(r"<pre tabindex=\"0\">[^<]+</pre>", thought), "an empty trace"
+    scores = [re.findall(r'class="score"[^>]*>([\d.]+)', results) for results in (without, thought)]
+    assert len(scores[0]) == len(scores[1]) == 25 and scores[0] != scores[1]
 
 
 def test_a_url_in_place_of_a_file_is_refused_and_not_fetched(client):

@@ -55,7 +55,7 @@ def drawing(tmp_path_factory) -> Path:
 
 def test_search_by_text_with_the_keyboard_alone(page):
     search(page, "a green heart")
-    assert page.locator("#results .hit").count() == 8
+    assert page.locator("#results .hit").count() == 10
     scores = [float(text) for text in page.locator("#results .score").all_inner_texts()]
     assert scores == sorted(scores, reverse=True)
     page.keyboard.press("Tab")

@@ -6,6 +6,7 @@ In: a model, pairs and a directory. Out: in the directory, ``clusters.arrow`` an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -131,8 +132,7 @@ def mine(
     if process.main:
         numbers = write_report(pairs, mined, out, seed=seed)
         _tell(numbers, mined.clusters.rows.shape[1], out)
-        for row, reason in list(mined.skipped.items())[:_SHOWN]:
-            typer.echo(f"  row {row}: {reason}", err=True)
+        _tell_skipped(mined.skipped, out)
     process.agree(None)
     if mined.skipped:
         raise typer.Exit(1)
@@ -160,9 +160,17 @@ def _tell(numbers: dict[str, Any], size: int, out: Path) -> None:
             f"mean similarity to the documents of other members: {hardness['mined']['mean']:.3f} "
             f"(random clusters: {hardness['random']['mean']:.3f})"
         )
-    if numbers["skipped"]:
-        typer.echo(f"skipped {numbers['skipped']} rows (all in {out / 'skipped.jsonl'}):", err=True)
     typer.echo(f"clusters: {out}    report: {out / 'report.html'}")
+
+
+def _tell_skipped(skipped: Mapping[int, str], out: Path) -> None:
+    if not skipped:
+        return
+    typer.echo(f"skipped {len(skipped)} rows (all in {out / 'skipped.jsonl'}):", err=True)
+    for row, reason in list(skipped.items())[:_SHOWN]:
+        typer.echo(f"  row {row}: {reason}", err=True)
+    if len(skipped) > _SHOWN:
+        typer.echo(f"  ... and {len(skipped) - _SHOWN} more", err=True)
 
 
 def _rules(strategy: str, **flags: str | None) -> FilterRules | None:

@@ -48,7 +48,7 @@ class Candidates:
 
 
 def as_matrix(embeddings: np.ndarray | torch.Tensor, name: str) -> torch.Tensor:
-    """Embeddings as a tensor of shape ``(rows, dim)``; float32 unless they are on an accelerator or in float64.
+    """Embeddings as a tensor of shape ``(rows, dim)``, float32 or float64; half precision is widened.
 
     Raises:
         ValueError: The shape is wrong or a value is not finite; the message names the row.

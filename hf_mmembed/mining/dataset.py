@@ -121,6 +121,8 @@ def mine_pairs(
         lines = [json.dumps({"row": row, "reason": why}, ensure_ascii=False) + "\n" for row, why in skipped.items()]
         write_atomically(out / "skipped.jsonl", "".join(lines).encode("utf-8"))
         usable = np.setdiff1d(np.arange(len(pairs)), np.fromiter(skipped, np.int64, len(skipped)))
+        if not len(usable):
+            raise ValueError(f"none of {len(pairs)} rows has both sides embedded: see {out / 'skipped.jsonl'}")
         if strategy == "random":
             rows = usable[shuffled(len(usable), k, seed)]
             counts = {"rows": len(usable), "left_over": len(usable) - rows.size}

@@ -10,6 +10,8 @@ come twice, and the row of a query is its last one (Ju & Lee, arXiv 2508.00955, 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
@@ -42,8 +44,9 @@ def mine_as_published(
         mult: ``mult · k`` candidates are compared with the anchor.
         label_subset: Take the nearest candidates, not those with the least similar owners.
     """
-    greedy = _Greedy(relations, queries, documents, k=k, mult=mult, label_subset=label_subset)
-    rows = [*greedy.run(mult * k, again=False), *greedy.run(2 * mult * k, again=True)]
+    pool = mult * k
+    greedy = _Greedy(relations, queries, documents, k, 2 * pool, label_subset)
+    rows = [*greedy.run(pool, again=False), *greedy.run(2 * pool, again=True)]
     shaped = np.full((len(rows), k + 1), -1, np.int64)
     for line, row in zip(shaped, rows, strict=True):
         line[: len(row)] = row
@@ -51,28 +54,22 @@ def mine_as_published(
     return Clusters(shaped, "saha-paper", counts={"rows": len(relations.query_ids), "left_over": lost})
 
 
+@dataclass(eq=False)
 class _Greedy:
-    def __init__(
-        self,
-        relations: Relations,
-        queries: torch.Tensor,
-        documents: torch.Tensor,
-        *,
-        k: int,
-        mult: int,
-        label_subset: bool,
-    ) -> None:
-        self._relations = relations
-        self._queries = queries.cpu().numpy()
-        self._vectors = (queries, documents)
-        self._depth = 2 * mult * k
+    relations: Relations
+    queries: torch.Tensor
+    documents: torch.Tensor
+    k: int
+    depth: int
+    label_subset: bool
+
+    def __post_init__(self) -> None:
+        relations = self.relations
+        self._vectors = self.queries.cpu().numpy()
         self._found: dict[int, np.ndarray] = {}
-        self._k = k
-        self._label_subset = label_subset
-        self._used = np.zeros(len(queries), bool)
-        rows = np.arange(len(relations.query_ids))
-        self._last_row = np.full(len(queries), -1, np.int64)
-        self._last_row[relations.query_ids] = rows  # the last assignment counts
+        self._used = np.zeros(len(self.queries), bool)
+        self._last_row = np.full(len(self.queries), -1, np.int64)
+        self._last_row[relations.query_ids] = np.arange(len(relations.query_ids))  # the last assignment counts
         # Owners in the order of the data, as a set that keeps the order of insertion would hold them.
         keys = relations.query_ids * relations.number_of_documents + relations.document_ids
         firsts = np.sort(np.unique(keys, return_index=True)[1])
@@ -82,7 +79,7 @@ class _Greedy:
 
     def run(self, limit: int, *, again: bool) -> list[list[int]]:
         """One pass over the data; rows of each cluster it makes, the anchor first."""
-        relations, clusters = self._relations, []
+        relations, clusters = self.relations, []
         taken = np.zeros_like(self._used) if again else self._used
         for row, (anchor, document) in enumerate(zip(relations.query_ids, relations.document_ids, strict=True)):
             if self._used[anchor]:
@@ -93,9 +90,9 @@ class _Greedy:
             if not len(members):
                 continue
             self._used[anchor] = True
-            if not self._label_subset:
-                members = members[np.argsort(self._queries[members] @ self._queries[anchor], kind="stable")]
-            members = members[: self._k]
+            if not self.label_subset:
+                members = members[np.argsort(self._vectors[members] @ self._vectors[anchor], kind="stable")]
+            members = members[: self.k]
             clusters.append([row, *self._last_row[members].tolist()])
             self._used[members] = True
             taken[members] = True
@@ -103,11 +100,11 @@ class _Greedy:
 
     def _look_up(self, row: int) -> None:
         """Finds the nearest documents of the anchors from a row on, as many as will hardly be members before their turn."""
-        waiting = self._relations.query_ids[row:]
+        waiting = self.relations.query_ids[row:]
         waiting = waiting[~self._used[waiting]]
         anchors = np.unique(waiting[: max(_LEAST, len(waiting) // _PART)])
-        queries, documents = self._vectors
-        near = nearest_documents(queries[torch.as_tensor(anchors, device=queries.device)], documents, self._depth)
+        chosen = self.queries[torch.as_tensor(anchors, device=self.queries.device)]
+        near = nearest_documents(chosen, self.documents, self.depth)
         self._found = dict(zip(anchors.tolist(), near.documents, strict=True))
 
     def _candidates(self, anchor: int, document: int, taken: np.ndarray, limit: int) -> np.ndarray:
@@ -119,7 +116,7 @@ class _Greedy:
                 continue
             free = owners[near][~taken[owners[near]]]
             if len(free) > 1:
-                free = free[[int(np.argmax(self._queries[free] @ self._queries[anchor]))]]
+                free = free[[int(np.argmax(self._vectors[free] @ self._vectors[anchor]))]]
             found += free.tolist()
             if len(found) == limit:
                 break

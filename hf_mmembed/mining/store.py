@@ -47,6 +47,9 @@ class Embedder(Protocol):
     def encode_document(self, inputs: list[dict[str, Any]], **options: Any) -> Any:
         """Embeddings ``(inputs, dim)``."""
 
+    def get_embedding_dimension(self) -> int | None:
+        """The ``dim`` of both."""
+
 
 @dataclass(frozen=True)
 class Embeddings:
@@ -96,7 +99,11 @@ def embed_contents(
 
     Raises:
         RuntimeError: The model gave an embedding that is not finite.
+        ValueError: Not one content can be embedded, or the embedder does not know its dimension.
     """
+    dim = embedder.get_embedding_dimension()
+    if dim is None:
+        raise ValueError("the embedder does not know the dimension of its embeddings")
     folder = directory / side
     folder.mkdir(parents=True, exist_ok=True)
     digests = ids.query_digests if side == "queries" else ids.document_digests
@@ -126,7 +133,7 @@ def embed_contents(
             if path.exists():
                 continue
             inputs = _inputs(pairs, ids, rows[start : start + shard_size], side)
-            vectors, reasons = _embed(inputs, encode, batch_size)
+            vectors, reasons = _embed(inputs, encode, batch_size, dim)
             skipped = {start + place: reason for place, reason in reasons.items()}
             # First the reasons, then the vectors: a shard counts as finished when these are there.
             write_atomically(path.with_suffix(".json"), json.dumps(skipped, ensure_ascii=False).encode("utf-8"))
@@ -137,9 +144,13 @@ def embed_contents(
         _write_manifest(folder, manifest, complete=True)
         for stray in folder.glob(".*.tmp"):
             stray.unlink(missing_ok=True)
-    shards = [np.load(path, mmap_mode="r") for path in paths]
     reasons_by_id = [json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) for path in paths]
-    return Embeddings(shards, {int(number): why for found in reasons_by_id for number, why in found.items()})
+    skipped = {int(number): why for found in reasons_by_id for number, why in found.items()}
+    if len(skipped) == len(rows):
+        for path in paths if process.main else ():
+            path.unlink()  # it may not be the inputs that are at fault: the next run tries again
+        raise ValueError(f"none of {len(rows)} {side} can be embedded; the first: {skipped[0]}")
+    return Embeddings([np.load(path, mmap_mode="r") for path in paths], skipped)
 
 
 def _path(folder: Path, salt: str, digests: np.ndarray, start: int) -> Path:
@@ -157,10 +168,10 @@ def _inputs(pairs: Dataset, ids: ContentIds, rows: np.ndarray, side: Side) -> li
 
 
 def _embed(
-    inputs: list[dict[str, Any]], encode: Callable[..., Any], batch_size: int
+    inputs: list[dict[str, Any]], encode: Callable[..., Any], batch_size: int, dim: int
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Vectors ``(inputs, dim)``, and why some of them are NaN."""
-    parts: list[tuple[int, np.ndarray]] = []
+    vectors = np.full((len(inputs), dim), np.nan, np.float32)
     reasons: dict[int, str] = {}
     pending = [(0, inputs)]
     while pending:
@@ -175,13 +186,7 @@ def _embed(
             middle = len(group) // 2
             pending += [(start, group[:middle]), (start + middle, group[middle:])]
             continue
-        parts.append((start, np.asarray(found, np.float32)))
-    if not parts:
-        first = next(iter(reasons.values()))
-        raise ValueError(f"none of {len(inputs)} inputs can be embedded; the first: {first}")
-    vectors = np.full((len(inputs), parts[0][1].shape[1]), np.nan, np.float32)
-    for start, found in parts:
-        vectors[start : start + len(found)] = found
+        vectors[start : start + len(group)] = found
     wrong = np.setdiff1d(np.flatnonzero(~np.isfinite(vectors).all(1)), list(reasons))
     if len(wrong):
         raise RuntimeError(f"the model gave an embedding that is not finite for {str(inputs[wrong[0]])[:200]}")

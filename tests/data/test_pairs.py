@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 
+import datasets
 import pyarrow as pa
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
+from datasets.arrow_writer import ArrowWriter
+from datasets.splits import SplitDict, SplitInfo
 from PIL import Image
 from pyarrow import parquet
 
@@ -49,6 +52,63 @@ def test_tables(tmp_path, suffix):
     assert [query_of(row) for row in pairs] == [{"text": "a disc"}, {"text": "a box"}]
     assert [document_of(row) for row in pairs] == [{"text": "round"}, {"text": "square"}]
     assert pairs["subset"][0] == "shapes" and read_pairs(path, subset="x")["subset"][0] == "x"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """`hub(repository, configuration, table)` is on the Hub as far as `datasets` knows, which has it in its cache."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+    def publish(repository, configuration, table):
+        name = repository.rpartition("/")[2]
+        folder = tmp_path / "cache" / repository.replace("/", "___") / configuration / "0.0.0" / "commit"
+        folder.mkdir(parents=True)
+        rows = Dataset.from_dict(table)
+        with ArrowWriter(path=str(folder / f"{name}-test.arrow"), features=rows.features) as writer:
+            writer.write_table(rows.data.table)
+            writer.finalize()
+        split = SplitInfo("test", num_examples=len(rows), dataset_name=name)
+        info = datasets.DatasetInfo(
+            features=rows.features,
+            splits=SplitDict({"test": split}, dataset_name=name),
+            dataset_name=name,
+            config_name=configuration,
+            version="0.0.0",
+        )
+        info.write_to_directory(str(folder))
+
+    return publish
+
+
+def test_a_dataset_on_the_hub(hub):
+    hub("someone/shapes", "default", TABLE)
+    hub("someone/shapes", "german", {"frage": ["eine Scheibe"], "antwort": ["rund"]})
+    pairs = read_pairs("someone/shapes", split="test", subset="default")
+    assert [query_of(row) for row in pairs] == [{"text": "a disc"}, {"text": "a box"}]
+    assert pairs["subset"][:] == ["default", "default"]
+    german = {"query_text": "frage", "pos_text": "antwort"}
+    [row] = read_pairs("someone/shapes", split="test", subset="german", columns=german)
+    assert document_of(row) == {"text": "rund"} and row["subset"] == "german"
+    with pytest.raises(ValueError, match="train"):
+        read_pairs("someone/shapes", subset="german", columns=german)
+
+
+def test_hub_datasets_that_cannot_be_read_as_they_are(hub):
+    hub("someone/shapes", "default", TABLE)
+    assert read_pairs("someone/shapes", split="test")["subset"][:] == ["shapes", "shapes"]
+    with pytest.raises(ConnectionError, match="nobody/shapes"):
+        read_pairs("nobody/shapes")
+    hub(
+        "someone/mmeb",
+        "default",
+        {"qry": ["q"], "qry_image_path": ["a.jpg"], "pos_text": ["p"], "pos_image_path": [""]},
+    )
+    with pytest.raises(ValueError, match="the pictures of someone/mmeb lie in archives .*hf download someone/mmeb"):
+        read_pairs("someone/mmeb", split="test")
+    for path in ("./shapes", "a/b/c", "shapes.csv"):
+        with pytest.raises(FileNotFoundError, match="no such input"):
+            read_pairs(path)
 
 
 def test_an_image_folder_with_captions(tmp_path):

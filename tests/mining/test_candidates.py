@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_mmembed.mining import candidates
-from hf_mmembed.mining.candidates import as_matrix, nearest_documents
+from hf_mmembed.mining.candidates import as_matrix, nearest_documents, pair_products
 
 
 def brute_force(queries, documents, depth):
@@ -29,7 +29,7 @@ def vectors(rng, rows, dim, kind):
     return rng.normal(size=(rows, dim)).astype(np.float32)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     queries=st.integers(1, 20),
@@ -59,6 +59,26 @@ def test_many_blocks_and_groups_change_nothing(kind, monkeypatch):
     found = nearest_documents(torch.from_numpy(q), torch.from_numpy(d), 20, block_bytes=1_000_000)
     assert found.documents.tolist() == brute_force(q, d, 20)[0].tolist()
     assert (found.unsettled > 0) == (kind == "ties")
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    dim=st.integers(1, 40),
+    pairs=st.integers(0, 30),
+    kind=st.sampled_from([(np.float32, torch.float32), (np.float32, torch.float64), (np.float64, torch.float64)]),
+)
+def test_equal_pairs_have_bit_equal_products(seed, dim, pairs, kind):
+    rng = np.random.default_rng(seed)
+    left, right = (torch.from_numpy(rng.normal(size=(9, dim)).astype(kind[0])) for _ in range(2))
+    right[5:] = right[0]  # copies of a vector
+    rows = torch.from_numpy(rng.integers(0, 9, (2, pairs)))
+    found = pair_products(left, right, *rows, kind[1])
+    assert found.dtype == kind[1]
+    for product, one, other in zip(found.tolist(), *rows.tolist(), strict=True):
+        assert product == pytest.approx(float(left[one].double() @ right[other].double()), abs=1e-4)
+        single = pair_products(left, right, torch.tensor([one]), torch.tensor([0 if other >= 5 else other]), kind[1])
+        assert product == single.item()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,32 @@ def test_what_cannot_be_embedded_is_left_out_and_named(fake, tmp_path, caplog):
             k=1,
         )
     assert "2 of 4 rows fit into no cluster of 2" in caplog.text
+
+
+def test_a_shard_of_nothing_but_refused_inputs_does_not_stop_the_run(fake, tmp_path):
+    table = rows(20).to_dict()
+    table["query_text"][19] = "refuse me"
+    mined = mine_pairs(read_pairs(Dataset.from_dict(table)), fake, tmp_path, model=MODEL, k=3, shard_size=19)
+    assert list(mined.skipped) == [19] and mined.clusters.rows.size == 16
+
+
+def test_nothing_to_mine_says_so(fake, tmp_path):
+    every = Dataset.from_dict({"query": ["refuse me"] * 2, "positive": ["a", "b"]})
+    with pytest.raises(ValueError, match="none of 1 queries can be embedded; the first: an input is refused"):
+        mine_pairs(read_pairs(every), fake, tmp_path / "a", model=MODEL)
+    assert not list((tmp_path / "a").rglob("*.npy"))  # another run tries again
+    crossed = Dataset.from_dict({"query": ["refuse me", "a"], "positive": ["b", "refuse me"]})
+    with pytest.raises(ValueError, match="none of 2 rows has both sides embedded"):
+        mine_pairs(read_pairs(crossed), fake, tmp_path / "b", model=MODEL)
+
+
+def test_clusters_of_different_lengths_are_reported(fake, tmp_path):
+    pairs = rows(20)
+    mined = mine_pairs(pairs, fake, tmp_path, model=MODEL, k=5, strategy="saha-paper")
+    numbers = write_report(pairs, mined, tmp_path)
+    sizes = (mined.clusters.rows >= 0).sum(1)
+    assert len(set(sizes.tolist())) > 1 and numbers["cluster_sizes"] == dict(Counter(sizes.tolist()))
+    assert len(hardness(mined, mined.clusters.rows)) == (sizes * (sizes - 1)).sum()
 
 
 def test_an_embedding_that_is_not_finite_stops_the_run(tmp_path):

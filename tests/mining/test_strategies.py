@@ -86,6 +86,21 @@ def test_more_asked_for_than_there_is(strategy):
     found = mine(*one_to_one(1), strategy=strategy)
     assert found.rows.shape == (0, 16) and found.counts["left_over"] == 1
     assert mine(*one_to_one(15), strategy=strategy).counts["rows"] == 15
+    assert mine(*one_to_one(0), strategy=strategy).rows.shape == (0, 16)
+
+
+@pytest.mark.parametrize("strategy", HARD)
+def test_rows_of_one_document_are_no_cluster(strategy):
+    queries, _, vectors, documents = one_to_one(40)
+    found = mine(queries, np.zeros(40, int), vectors, documents[:1], strategy=strategy, k=3)
+    assert len(found) == 0 and found.counts["left_over"] == 40
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_vectors_that_are_all_alike_can_be_mined(strategy):
+    ones = np.ones((40, 3), np.float32)
+    found = mine(np.arange(40), np.arange(40), ones, ones, strategy=strategy, k=3)
+    assert sorted(found.rows[found.rows >= 0].tolist()) == list(range(40))
 
 
 def test_hard_clusters_are_harder_than_random_ones():

@@ -1,0 +1,72 @@
+"""mine as a command, with a real (tiny, random) Qwen2-VL embedder."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_mmembed.cli.main import main
+from hf_mmembed.mining import Clusters
+
+
+def run(*words) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    return stop.value.code
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Twelve captions of pictures, of which one is broken."""
+    folder = tmp_path_factory.mktemp("mine")
+    for number in range(12):
+        Image.new("RGB", (28, 28), (20 * number, 0, 200)).save(folder / f"{number}.png")
+    (folder / "11.png").write_bytes(b"no picture")
+    lines = [{"caption": f"colour {number}", "image": f"{number}.png"} for number in range(12)]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder / "pairs.jsonl"
+
+
+def test_clusters_report_and_what_was_skipped(pairs, embedder, tmp_path, capsys):
+    words = ["mine", embedder("qwen2_vl"), pairs, tmp_path, "-k", 2, "--seed", 3, "--device", "cpu", "--rank", "0.1"]
+    assert run(*words) == 1  # a row was skipped
+    shown = capsys.readouterr()
+    assert "3 clusters of up to 3 by saha; left over: 2" in shown.out and "row 11: " in shown.err
+    clusters = Clusters.load(tmp_path)
+    assert clusters.rows.shape == (3, 3) and len(np.unique(clusters.rows)) == 9 and 11 not in clusters.rows
+    assert clusters.settings["rules"]["rank"] == 0.1 and clusters.settings["seed"] == 3
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["rows"] == 12 and report["skipped"] == 1 and report["strategy"] == "saha"
+    assert (tmp_path / "report.html").is_file() and (tmp_path / "report.png").is_file()
+    [skipped] = map(json.loads, (tmp_path / "skipped.jsonl").read_text().splitlines())
+    assert skipped["row"] == 11
+
+
+def test_flags_win_over_the_file(pairs, embedder, tmp_path):
+    (tmp_path / "mine.yaml").write_text("strategy: random\nk: 5\nlabels: [pairs]\n")
+    run("mine", embedder("qwen2_vl"), pairs, tmp_path, "--config", tmp_path / "mine.yaml", "-k", 1, "--device", "cpu")
+    clusters = Clusters.load(tmp_path)
+    assert clusters.strategy == "random" and clusters.rows.shape == (5, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--strategy", "sahara"], "sahara"),
+        (["--rank", "some"], "neither a number nor"),
+        (["--rank", "1.5"], "rank is a share, at least 0 and below 1, got 1.5"),
+        (["--strategy", "random", "--margin", "0.1"], "random has no rules to change"),
+        (["--column", "query_text"], "not of the form NAME=VALUE"),
+        (["--column", "query_text=question"], "no column 'question' for 'query_text'"),
+        (["--labels", "pairs=perhaps"], "after the = comes yes or no"),
+        (["--instruction", "pears=Find it."], "no subset 'pears' to give an instruction"),
+        (["-k", "0"], "0 is not in the range"),
+    ],
+)
+def test_wrong_words(words, message, pairs, embedder, tmp_path, capsys):
+    assert run("mine", embedder("qwen2_vl"), pairs, tmp_path / "out", "--device", "cpu", *words) in (1, 2)
+    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert not (tmp_path / "out" / "clusters.arrow").exists()

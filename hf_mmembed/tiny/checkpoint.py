@@ -1,18 +1,23 @@
-"""Where the shipped model lies.
+"""Where the shipped models lie.
 
-One set of weights serves both: the generative checkpoint is part of the package, and its embedder is converted from it
-into the assets cache of huggingface_hub on first use, by the same `convert` that serves every other model.
+One set of weights serves all: the generative checkpoint is part of the package, and its embedder is converted from it
+into the assets cache of huggingface_hub on first use, by the same `convert` that serves every other model. What SaHa
+made of the embedder is part of the package as an adapter, and is joined with its base there too.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
-__all__ = ["checkpoint_path", "generative_path"]
+from hf_mmembed.files import write_atomically
+
+__all__ = ["checkpoint_path", "generative_path", "saha_path"]
 
 _PACKAGE = Path(__file__).parent.parent
 _GENERATIVE = _PACKAGE / "tiny" / "generative"
+_SAHA = _PACKAGE / "tiny" / "saha"
 
 
 def generative_path() -> Path:
@@ -56,3 +61,29 @@ def checkpoint_path() -> Path:
             if not (embedder / "config.json").is_file():  # unless another process was faster
                 raise
     return embedder
+
+
+def saha_path() -> Path:
+    """Directory of `mmembed-tiny-saha`: the adapter of ``hf-mmembed train --config saha-tiny`` over `checkpoint_path()`.
+
+    What `MMEmbedder`, `SentenceTransformer` and PEFT open. It is put together on first use, beside its base.
+
+    Raises:
+        FileNotFoundError: As in `generative_path`.
+    """
+    base = checkpoint_path()
+    digest = hashlib.sha256((_SAHA / "adapter_model.safetensors").read_bytes()).hexdigest()
+    adapter = base.with_name(f"saha-{digest[:16]}")
+    if not (adapter / "adapter_config.json").is_file():
+        adapter.mkdir(exist_ok=True)
+        beside = [
+            file for file in base.iterdir() if file.name not in ("config.json", "model.safetensors", "README.md")
+        ]
+        for file in (*beside, *_SAHA.iterdir()):
+            if file.name != "adapter_config.json":
+                write_atomically(adapter / file.name, file.read_bytes())
+        settings = json.loads((_SAHA / "adapter_config.json").read_text(encoding="utf-8"))
+        settings["base_model_name_or_path"] = str(base)
+        # Written last: where it is, everything is.
+        write_atomically(adapter / "adapter_config.json", json.dumps(settings, indent=2).encode())
+    return adapter

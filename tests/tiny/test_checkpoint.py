@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 
 from hf_mmembed.sentence_transformer import MMEmbedder
-from hf_mmembed.tiny import checkpoint, checkpoint_path, generative_path
+from hf_mmembed.tiny import checkpoint, checkpoint_path, generative_path, saha_path
 from hf_mmembed.tiny.architecture import build_image_processor
 
 
@@ -46,3 +48,14 @@ def test_missing_weights_say_what_to_do(shipped: Path) -> None:
     shutil.rmtree(shipped)
     with pytest.raises(FileNotFoundError):
         checkpoint_path()
+
+
+def test_the_adapter_of_saha_is_joined_with_its_base() -> None:
+    queries, documents = ["a red star", "a blue circle"], [{"text": "a star that is red"}, {"text": "a circle"}]
+    tuned, base = (MMEmbedder(path, device="cpu") for path in (saha_path(), checkpoint_path()))
+    embeddings = tuned.encode_query(queries)
+    assert np.abs(embeddings - base.encode_query(queries)).max() > 1e-2
+    plain = SentenceTransformer(str(saha_path()), device="cpu", trust_remote_code=True)
+    np.testing.assert_allclose(plain.encode_query([{"text": text} for text in queries]), embeddings, atol=2e-5)
+    assert (tuned.similarity(embeddings, tuned.encode_document(documents)).argmax(1) == torch.arange(2)).all()
+    assert sum(file.stat().st_size for file in Path(checkpoint.__file__).with_name("saha").iterdir()) < 2_000_000

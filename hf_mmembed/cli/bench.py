@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -52,12 +53,7 @@ def ablation(
     from hf_mmembed.tiny.ablation import ARMS, Plan, run_ablation
     from hf_mmembed.tiny.ablation_report import markdown, plot
 
-    names = [name.strip() for name in strategies.split(",") if name.strip()]
-    if not names or (unknown := [name for name in names if name not in ARMS]):
-        raise typer.BadParameter(
-            f"{', '.join(unknown) if names else 'nothing'} to compare; there are {', '.join(ARMS)}",
-            param_hint="--strategies",
-        )
+    names = _chosen(strategies, ARMS, "--strategies")
     plan = Plan(embedder(model), steps=steps, families=families, candidates=candidates)
     results = run_ablation(out, plan, arms=[ARMS[name] for name in names], seeds=range(seeds))
     table = markdown(results)
@@ -99,6 +95,13 @@ def thinking(
     out: Annotated[Path, typer.Option(help="Directory of the runs; what is done there is not done again.")] = Path(
         "runs/thinking"
     ),
+    arms: Annotated[
+        str,
+        typer.Option(
+            help="What to train, separated by commas: embedders without traces (direct), on the scene graph's (oracle, "
+            "TTE_t and TTE_s), on the reasoner's own (shipped), and heads (unified, TTE_u)."
+        ),
+    ] = "direct,oracle,shipped,unified",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each, seeded 0, 1, ...")] = 3,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of an embedder and of the heads.")] = 80,
     reasoner_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the reasoner.")] = 120,
@@ -110,9 +113,10 @@ def thinking(
     Example: hf-mmembed bench thinking --seeds 1 --steps 5 --reasoner-steps 5 --blocks 4 --queries 10
     """
     from hf_mmembed.files import write_atomically
-    from hf_mmembed.tiny.reasoning_bench import ThinkingPlan, run_thinking
+    from hf_mmembed.tiny.reasoning_bench import ARMS, ThinkingPlan, run_thinking
     from hf_mmembed.tiny.reasoning_report import markdown, plot
 
+    chosen = _chosen(arms, ARMS, "--arms")
     plan = ThinkingPlan(
         embedder(model),
         generative(reasoner),
@@ -121,8 +125,17 @@ def thinking(
         blocks=blocks,
         queries=queries,
     )
-    results = run_thinking(out, plan, seeds=range(seeds))
+    results = run_thinking(out, plan, seeds=range(seeds), arms=chosen)
     table = markdown(results)
     write_atomically(out / "thinking.md", table.encode("utf-8"))
     typer.echo(table)
     typer.echo(f"table: {out / 'thinking.md'}    plot: {plot(results, out / 'thinking.png')}")
+
+
+def _chosen(given: str, known: Collection[str], option: str) -> list[str]:
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    if not names or (unknown := [name for name in names if name not in known]):
+        raise typer.BadParameter(
+            f"{', '.join(unknown) if names else 'nothing'} to compare; there are {', '.join(known)}", param_hint=option
+        )
+    return names

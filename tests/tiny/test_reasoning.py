@@ -146,6 +146,12 @@ def test_a_killed_experiment_goes_on_and_the_command_prints_the_table(runs, tmp_
         run_thinking(tmp_path, ThinkingPlan("m", "r", steps=1), seeds=[0])
 
 
+def test_an_unknown_arm_is_wrong_usage(capsys) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", "thinking", "--arms", "oracle,gold"])
+    assert stop.value.code == 2 and "shipped" in capsys.readouterr().err
+
+
 def test_where_it_hurts_is_said(tmp_path) -> None:  # type: ignore[no-untyped-def]
     results = [
         {"arm": name, "seed": 0, "rows": [row_of(name, score)]} for name, score in (("direct", 20.0), ("x", 30.0))

@@ -307,7 +307,7 @@ class _Bench:
             documents = index[offset : (offset := offset + len(part.pictures))]
             scores[task] = recall(queries @ documents.T, 1, np.array(part.right))
         written = [""] * len(self.queries) if traces is None else traces
-        finals = [Trace(trace).final for trace in written]
+        finals = [Trace(trace).final or trace for trace in written]
         right = [Trace(riddle.trace).final == final for riddle, final in zip(self.queries, finals, strict=True)]
         tokens = [len(self._tokenizer(trace)["input_ids"]) for trace in written]
         return {

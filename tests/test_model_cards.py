@@ -14,17 +14,22 @@ from hf_mmembed.tiny.evaluate import markdown
 
 CARDS = Path(__file__).parents[1] / "model_cards"
 TINY = CARDS / "mmembed-tiny.md"
+SAHA = CARDS / "mmembed-tiny-saha.md"
+SNIPPETS = [
+    code for card in (TINY, SAHA) for code in re.findall(r"```python\n(.*?)```", card.read_text("utf-8"), re.DOTALL)
+]
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", TINY.read_text(encoding="utf-8"), re.DOTALL))
+@pytest.mark.parametrize("code", SNIPPETS)
 def test_code_runs(code: str) -> None:
-    exec(compile(code, TINY.name, "exec"), {"__name__": "__main__"})
+    exec(compile(code, "card", "exec"), {"__name__": "__main__"})
 
 
-def test_metadata_is_complete() -> None:
-    data = ModelCard.load(TINY).data.to_dict()
-    assert data["license"] == "apache-2.0" and data["library_name"] == "sentence-transformers"
-    assert {"pipeline_tag", "language", "tags"} <= data.keys()
+@pytest.mark.parametrize(("card", "library"), [(TINY, "sentence-transformers"), (SAHA, "peft")])
+def test_metadata_is_complete(card: Path, library: str) -> None:
+    data = ModelCard.load(card).data.to_dict()
+    assert data["license"] == "apache-2.0" and data["library_name"] == library
+    assert {"pipeline_tag", "tags"} <= data.keys()
 
 
 def test_tables_are_those_of_the_recorded_evaluation() -> None:

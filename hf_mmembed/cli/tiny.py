@@ -70,13 +70,14 @@ def draw(
 
 @tiny.command()
 def card() -> None:
-    """Render the card of the shipped model from its recorded evaluation, its weights and its training run.
+    """Render the cards of the shipped models from their recorded evaluations, their weights and their training runs.
 
     Example: hf-mmembed tiny card
     """
-    from hf_mmembed.tiny.card import write_tiny_card
+    from hf_mmembed.tiny.card import write_tiny_cards
 
-    typer.echo(f"wrote {write_tiny_card()}")
+    for path in write_tiny_cards():
+        typer.echo(f"wrote {path}")
 
 
 @tiny.command()

@@ -1,7 +1,9 @@
-"""The card of `mmembed-tiny`: every figure in it comes from the shipped weights, the recorded evaluation or the run.
+"""The cards of the shipped models: every figure comes from the weights, from a recorded evaluation or from the run.
 
 In: `mmembed-tiny.json` (written by `hf-mmembed tiny evaluate --out`), `mmembed-tiny.yaml` (the stages of the training
-run) and `mmembed-tiny.md.jinja`, all in `model_cards/` of the repository. Out: `mmembed-tiny.md`.
+run), `mmembed-tiny-benchmark.json` and `mmembed-tiny-saha-benchmark.json` (written by `hf-mmembed tiny score`) and the
+templates, all in `model_cards/` of the repository; and the record beside the adapter. Out: `mmembed-tiny.md` and
+`mmembed-tiny-saha.md`.
 """
 
 from __future__ import annotations
@@ -16,13 +18,15 @@ import yaml
 from safetensors import safe_open
 
 from hf_mmembed.files import write_atomically
-from hf_mmembed.hub.card import render_card, template_folder
-from hf_mmembed.tiny.checkpoint import generative_path
+from hf_mmembed.hub.card import card_of, render_card, template_folder
+from hf_mmembed.tiny.checkpoint import generative_path, saha_path
 from hf_mmembed.tiny.evaluate import markdown
+from hf_mmembed.tiny.score import tables
 
-__all__ = ["render_tiny_card", "write_tiny_card"]
+__all__ = ["render_saha_card", "render_tiny_card", "write_tiny_cards"]
 
 NAME = "mmembed-tiny"
+SAHA = f"{NAME}-saha"
 
 
 def render_tiny_card(folder: Path | None = None) -> str:
@@ -46,6 +50,7 @@ def render_tiny_card(folder: Path | None = None) -> str:
         f"{NAME}.md.jinja",
         {
             "tables": markdown(results).strip() + "\n",
+            "drawn": tables({NAME: _benchmark(folder, NAME)}),
             "candidates": results["candidates"],
             "training": yaml.safe_load((folder / f"{NAME}.yaml").read_text(encoding="utf-8")),
             "megabytes": f"{weights.stat().st_size / 1e6:.1f}",
@@ -58,11 +63,42 @@ def render_tiny_card(folder: Path | None = None) -> str:
     )
 
 
-def write_tiny_card() -> Path:
-    """Render the card and write it beside its data; returns its path."""
-    path = template_folder() / f"{NAME}.md"
-    write_atomically(path, render_tiny_card().encode("utf-8"))
-    return path
+def render_saha_card(folder: Path | None = None) -> str:
+    """The card of the adapter as Markdown: what every adapter's card says, and its scores beside those of its base.
+
+    Args:
+        folder: As in `render_tiny_card`.
+
+    Raises:
+        FileNotFoundError: As in `render_tiny_card`.
+    """
+    folder = folder or template_folder()
+    scores = tables({name: _benchmark(folder, name) for name in (NAME, SAHA)})
+    card = card_of(saha_path(), repo_id=SAHA).replace(f'"{SAHA}"', "tiny.saha_path()")
+    before, after = card.split("## How it was made\n")
+    return f"""{before}## Scores
+
+On `hf-mmembed tiny benchmark`, by `hf-mmembed tiny score`; test scenes, of which no training pair shows any.
+
+{scores}
+## How it was made
+
+`hf-mmembed train --config saha-tiny`, once.
+{after}"""
+
+
+def write_tiny_cards() -> list[Path]:
+    """Render the cards and write them beside their data; returns their paths."""
+    folder = template_folder()
+    cards = {folder / f"{NAME}.md": render_tiny_card(), folder / f"{SAHA}.md": render_saha_card()}
+    for path, card in cards.items():
+        write_atomically(path, card.encode("utf-8"))
+    return list(cards)
+
+
+def _benchmark(folder: Path, name: str) -> dict[str, Any]:
+    scores: dict[str, Any] = json.loads((folder / f"{name}-benchmark.json").read_text(encoding="utf-8"))
+    return scores
 
 
 def _parameters(weights: Path) -> int:

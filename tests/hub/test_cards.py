@@ -107,11 +107,11 @@ def test_templates_are_found():
     assert (template_folder() / "embedder.md.jinja").is_file()
 
 
-def test_the_card_of_the_shipped_model_is_rendered_from_its_data():
-    from hf_mmembed.tiny.card import render_tiny_card
+def test_the_cards_of_the_shipped_models_are_rendered_from_their_data():
+    from hf_mmembed.tiny.card import render_saha_card, render_tiny_card
 
-    committed = (CARDS / "mmembed-tiny.md").read_text(encoding="utf-8")
-    assert render_tiny_card() == committed, "run `hf-mmembed tiny card`"
+    for name, card in (("mmembed-tiny", render_tiny_card()), ("mmembed-tiny-saha", render_saha_card())):
+        assert card == (CARDS / f"{name}.md").read_text(encoding="utf-8"), "run `hf-mmembed tiny card`"
 
 
 def test_golden_inputs_cover_what_engines_get_wrong(embedder):

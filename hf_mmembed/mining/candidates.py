@@ -135,16 +135,16 @@ def pair_products(
         return torch.cat([(left[one].to(dtype) * right[other].to(dtype)).sum(1) for one, other in parts])
     if dtype == torch.float32:
         arrays = [array.contiguous().numpy() for array in (left, left_rows, right, right_rows)]
-        products = np.empty(len(left_rows), np.float32)
-        pointers = [faiss.swig_ptr(array) for array in (*arrays, products)]
-        faiss.pairwise_indexed_inner_product(left.shape[1], len(left_rows), *pointers)
-        return torch.from_numpy(products)
+        single = np.empty(len(left_rows), np.float32)
+        pointers = [faiss.swig_ptr(array) for array in (*arrays, single)]
+        faiss.pairwise_indexed_inner_product(left.shape[1], len(left_rows), *pointers)  # type: ignore[attr-defined]
+        return torch.from_numpy(single)
     products = np.empty(len(left_rows))
-    wide, narrow, one, other = left.double().numpy(), right.numpy(), left_rows.numpy(), right_rows.numpy()
+    ours, theirs, one, other = left.numpy(), right.numpy(), left_rows.numpy(), right_rows.numpy()
     step = max(1, _CACHED_VALUES // left.shape[1])
     for start in range(0, len(products), step):
         part = slice(start, start + step)
-        products[part] = np.vecdot(wide[one[part]], narrow[other[part]].astype(np.float64))
+        products[part] = np.vecdot(ours[one[part]].astype(np.float64), theirs[other[part]].astype(np.float64))
     return torch.from_numpy(products)
 
 

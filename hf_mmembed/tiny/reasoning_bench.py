@@ -138,23 +138,24 @@ class _Bench:
     def run(self, arm: str) -> list[dict[str, Any]]:
         """The rows of an arm; see `reasoning_report` for what they hold."""
         if arm == "direct":
-            return [self._row("direct", self._embedder(None), None)]
+            return self._rows(self._embedder(None), {"direct": None})
         if arm == "shipped":
             traces = self._think(self.shipped, self.queries)
             model = self._embedder(self._traces_of(self.shipped))
-            return [self._row("TTE_t, shipped model", model, traces, reasoner=self.shipped)]
+            return self._rows(model, {"TTE_t, shipped model": traces}, self.shipped)
         if arm == "unified":
             return self._rows_of_heads()
         oracle = [riddle.trace for riddle in self.queries]
         model = self._embedder(self._traces_of(self.oracle))
-        return [
-            self._row("TTE_t, oracle", model, oracle),
-            self._row("final only", model, [str(Trace(trace).final) for trace in oracle]),
-            self._row("no trace", model, None),
-            self._row("empty trace", model, ["<think> </think>"] * len(oracle)),
-            self._row("shuffled trace", model, self._shuffled(oracle)),
-            self._row("TTE_s", model, self._student_traces, reasoner=self.student),
-        ]
+        conditions: dict[str, list[str] | None] = {
+            "TTE_t, oracle": oracle,
+            "final only": [str(Trace(trace).final) for trace in oracle],
+            "no trace": None,
+            "empty trace": ["<think> </think>"] * len(oracle),
+            "shuffled trace": self._shuffled(oracle),
+        }
+        rows = self._rows(model, conditions)
+        return rows + self._rows(model, {"TTE_s": self._student_traces}, self.student)
 
     # What is trained
 
@@ -272,20 +273,22 @@ class _Bench:
 
     # What is measured
 
-    def _row(
-        self, name: str, model: MMEmbedder, traces: list[str] | None, *, reasoner: LocalReasoner | None = None
-    ) -> dict[str, Any]:
+    def _rows(
+        self, model: MMEmbedder, conditions: dict[str, list[str] | None], reasoner: LocalReasoner | None = None
+    ) -> list[dict[str, Any]]:
+        """A row for each way to give traces; with `reasoner`, who wrote them, its time counts too."""
         queries = [riddle.query for riddle in self.queries]
-        asked = model.encode_query(queries, traces=traces)
-        index = model.encode_document([{"image": picture} for picture in self.pictures])
         timed = [queries[place] for place in self.timed]
-        own = None if traces is None else [traces[place] for place in self.timed]
-        ms = _milliseconds(lambda: self._stopwatch.encode_query(timed, traces=own), len(timed))
-        if reasoner is not None:
-            ms += _milliseconds(
-                lambda: self._think(reasoner, [self.queries[place] for place in self.timed]), len(timed)
-            )
-        return self._as_row(name, asked, index, traces, ms)
+        index = model.encode_document([{"image": picture} for picture in self.pictures])
+        rows = []
+        for name, traces in conditions.items():
+            own = None if traces is None else [traces[place] for place in self.timed]
+            ms = _milliseconds(partial(self._stopwatch.encode_query, timed, traces=own), len(timed))
+            if reasoner is not None:
+                asked_about = [self.queries[place] for place in self.timed]
+                ms += _milliseconds(partial(self._think, reasoner, asked_about), len(timed))
+            rows.append(self._as_row(name, model.encode_query(queries, traces=traces), index, traces, ms))
+        return rows
 
     def _rows_of_heads(self) -> list[dict[str, Any]]:
         traces, heads = self._student_traces, self._heads()

@@ -168,7 +168,7 @@ def markdown(results: list[dict[str, Any]], plan: DistillationPlan) -> str:
         lines.append(f"| {name} | {value:.1f} | {mean(values):.1f}{spread} | {mean(values) - value:+.1f} |")
     seeds = ", ".join(str(run["seed"]) for run in after)
     lines += ["", f"All times 100. {plan.candidates} held-out captions and their pictures; {plan.steps} steps of {plan.batch} pairs of "
-              f"sentences, LoRA rank {plan.lora_rank}, teacher {Path(plan.teacher).name}; seeds {seeds}."]  # fmt: skip
+              f"sentences, LoRA rank {plan.lora_rank}; seeds {seeds}."]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 

@@ -15,7 +15,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from hf_mmembed.sentence_transformer import MMEmbedder
 from hf_mmembed.tiny.evaluate import zero_shot
 from hf_mmembed.tiny.lean_training import OnePassInfoNCELoss, remember_pictures
 from hf_mmembed.tiny.pairs import DrawnPairs, draw_pairs
+from hf_mmembed.tiny.runs import check_plan
 from hf_mmembed.tiny.testset import CHANGES, TestSet, build_testset
 from hf_mmembed.training.arguments import SaHaTrainingArguments
 from hf_mmembed.training.models import open_for_training
@@ -119,7 +120,7 @@ def run_ablation(out: Path, plan: Plan, *, arms: Sequence[Arm], seeds: Sequence[
         ValueError: `out` holds the runs of another plan.
     """
     (out / "runs").mkdir(parents=True, exist_ok=True)
-    _check_plan(out, plan)
+    check_plan(out, plan)
     done = {(arm.name, seed): out / "runs" / f"{arm.name}-{seed}.json" for seed in seeds for arm in arms}
     test: TestSet | None = None
     memory: dict[bytes, Tensor] = {}
@@ -272,12 +273,3 @@ class _Bench:
             report_to="none",
             use_cpu=True,
         )
-
-
-def _check_plan(out: Path, plan: Plan) -> None:
-    path = out / "plan.json"
-    text = json.dumps(asdict(plan), indent=1) + "\n"
-    if not path.is_file():
-        write_atomically(path, text.encode())
-    elif path.read_text(encoding="utf-8") != text:
-        raise ValueError(f"{out} holds the runs of another plan (see {path}); choose another directory or delete it")

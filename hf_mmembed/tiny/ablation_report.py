@@ -8,10 +8,11 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from hf_mmembed.files import write_atomically
+from hf_mmembed.tiny.runs import spread
 from hf_mmembed.tiny.testset import CHANGES
 
 __all__ = ["COLUMNS", "markdown", "plot"]
@@ -37,7 +38,7 @@ def markdown(results: Sequence[Result]) -> str:
     """One line per arm, in the order of the results; scores in percent."""
     lines = [f"| | {' | '.join(COLUMNS)} |", f"|---|{'---:|' * len(COLUMNS)}"]
     for arm, runs in _by_arm(results).items():
-        cells = [_spread([value(run) for run in runs]) for value in COLUMNS.values()]
+        cells = [spread([value(run) for run in runs]) for value in COLUMNS.values()]
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     seeds = sorted({result["seed"] for result in results})
     steps = max(result["steps"] for result in results)
@@ -75,10 +76,3 @@ def _by_arm(results: Sequence[Result]) -> dict[str, list[Result]]:
     for result in results:
         arms.setdefault(result["arm"], []).append(result)
     return arms
-
-
-def _spread(values: Sequence[float | None]) -> str:
-    found = [value for value in values if value is not None]
-    if not found:
-        return "–"
-    return f"{mean(found):.1f}" + (f" ± {stdev(found):.1f}" if len(found) > 1 else "")

@@ -26,6 +26,11 @@ _ARMS = (
     "mutual",
     "saha-paper",
     "saha",
+    "unime-stage1",
+    "unime-stage2",
+    "unime-both",
+    "saha+unime-loss",
+    "unime-v2",
 )
 
 
@@ -41,7 +46,7 @@ def ablation(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each, seeded 0, 1, ...")] = 3,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of a run.")] = 300,
     families: Annotated[int, typer.Option(min=4, help="Groups of near-duplicate scenes to train on.")] = 300,
-    candidates: Annotated[int, typer.Option(min=10, help="Pictures and captions to retrieve from.")] = 1000,
+    candidates: Annotated[int, typer.Option(min=10, help="Pictures and captions to retrieve from.")] = 500,
 ) -> None:
     """Train with every way of making batches, equal in all else, and compare on unseen scenes.
 
@@ -50,12 +55,14 @@ def ablation(
     Example: hf-mmembed bench ablation --seeds 1 --steps 20 --families 20 --candidates 100
     """
     from hf_mmembed.files import write_atomically
-    from hf_mmembed.tiny.ablation import ARMS, Plan, run_ablation
+    from hf_mmembed.tiny.ablation import ARMS, TEACHER, Plan, run_ablation
     from hf_mmembed.tiny.ablation_report import markdown, plot
 
     names = _chosen(strategies, ARMS, "--strategies")
     plan = Plan(embedder(model), steps=steps, families=families, candidates=candidates)
-    results = run_ablation(out, plan, arms=[ARMS[name] for name in names], seeds=range(seeds))
+    results = run_ablation(
+        out, plan, arms=[ARMS[name] for name in names], seeds=range(seeds), teacher=teacher(TEACHER)
+    )
     table = markdown(results)
     write_atomically(out / "ablation.md", table.encode("utf-8"))
     typer.echo(table)

@@ -29,12 +29,14 @@ from hf_mmembed.identity import identify, local_checkpoint
 from hf_mmembed.mining import Clusters, ContentIds, Mined, Strategy, content_ids, mine_pairs
 from hf_mmembed.model.presets import PRESETS
 from hf_mmembed.sentence_transformer import MMEmbedder
+from hf_mmembed.tiny.checkpoint import generative_path
 from hf_mmembed.tiny.evaluate import zero_shot
-from hf_mmembed.tiny.lean_training import OnePassInfoNCELoss, remember_pictures
+from hf_mmembed.tiny.lean_training import make_lean_loss, remember_pictures
 from hf_mmembed.tiny.pairs import DrawnPairs, draw_pairs
 from hf_mmembed.tiny.runs import check_plan
 from hf_mmembed.tiny.testset import CHANGES, TestSet, build_testset
-from hf_mmembed.training.arguments import SaHaTrainingArguments
+from hf_mmembed.tiny.unime import first_stage, judged_by_itself
+from hf_mmembed.training.arguments import Loss, SaHaTrainingArguments
 from hf_mmembed.training.models import open_for_training
 from hf_mmembed.training.sampler import SaHaBatchSampler
 from hf_mmembed.training.trainer import SaHaTrainer
@@ -44,6 +46,7 @@ __all__ = ["ARMS", "Arm", "Plan", "false_negatives", "mean_score", "run_ablation
 logger = logging.getLogger(__name__)
 
 TEST_SEED = 0
+TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,16 @@ class Arm:
         strategy: Of `hf_mmembed.mining`; None for no training at all.
         prompt: Of `hf_mmembed.model.PRESETS`.
         remine: Mine anew with the current model at the start of every epoch.
+        loss: Of `SaHaTrainingArguments`; ``"soft-labels"`` trains on pairs that the model has judged itself.
+        distilled: Start after UniME's first stage.
     """
 
     name: str
     strategy: Strategy | None
     prompt: str = "saha"
     remine: bool = False
+    loss: Loss = "infonce"
+    distilled: bool = False
 
 
 ARMS = {
@@ -76,6 +83,11 @@ ARMS = {
         Arm("saha-paper", "saha-paper"),
         Arm("saha", "saha"),
         Arm("saha-mined-anew", "saha", remine=True),
+        Arm("unime-stage1", None, distilled=True),
+        Arm("unime-stage2", "random", loss="in-batch-hard-negatives"),
+        Arm("unime-both", "random", loss="in-batch-hard-negatives", distilled=True),
+        Arm("saha+unime-loss", "saha", loss="in-batch-hard-negatives"),
+        Arm("unime-v2", "random", loss="soft-labels"),
     )
 }
 
@@ -107,7 +119,9 @@ class Plan:
     lora_rank: int = 8
 
 
-def run_ablation(out: Path, plan: Plan, *, arms: Sequence[Arm], seeds: Sequence[int]) -> list[dict[str, Any]]:
+def run_ablation(
+    out: Path, plan: Plan, *, arms: Sequence[Arm], seeds: Sequence[int], teacher: str = TEACHER
+) -> list[dict[str, Any]]:
     """Runs what is not done yet, seed by seed, and returns the results of all runs asked for.
 
     Args:
@@ -115,6 +129,7 @@ def run_ablation(out: Path, plan: Plan, *, arms: Sequence[Arm], seeds: Sequence[
         plan: What all runs share.
         arms: What differs.
         seeds: Of pairs, adapter and order; each arm is run with each.
+        teacher: Of the first stage, for the arms that have one. Defaults to all-MiniLM-L6-v2.
 
     Raises:
         ValueError: `out` holds the runs of another plan.
@@ -129,7 +144,7 @@ def run_ablation(out: Path, plan: Plan, *, arms: Sequence[Arm], seeds: Sequence[
         if not missing:
             continue
         test = test or build_testset(TEST_SEED, candidates=plan.candidates)
-        bench = _Bench(out / f"mining-{seed}", plan, seed, test, memory)
+        bench = _Bench(out / f"mining-{seed}", plan, seed, test, memory, teacher)
         for arm in missing:
             result = bench.run(arm)
             write_atomically(done[arm.name, seed], (json.dumps(result, indent=1) + "\n").encode())
@@ -157,8 +172,11 @@ def false_negatives(drawn: DrawnPairs, ids: ContentIds, batch: NDArray[np.intege
 class _Bench:
     """What the runs of one seed have in common: pairs, who is who, the test."""
 
-    def __init__(self, folder: Path, plan: Plan, seed: int, test: TestSet, memory: dict[bytes, Tensor]) -> None:
+    def __init__(
+        self, folder: Path, plan: Plan, seed: int, test: TestSet, memory: dict[bytes, Tensor], teacher: str = TEACHER
+    ) -> None:
         self.folder, self.plan, self.seed, self.test, self.memory = folder, plan, seed, test, memory
+        self.teacher = teacher
         self.drawn = draw_pairs(seed, families=plan.families)
         self.ids = content_ids(self.drawn.pairs)
 
@@ -167,7 +185,12 @@ class _Bench:
         with tempfile.TemporaryDirectory() as scratch:
             args = self._arguments(Path(scratch), arm)
             set_seed(self.seed)
-            embedder = open_for_training(self.plan.model, args)
+            start = (
+                first_stage(self.folder, self.plan.model, self.teacher, self.seed)
+                if arm.distilled
+                else self.plan.model
+            )
+            embedder = open_for_training(start, args)
             directory, revision = local_checkpoint(self.plan.model)
             embedder.processor.prompt = PRESETS[arm.prompt]
             self.identity = identify(self.plan.model, directory, revision, embedder).as_dict()
@@ -183,6 +206,13 @@ class _Bench:
     def _train(
         self, arm: Arm, strategy: Strategy, args: SaHaTrainingArguments, embedder: MMEmbedder
     ) -> dict[str, Any]:
+        pairs, rows, ids = self.drawn.pairs, np.arange(len(self.drawn.pairs)), self.ids
+        if arm.loss == "soft-labels":
+            pairs, rows = judged_by_itself(
+                pairs, generative_path(), embedder, self.folder, model=self.identity,
+                rows=self.plan.steps * self.plan.batch, seed=self.seed,
+            )  # fmt: skip
+            ids = content_ids(pairs)
         clusters: list[NDArray[np.int64]] = []
         seconds = {"embedding": 0.0, "mining": 0.0}
 
@@ -192,12 +222,12 @@ class _Bench:
             clusters.append(mined.rows)
 
         if strategy == "random":  # needs no model's opinion
-            clusters.append(np.arange(len(self.drawn.pairs))[:, None])
+            clusters.append(np.arange(len(pairs))[:, None])
         else:
             mine(embedder, Path(args.output_dir, "clusters", "epoch-0"))
-        loss = OnePassInfoNCELoss(embedder, temperature=args.temperature, mini_batch_size=args.mini_batch_size)
+        loss = make_lean_loss(embedder, args, pairs)
         trainer = SaHaTrainer(
-            embedder, args, self.drawn.pairs, clusters[0], ids=self.ids, loss=loss, mine=mine if arm.remine else None
+            embedder, args, pairs, clusters[0], ids=ids, loss=loss, mine=mine if arm.remine else None
         )
         trainer.remove_callback(PrinterCallback)
         mined = sum(seconds.values())
@@ -208,7 +238,9 @@ class _Bench:
         return {
             "steps": trainer.state.global_step,
             "pairs": float(np.mean([len(batch) for batch in batches])),
-            "false_negatives": float(np.mean([false_negatives(self.drawn, self.ids, batch) for batch in batches])),
+            "false_negatives": float(
+                np.mean([false_negatives(self.drawn, self.ids, rows[batch]) for batch in batches])
+            ),
             "loss": [[log["step"], log["loss"]] for log in trainer.state.log_history if "loss" in log],
             "hardness": [[log["step"], log["hardness"]] for log in trainer.state.log_history if "hardness" in log],
             "seconds": seconds,
@@ -261,6 +293,7 @@ class _Bench:
             learning_rate=plan.learning_rate,
             warmup_steps=0.1,
             temperature=plan.temperature,
+            loss=arm.loss,
             lora_rank=plan.lora_rank,
             lora_alpha=2 * plan.lora_rank,
             lora_dropout=0.0,

@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
-from torch import nn
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from hf_mmembed.sentence_transformer import MMEmbedder
 
 __all__ = ["ModelIdentity", "identify", "local_checkpoint", "prompt_hash", "weights_digest"]
@@ -132,6 +132,8 @@ def prompt_hash(embedder: MMEmbedder) -> str:
 
 def weights_digest(model: nn.Module) -> str:
     """Digest of the weights in memory, trained or not (about a second per gigabyte)."""
+    import torch
+
     digest = hashlib.blake2b(digest_size=16)
     for name, weight in model.state_dict().items():
         digest.update(name.encode())

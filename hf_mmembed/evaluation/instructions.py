@@ -222,7 +222,7 @@ def built_item(
         >>> built_item("a dog", (), "Find me an image:", "user", "query").text
         'Find me an image: a dog'
         >>> built_item("a dog", (), "Find me an image:", "system", "query")
-        Item(text='a dog', images=(), instruction='Find me an image:', role='query')
+        Item(text='a dog', images=(), instruction='Find me an image:', role='query', trace=None)
     """
     if protocol == "user":
         joined = " ".join(part for part in (instruction, text) if part) + end

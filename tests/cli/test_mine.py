@@ -63,7 +63,7 @@ def test_flags_win_over_the_file(pairs, embedder, tmp_path):
         (["--column", "query_text=question"], "no column 'question' for 'query_text'"),
         (["--labels", "pairs=perhaps"], "after the = comes yes or no"),
         (["--instruction", "pears=Find it."], "no subset 'pears' to give an instruction"),
-        (["-k", "0"], "0 is not in the range"),
+        (["-k", "0"], "greater than or equal to 1"),
     ],
 )
 def test_wrong_words(words, message, pairs, embedder, tmp_path, capsys):

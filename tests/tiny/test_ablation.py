@@ -23,7 +23,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     asked: list[tuple[str, int]] = []
 
     class Bench:
-        def __init__(self, folder, plan, seed, test, memory) -> None:  # type: ignore[no-untyped-def]
+        def __init__(self, folder, plan, seed, test, memory, teacher) -> None:  # type: ignore[no-untyped-def]
             self.seed = seed
 
         def run(self, arm: ablation.Arm) -> dict[str, object]:
@@ -32,7 +32,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
             asked.append((arm.name, self.seed))
             trained = {"false_negatives": 2.0 + self.seed, "pairs": 64.0} if arm.strategy else {}
             result = {"arm": arm.name, "seed": self.seed, "steps": 5, "seconds": {"mining": 1.0}, "scores": SCORES}
-            return result | trained | {"mean": mean_score(SCORES) + self.seed, "false_negatives": 2.0 + self.seed}
+            return result | trained | {"mean": mean_score(SCORES) + self.seed}
 
     monkeypatch.setattr(ablation, "_Bench", Bench)
     monkeypatch.setattr(ablation, "build_testset", lambda *_, **__: None)
@@ -70,7 +70,7 @@ def test_the_command_prints_the_table_and_draws_the_plot(bench, tmp_path, capsys
                 "--seeds",
                 "2",
                 "--strategies",
-                "random,saha",
+                "zero-shot,random,saha",
             ]
         )
     assert not stop.value.code
@@ -78,7 +78,7 @@ def test_the_command_prints_the_table_and_draws_the_plot(bench, tmp_path, capsys
     table = (tmp_path / "ablation.md").read_text(encoding="utf-8")
     assert table in shown and "| random | 28.5 ± 0.7 | 10.0 ± 0.0 |" in table
     assert Image.open(tmp_path / "ablation.png").format == "PNG"
-    assert len(list((tmp_path / "runs").iterdir())) == 4
+    assert len(list((tmp_path / "runs").iterdir())) == 6
 
 
 def test_an_unknown_strategy_is_wrong_usage(capsys) -> None:  # type: ignore[no-untyped-def]

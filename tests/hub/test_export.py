@@ -41,6 +41,48 @@ def test_plain_sentence_transformers_gives_the_same_embeddings(embedder, tmp_pat
         assert np.abs(vector - expected).max() <= 1e-5, item
 
 
+STRANGER = """
+import json, sys
+import numpy as np, transformers
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "hf_mmembed":
+            raise ModuleNotFoundError(name, name=name)
+
+sys.meta_path.insert(0, Absent())
+# What torchvision is wanted for, and pictures do not need.
+family = transformers.Qwen2VLProcessor
+kept = [name for name in family.get_attributes() if "video" not in name]
+family.get_attributes = classmethod(lambda cls: list(kept))
+from PIL import Image
+from safetensors.numpy import load_file
+from sentence_transformers import SentenceTransformer
+
+folder = sys.argv[1]
+model = SentenceTransformer(folder, device="cpu")
+inputs = json.load(open(f"{folder}/golden/inputs.json"))["inputs"]
+for item, expected in zip(inputs, load_file(f"{folder}/golden/vectors.safetensors")["embeddings"], strict=True):
+    content = [{"type": "image", "image": Image.open(f"{folder}/golden/{item['image']}")}] if "image" in item else []
+    content += [{"type": "text", "text": item["text"]}] if "text" in item else []
+    turns = [{"role": "user", "content": content}]
+    if "instruction" in item:
+        turns.insert(0, {"role": "system", "content": [{"type": "text", "text": item["instruction"]}]})
+    difference = np.abs(model.encode([turns], prompt="", task=item["task"])[0] - expected).max()
+    assert difference <= 1e-5, (item, difference)
+"""
+
+
+def test_the_shipped_model_gives_the_same_embeddings_where_this_package_is_not_installed(tmp_path):
+    from hf_mmembed import tiny
+
+    written = export_native(tiny.checkpoint_path(), tmp_path / "native")
+    done = subprocess.run(
+        [sys.executable, "-c", STRANGER, str(written)], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 @pytest.mark.parametrize("family", ("qwen2_vl", "gemma3", "smolvlm"))
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_the_chat_template_renders_the_same_strings(embedder, family, prompt):

@@ -139,7 +139,7 @@ def test_a_path_or_a_token_is_found_in_whatever_kind_of_file(text, name):
         "https://host/data/x",
         "https://data/x/y",
         "./data/x",
-        "a/work/x",
+        "a/storage/x",
         "hf://datasets/data/x",
         "sk-short",
         "/v1/data",

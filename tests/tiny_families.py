@@ -16,7 +16,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 
-from hf_mmembed.model.processing_mmembed import image_only_processor
+from hf_mmembed.model.family_mmembed import image_only_processor
 
 __all__ = ["FAMILIES", "Family", "build"]
 

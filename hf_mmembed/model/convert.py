@@ -25,8 +25,8 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from .checkpoint_mmembed import require_safetensors
+from .family_mmembed import image_only_processor, load_with_pillow
 from .presets import load_prompt
-from .processing_mmembed import image_only_processor, load_with_pillow
 from .registration import MMEmbedConfig, MMEmbedModel, MMEmbedProcessor
 from .rows_mmembed import HierarchicalPrompt
 

@@ -21,16 +21,16 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
-import transformers
 from jinja2 import TemplateError
-from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, Qwen2VLImageProcessorPil
+from transformers import BatchFeature, Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
+from .family_mmembed import image_only_processor, load_with_pillow
 from .images_mmembed import ImageError, open_image
 from .pixels_mmembed import TabledQwenImages
 from .rows_mmembed import HierarchicalPrompt, Row, row_of_conversation, rows_of_lists
 
-__all__ = ["HierarchicalPrompt", "MMEmbedProcessor", "image_only_processor", "load_with_pillow"]
+__all__ = ["HierarchicalPrompt", "MMEmbedProcessor"]
 
 # Their `pixel_values` are one stack of tiles. sentence-transformers, which cuts a batch into mini-batches where gradients
 # are cached, learns from `image_grid_thw` which of them belong together; the model does not read it.
@@ -39,29 +39,6 @@ SIZE_OPTIONS = ("truncation", "max_length", "padding", "return_tensors")
 THINK_TAGS = re.compile(r"(</?think>)")
 # sentence-transformers passes `task` only to templates that use the variable; this renders nothing.
 TASK_DECLARATION = "{% if task is defined %}{% endif %}"
-
-
-def image_only_processor(name: str) -> type[ProcessorMixin]:
-    """The processor class `transformers.<name>` without its video part, which would require torchvision.
-
-    Raises:
-        ValueError: If this transformers has no such class.
-    """
-    family = getattr(transformers, name, None)
-    if family is None:
-        raise ValueError(f"transformers {transformers.__version__} has no processor class {name!r}; upgrade it.")
-    attributes = [attribute for attribute in family.get_attributes() if "video_processor" not in attribute]
-    body = {"get_attributes": classmethod(lambda cls: list(attributes)), "__module__": family.__module__}
-    return type(family.__name__, (family,), body)
-
-
-def load_with_pillow(processor_class: type[ProcessorMixin], path: Any, **kwargs: Any) -> Any:
-    """`processor_class.from_pretrained(path, **kwargs)` with Pillow's image backend, which needs no torchvision."""
-    shared = {name: value for name, value in kwargs.items() if name not in ("backend", "allow_urls")}
-    image_processor = AutoImageProcessor.from_pretrained(path, backend=kwargs.get("backend", "pil"), **shared)
-    tokenizer = AutoTokenizer.from_pretrained(path, **shared)
-    fields, options = processor_class.get_processor_dict(path, **kwargs)
-    return processor_class.from_args_and_dict([image_processor, tokenizer], fields, **options)
 
 
 class MMEmbedProcessor(ProcessorMixin):
@@ -245,11 +222,14 @@ class MMEmbedProcessor(ProcessorMixin):
         """
         contents = [self._content(row, task) for row in rows]
         if self.prompt.chat:
-            contents = self.backbone_processor.apply_chat_template(
-                [self._messages(row, content) for row, content in zip(rows, contents, strict=True)],
-                tokenize=False,
-                add_generation_prompt=True,
+            # Pictures without words are all rendered alike.
+            kinds = [(content, len(row.images)) for row, content in zip(rows, contents, strict=True)]
+            conversations = {kind: self._messages(*kind) for kind in kinds}
+            rendered = self.backbone_processor.apply_chat_template(
+                list(conversations.values()), tokenize=False, add_generation_prompt=True
             )
+            string_of = dict(zip(conversations, rendered, strict=True))
+            contents = [string_of[kind] for kind in kinds]
         elif "" in contents:
             raise ValueError(f"input {contents.index('')} is empty, and its prompt has no words: nothing to embed.")
         return [content + self.turn_of_trace(row.trace) for content, row in zip(contents, rows, strict=True)]
@@ -277,11 +257,11 @@ class MMEmbedProcessor(ProcessorMixin):
             words = gap.join([token] * len(row.images)) + (self.prompt.separator + words if words else "")
         return words + self.prompt.ending(task, has_image=bool(row.images))
 
-    def _messages(self, row: Row, content: str) -> list[dict[str, Any]]:
+    def _messages(self, content: str, count: int) -> list[dict[str, Any]]:
         system = self.prompt.system
         if system and not self.takes_system_role:
             system, content = "", f"{system}\n{content}"
-        images = [{"type": "image"} for _ in row.images] if self.prompt.image_style == "template" else []
+        images = [{"type": "image"} for _ in range(count)] if self.prompt.image_style == "template" else []
         text = [{"type": "text", "text": content}] if content or not images else []
         user = {"role": "user", "content": [*images, *text]}
         return [{"role": "system", "content": [{"type": "text", "text": system}]}, user] if system else [user]

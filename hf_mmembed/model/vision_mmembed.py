@@ -1,9 +1,9 @@
 """Vision towers as an embedder runs them: the weights and numbers of transformers' modules, computed in less time.
 
 In: a backbone of transformers. Out: the same backbone, whose patch embedding is a matrix product, whose pictures of
-equal size attend in one call instead of one call each, and whose activations are computed in place. Names and shapes
-of weights do not change, and where gradients are wanted the modules compute as they always did. This file travels
-with the checkpoint.
+equal size attend in one call instead of one call each, and whose activations pass over memory less often. Names and
+shapes of weights do not change, and where gradients are wanted the modules compute as they always did. This file
+travels with the checkpoint.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.activations import QuickGELUActivation
 
-__all__ = ["InPlaceQuickGELU", "LinearPatchConv", "attend_by_length", "run_lean"]
+__all__ = ["InPlaceQuickGELU", "LinearPatchConv", "attend_by_length", "feed_forward", "run_lean"]
 
 # Vision attentions that have the same parts and take the same arguments.
 QWEN_ATTENTIONS = frozenset({"VisionAttention", "Qwen2_5_VLVisionAttention", "Qwen3VLVisionAttention"})
@@ -30,6 +30,8 @@ def run_lean(backbone: nn.Module) -> None:
             module.__class__ = LinearPatchConv
         elif type(module) is QuickGELUActivation:
             module.__class__ = InPlaceQuickGELU
+        elif type(module).__name__ == "VisionMlp" and type(module.act) in (QuickGELUActivation, InPlaceQuickGELU):
+            module.forward = partial(feed_forward, module)
         elif type(module).__name__ in QWEN_ATTENTIONS:
             module.forward = partial(attend_by_length, module)
 
@@ -57,6 +59,26 @@ class InPlaceQuickGELU(QuickGELUActivation):
         if torch.is_grad_enabled():
             return super().forward(input)
         return (1.702 * input).sigmoid_().mul_(input)
+
+
+def feed_forward(mlp: Any, states: torch.Tensor) -> torch.Tensor:
+    """The forward of Qwen2-VL's `VisionMlp`, whose activation passes over its input once instead of three times.
+
+    `x * sigmoid(1.702 * x)` is `silu(1.702 * x) / 1.702`; the matrix products before and after it take the factors.
+
+    Args:
+        mlp (`nn.Module`): With a `QuickGELUActivation` between `fc1` and `fc2`.
+        states (`torch.Tensor` of shape `(patches, dim)`): Its input.
+
+    Returns:
+        `torch.Tensor` of shape `(patches, dim)`.
+    """
+    first, second = mlp.fc1, mlp.fc2
+    # An adapter or a quantised layer is another class.
+    if torch.is_grad_enabled() or type(first) is not nn.Linear or type(second) is not nn.Linear:
+        return type(mlp).forward(mlp, states)
+    wide = torch.addmm(first.bias, states, first.weight.t(), beta=1.702, alpha=1.702)
+    return torch.addmm(second.bias, F.silu(wide, inplace=True), second.weight.t(), alpha=1 / 1.702)
 
 
 def attend_by_length(

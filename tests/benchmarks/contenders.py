@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from hf_mmembed import MMEmbedder, convert, load_prompt
-from hf_mmembed.model.processing_mmembed import image_only_processor
+from hf_mmembed.model.family_mmembed import image_only_processor
 
 __all__ = ["Encode", "count_tokens", "ours", "plain_sentence_transformers", "research_loop"]
 

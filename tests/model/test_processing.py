@@ -14,7 +14,7 @@ from jinja2 import Environment, meta
 from PIL import Image
 
 from hf_mmembed.model import PRESETS, ImageError, MMEmbedProcessor, Row
-from hf_mmembed.model.processing_mmembed import TASK_DECLARATION, image_only_processor
+from hf_mmembed.model.processing_mmembed import TASK_DECLARATION
 from tests.tiny_families import FAMILIES
 
 SYSTEM = "Given an image, summarize the provided image in one word. Given only text, describe the text in one word."
@@ -329,8 +329,6 @@ def test_a_narrow_picture_is_not_mistaken_for_channels(processor):
 def test_a_processor_needs_its_family_and_its_prompt(processor):
     with pytest.raises(ValueError, match="needs `backbone_processor_class` and `prompt`"):
         MMEmbedProcessor(processor.image_processor, processor.tokenizer)
-    with pytest.raises(ValueError, match="no processor class 'WarpProcessor'"):
-        image_only_processor("WarpProcessor")
     tokenizer = copy.deepcopy(processor.tokenizer)
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="the backbone has no chat template"):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig
 from PIL import Image
 from torch import nn
 from transformers import AutoModel, AutoProcessor
@@ -123,6 +124,34 @@ def test_activation_keeps_its_input_and_has_gradients():
     assert torch.equal(states, before)
     [gradient] = torch.autograd.grad(InPlaceQuickGELU()(states).sum(), states)
     assert torch.equal(gradient, torch.autograd.grad(expected.sum(), states)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_feed_forward_is_the_library_s_with_one_pass_for_the_activation(dtype, loaded, monkeypatch):
+    model, _ = loaded("qwen2_vl")
+    mlp = model.to(dtype).backbone.visual.blocks[0].mlp
+    nn.init.normal_(mlp.fc1.bias)
+    states = torch.randn(7, mlp.fc1.in_features, dtype=dtype)
+    stock = type(mlp).forward(mlp, states)
+    passes = []
+    silu = F.silu
+    monkeypatch.setattr(F, "silu", lambda *args, **kwargs: passes.append(1) or silu(*args, **kwargs))
+    with torch.no_grad():
+        assert torch.allclose(mlp(states), stock, rtol=0, atol=1e-6 if dtype == torch.float32 else 2e-2)
+    assert passes
+    mlp(states).sum().backward()
+    assert mlp.fc1.weight.grad.abs().max() > 0 and len(passes) == 1
+
+
+def test_adapters_in_the_feed_forward_count(loaded):
+    model, batch = loaded("qwen2_vl")
+    model.add_adapter(LoraConfig(target_modules=["fc1"], init_lora_weights=False))
+    mlp = model.backbone.visual.blocks[0].mlp
+    states = torch.randn(7, mlp.fc2.out_features)
+    with torch.no_grad():
+        assert torch.equal(mlp(states), type(mlp).forward(mlp, states))
+        bare = mlp.fc2(mlp.act(mlp.fc1.base_layer(states)))
+        assert (mlp(states) - bare).abs().max() > 1e-4
 
 
 def test_patch_embedding_is_a_matrix_product_with_the_convolution_s_numbers(loaded):

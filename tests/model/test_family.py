@@ -1,0 +1,29 @@
+"""The family's processor without its video part: what it leaves out, and how it tells tokens apart."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import Idefics3Processor
+from transformers.processing_utils import ProcessorMixin
+
+from hf_mmembed import MMEmbedProcessor
+from hf_mmembed.model.family_mmembed import image_only_processor, types_of_tokens
+
+
+def test_a_class_that_transformers_lacks_is_named():
+    with pytest.raises(ValueError, match="no processor class 'WarpProcessor'"):
+        image_only_processor("WarpProcessor")
+
+
+def test_types_of_tokens_are_the_library_s(embedder):
+    family = MMEmbedProcessor.from_pretrained(embedder("qwen2_vl")).backbone_processor
+    assert type(family).create_mm_token_type_ids is types_of_tokens
+    image, video = family.image_token_ids[0], family.video_token_ids[0]
+    rows = [[9, image, image, 9], [9], [video, 9, image]]
+    expected = [[0, 1, 1, 0], [0], [2, 0, 1]]
+    assert family.create_mm_token_type_ids(rows) == expected == ProcessorMixin.create_mm_token_type_ids(family, rows)
+
+
+def test_a_family_with_types_of_its_own_keeps_them():
+    family = image_only_processor("Idefics3Processor")
+    assert family.create_mm_token_type_ids is Idefics3Processor.create_mm_token_type_ids

@@ -1,23 +1,28 @@
 """The results of an ablation as a Markdown table and as a plot.
 
-In: results as `ablation.run_ablation` returns them. Out: mean ± standard deviation over seeds, one line per arm.
+In: results as `ablation.run_ablation` returns them. Out: mean ± standard deviation over seeds, one line per arm, and by
+how many standard deviations SaHa is ahead or behind.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from math import sqrt
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 from hf_mmembed.files import write_atomically
 from hf_mmembed.tiny.runs import spread
 from hf_mmembed.tiny.testset import CHANGES
 
-__all__ = ["COLUMNS", "markdown", "plot"]
+__all__ = ["COLUMNS", "SUBJECT", "comparisons", "markdown", "plot"]
 
 Result = dict[str, Any]
+
+SUBJECT = "saha"
+"""The arm that the others are compared with."""
 
 _SCORES = ("text→image R@1", "image→text R@1", "composed R@1", *(change.replace("_", " ") for change in CHANGES))
 
@@ -35,15 +40,39 @@ COLUMNS: dict[str, Callable[[Result], float | None]] = {
 
 
 def markdown(results: Sequence[Result]) -> str:
-    """One line per arm, in the order of the results; scores in percent."""
+    """One line per arm, in the order of the results, then the comparisons; scores in percent."""
     lines = [f"| | {' | '.join(COLUMNS)} |", f"|---|{'---:|' * len(COLUMNS)}"]
+    seeds = sorted({result["seed"] for result in results})
     for arm, runs in _by_arm(results).items():
         cells = [spread([value(run) for run in runs]) for value in COLUMNS.values()]
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    seeds = sorted({result["seed"] for result in results})
+        own = sorted(run["seed"] for run in runs)
+        fewer = "" if own == seeds else f" (only {', '.join(map(str, own))})"
+        lines.append(f"| {arm}{fewer} | {' | '.join(cells)} |")
     steps = max(result["steps"] for result in results)
     lines += ["", f"{steps} steps; mean ± standard deviation over the seeds {', '.join(map(str, seeds))}."]
-    return "\n".join(lines) + "\n"
+    compared = comparisons(results)
+    return "\n".join([*lines, *([""] if compared else []), *compared]) + "\n"
+
+
+def comparisons(results: Sequence[Result]) -> list[str]:
+    """A line per arm: how far SaHa's mean score is from its own, over the seeds that both were run with.
+
+    A standard deviation is the root of the mean of both arms' variances over these seeds; arms with fewer than two seeds
+    in common have none and are left out.
+    """
+    scores = {arm: {run["seed"]: run["mean"] for run in runs} for arm, runs in _by_arm(results).items()}
+    own = scores.pop(SUBJECT, {})
+    lines = []
+    for arm, others in scores.items():
+        seeds = sorted(own.keys() & others.keys())
+        if len(seeds) < 2:
+            continue
+        ours, theirs = ([values[seed] for seed in seeds] for values in (own, others))
+        difference = mean(ours) - mean(theirs)
+        deviation = sqrt((stdev(ours) ** 2 + stdev(theirs) ** 2) / 2)
+        times = f", {abs(difference) / deviation:.1f} standard deviations" if deviation else ""
+        lines.append(f"- {SUBJECT} against {arm}: {difference:+.1f}{times} ({len(seeds)} seeds)")
+    return lines
 
 
 def plot(results: Sequence[Result], path: Path) -> Path:

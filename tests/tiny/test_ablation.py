@@ -10,7 +10,7 @@ from PIL import Image
 from hf_mmembed.cli.main import main
 from hf_mmembed.tiny import ablation
 from hf_mmembed.tiny.ablation import ARMS, Plan, mean_score, run_ablation
-from hf_mmembed.tiny.ablation_report import markdown, plot
+from hf_mmembed.tiny.ablation_report import comparisons, markdown, plot
 from hf_mmembed.tiny.testset import CHANGES
 
 SCORES = {"text→image R@1": 10.0, "image→text R@1": 20.0, "composed R@1": 30.0, "classify shape": 1.0}
@@ -94,3 +94,18 @@ def test_what_an_arm_has_not_is_a_dash(tmp_path) -> None:  # type: ignore[no-unt
     assert first_line.count("–") == 4 and second_line.count("–") == 3
     plot([zero_shot, last], tmp_path / "plot.png")
     assert Image.open(tmp_path / "plot.png").width > 500
+
+
+def test_saha_is_compared_over_the_seeds_that_both_arms_have() -> None:
+    def run(arm: str, seed: int, mean: float) -> dict[str, object]:
+        return {"arm": arm, "seed": seed, "steps": 5, "seconds": {}, "scores": SCORES, "mean": mean}
+
+    saha = [run("saha", seed, mean) for seed, mean in ((0, 80.0), (1, 82.0), (2, 99.0))]
+    random = [run("random", seed, mean) for seed, mean in ((1, 77.0), (0, 79.0))]
+    once = run("margin", 1, 50.0)
+    # deviations of √2 both, means 81 and 78
+    assert comparisons([*saha, *random, once]) == ["- saha against random: +3.0, 2.1 standard deviations (2 seeds)"]
+    lines = markdown([*saha, *random, once]).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:5]] == ["saha", "random (only 0, 1)", "margin (only 1)"]
+    assert lines[-1] == "- saha against random: +3.0, 2.1 standard deviations (2 seeds)"
+    assert comparisons([once, *random]) == []

@@ -1,15 +1,17 @@
-"""Model cards: the code in them runs, their metadata is complete, and their tables are what the command printed."""
+"""Cards and experiments: code in them runs, metadata is complete, tables are what the commands printed."""
 
 from __future__ import annotations
 
 import json
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from huggingface_hub import ModelCard
 
 from hf_mmembed import tiny
+from hf_mmembed.tiny import ablation_report, reasoning_report
 from hf_mmembed.tiny.evaluate import markdown
 
 CARDS = Path(__file__).parents[1] / "model_cards"
@@ -36,6 +38,14 @@ def test_tables_are_those_of_the_recorded_evaluation() -> None:
     card = TINY.read_text(encoding="utf-8")
     results = json.loads((CARDS / "mmembed-tiny.json").read_text(encoding="utf-8"))
     assert markdown(results).strip() in card
+
+
+@pytest.mark.parametrize(("name", "report"), [("ablation", ablation_report), ("thinking", reasoning_report)])
+def test_tables_of_the_experiments_are_those_of_their_results(name: str, report: ModuleType) -> None:
+    folder = CARDS / "experiments"
+    results = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    assert report.markdown(results).strip() in (folder / "README.md").read_text(encoding="utf-8")
+    assert (folder / f"{name}.png").is_file()
 
 
 def test_size_is_that_of_the_shipped_file() -> None:

@@ -111,8 +111,8 @@ def thinking(
     ] = "direct,oracle,shipped,unified",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each, seeded 0, 1, ...")] = 3,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of an embedder and of the heads.")] = 80,
-    reasoner_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the reasoner.")] = 120,
-    blocks: Annotated[int, typer.Option(min=4, help="Of 16 riddles each, to train on.")] = 100,
+    reasoner_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the reasoner.")] = 240,
+    blocks: Annotated[int, typer.Option(min=4, help="Of 16 riddles each, to train on.")] = 200,
     queries: Annotated[int, typer.Option(min=10, help="Of each task in the test.")] = 150,
 ) -> None:
     """Think before embedding, in every variant, and compare what it brings and what it costs.

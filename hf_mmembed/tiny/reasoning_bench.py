@@ -84,8 +84,8 @@ class ThinkingPlan:
     model: str
     generative: str
     steps: int = 80
-    reasoner_steps: int = 120
-    blocks: int = 100
+    reasoner_steps: int = 240
+    blocks: int = 200
     queries: int = 150
     timed: int = 10
     learning_rate: float = 1e-3

@@ -63,6 +63,7 @@ def harm(results: Sequence[dict[str, Any]]) -> list[str]:
 def plot(results: Sequence[dict[str, Any]], path: Path) -> Path:
     """Mean R@1 of the tasks that need thinking against CPU milliseconds per query, every seed a dot; a PNG."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
@@ -72,6 +73,10 @@ def plot(results: Sequence[dict[str, Any]], path: Path) -> Path:
         axes.plot(cost, score, kind, color=f"C{place % 10}", alpha=0.4, markersize=4)
         axes.plot(mean(cost), mean(score), kind, color=f"C{place % 10}", markersize=8, label=name)
     axes.set_xscale("log")
+    costs = [row["milliseconds"] for result in results for row in result["rows"]]
+    axes.set_xticks([cost for cost in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if min(costs) < cost < max(costs)])
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("CPU milliseconds per query")
     axes.set_ylabel("mean R@1 of relation, count and composed, %")
     axes.spines[["top", "right"]].set_visible(False)

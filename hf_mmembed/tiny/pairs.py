@@ -155,11 +155,11 @@ def _caption_rows(scene: Scene, pictures: list[tuple[Scene, bytes]], rng: Random
     shared = caption(replace(scene, shapes=pictures[-1][0].shapes), rng)
     for layout, png in pictures:
         meaning = meaning_of_scene(layout)
-        for text in {caption(layout, rng), shared}:
+        for text in dict.fromkeys((caption(layout, rng), shared)):  # a set has another order in every process
             said = meaning_of_caption(text)
             if answers(said[None], meaning[None]).all():  # the place of a single shape may differ
                 yield _Row((text, None), ("", png), "text_to_image", (said, meaning))
-        for text in {caption(layout, rng), caption(layout, rng)}:
+        for text in dict.fromkeys((caption(layout, rng), caption(layout, rng))):
             yield _Row(("", png), (text, None), "image_to_text", (meaning, meaning_of_caption(text)))
 
 

@@ -177,26 +177,44 @@ class LocalReasoner:
             return [
                 trace
                 for start in range(0, len(rows), self.batch_size)
-                for trace in self._generate(rows[start : start + self.batch_size], gold_visible=answers is not None)
+                for trace in self._generate(rows, start, gold_visible=answers is not None)
             ]
 
     @torch.inference_mode()
-    def _generate(self, rows: list[Row], *, gold_visible: bool) -> list[Trace]:
-        batch = self.processor(
-            text=[row.text for row in rows],
-            images=[row.images or None for row in rows],
-            instruction=[row.instruction for row in rows],
-            max_length=self._room,
-            return_tensors="pt",
-        ).to(self.model.device)
+    def _generate(self, rows: list[Row], start: int, *, gold_visible: bool) -> list[Trace]:
+        batch = self._batch(rows, start).to(self.model.device)
         known = inspect.signature(self.model.forward).parameters
-        with torch.random.fork_rng(enabled=self.settings.temperature > 0):
-            torch.manual_seed(self.settings.seed)
+        sampling = self.settings.temperature > 0
+        with torch.random.fork_rng(enabled=sampling):
+            if sampling:
+                torch.manual_seed(self.settings.seed)
             output = self.model.generate(
                 **{name: value for name, value in batch.items() if name in known},
                 tokenizer=self.processor.tokenizer,
             )
         return [self._trace(ids, gold_visible) for ids in output[:, batch["input_ids"].shape[1] :].tolist()]
+
+    def _batch(self, rows: list[Row], start: int) -> Any:
+        some = rows[start : start + self.batch_size]
+        try:
+            return self._tensors(some)
+        except ValueError:
+            # The processor counts inputs from the start of the batch; find the culprit to name it properly.
+            for index, row in enumerate(some, start):
+                try:
+                    self._tensors([row])
+                except ValueError as error:
+                    raise ValueError(f"inputs[{index}]: {error}") from error
+            raise
+
+    def _tensors(self, rows: list[Row]) -> Any:
+        return self.processor(
+            text=[row.text for row in rows],
+            images=[row.images or None for row in rows],
+            instruction=[row.instruction for row in rows],
+            max_length=self._room,
+            return_tensors="pt",
+        )
 
     def _trace(self, ids: list[int], gold_visible: bool) -> Trace:
         end = next((place for place, token in enumerate(ids) if token in self._ends), None)
@@ -292,7 +310,7 @@ def row_of(item: Any, index: int, templates: Templates, answers: Sequence[str] |
 
 def fingerprint(directory: Path) -> str:
     """Digest of the files of a generative checkpoint that decide what it writes (about a second per gigabyte)."""
-    names = ("*.safetensors", "*config.json", "tokenizer.json", "chat_template.jinja")
+    names = ("*.safetensors", "*config.json", "tokenizer.json", "chat_template.*")
     digest = hashlib.sha256()
     for path in sorted({path for name in names for path in directory.glob(name)}):
         with path.open("rb") as file:

@@ -96,6 +96,28 @@ def test_sampling_repeats_with_its_seed_and_leaves_the_generator_alone():
     assert sampling.think(INPUTS, "qa") == first
 
 
+def test_without_sampling_the_generator_is_not_touched(reasoner):
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    reasoner.think(["a disc"], "qa")
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("bad", [{"image": b"no picture"}, {"text": "x", "instruction": "word " * 3000}])
+def test_a_bad_input_is_named_by_its_place_among_all(reasoner, bad):
+    with pytest.raises(ValueError, match=r"^inputs\[3\]: "):
+        reasoner.think([*INPUTS, bad], "qa")
+
+
+def test_the_chat_template_counts_as_part_of_the_reasoner(generative, tmp_path):
+    for file in generative("qwen2_vl").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    before = fingerprint(tmp_path)
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "x"}')  # where older checkpoints keep it
+    assert fingerprint(tmp_path) != before
+
+
 def test_origin_says_which_weights_and_settings(reasoner, generative):
     other = LocalReasoner(generative("qwen2_vl"), settings=Settings(6), device="cpu")
     assert other.origin.revision == fingerprint(generative("qwen2_vl")) != reasoner.origin.revision

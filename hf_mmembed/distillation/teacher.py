@@ -7,6 +7,7 @@ In: pairs of sentences and a `SentenceTransformer`. Out: `TeacherVectors`. They 
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ def embed_with_teacher(
     sentences = as_sentence_pairs([text for pair in both for text in pair for _ in range(2)])  # a row for each
     ids = content_ids(sentences)
     limit = teacher.max_seq_length
+    limit = None if limit is None or math.isinf(limit) else limit
     long = 0 if limit is None else _longer_than(limit, teacher, sentences.select(ids.document_rows.tolist()))
     if long:
         logger.warning(
@@ -138,9 +140,14 @@ class _Encoder:
 
 
 def _longer_than(limit: int, teacher: SentenceTransformer, sentences: Dataset) -> int:
-    """How many sentences have more tokens."""
+    """How many sentences have more tokens, the teacher's prompt included."""
+    tokenizer, prompt = teacher.tokenizer, teacher.prompts.get(teacher.default_prompt_name, "")
     longer = 0
     for batch in sentences.select_columns(["pos_text"]).iter(_COUNTED_AT_ONCE):
-        counted = teacher.tokenizer(batch["pos_text"], truncation=False, padding=False, verbose=False)
-        longer += sum(len(ids) > limit for ids in counted["input_ids"])
+        texts = [prompt + text for text in batch["pos_text"]]
+        if callable(tokenizer):
+            counted = tokenizer(texts, truncation=False, padding=False, verbose=False)["input_ids"]
+        else:  # that of a model of words
+            counted = map(tokenizer.tokenize, texts)
+        longer += sum(len(ids) > limit for ids in counted)
     return longer

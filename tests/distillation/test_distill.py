@@ -19,6 +19,7 @@ from hf_mmembed.distillation.student import set_vision_aside
 from hf_mmembed.model.presets import PRESETS
 from tests.distillation.conftest import TEACHER
 from tests.tiny_families import FAMILIES
+from tests.training.conftest import in_processes
 
 
 def arguments(directory, **options):
@@ -100,6 +101,32 @@ def test_distilled_killed_resumed_and_opened(generative, pairs, tmp_path):
         torch.testing.assert_close(weight, after[name], rtol=0, atol=1e-6, msg=name)
     losses = [entry for entry in trainer.state.log_history if "agreement" in entry]
     assert len(losses) >= 2 and losses[-1]["loss"] < trainer.state.log_history[0]["loss"]
+
+
+def _rank_distilled(rank, recipe, pairs):
+    return distill(recipe, pairs=pairs)
+
+
+def test_two_processes_distil_as_one(generative, pairs, tmp_path):
+    """Conversion, the teacher's embeddings, batches and loss are shared, and the first process writes the result."""
+
+    def recipe(name):
+        return DistillationRecipe(
+            str(generative("qwen2_vl")), str(TEACHER), {}, str(tmp_path / name),
+            training={"use_cpu": True, "report_to": "none", "global_batch_size": 4, "max_steps": 1, "optim": "sgd",
+                      "learning_rate": 0.5, "warmup_steps": 0, "lora_dropout": 0.0, "save_strategy": "no"},
+        )  # fmt: skip
+
+    pairs = pairs.select(range(4))  # one process and two see the same batches
+    one = distill(recipe("one"), pairs=pairs)
+    two, same = in_processes(_rank_distilled, recipe("two"), pairs, store=tmp_path / "store")
+    assert two == same == tmp_path / "two" / "model"
+    start, alone, together = (
+        MMEmbedder(str(path), device="cpu").state_dict() for path in (tmp_path / "one" / "embedder", one, two)
+    )
+    assert any((alone[name] - weight).abs().max() > 1e-3 for name, weight in start.items())
+    for name, weight in alone.items():
+        torch.testing.assert_close(together[name], weight, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_a_recipe_without_a_first_stage_says_so():

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, WordEmbeddings
+from sentence_transformers.sentence_transformer.modules.tokenizer import WhitespaceTokenizer
 
 from hf_mmembed.distillation.sentences import as_sentence_pairs
 from hf_mmembed.distillation.teacher import embed_with_teacher
@@ -80,3 +85,33 @@ def test_what_the_teacher_cannot_read_whole_is_counted(teacher, tmp_path, caplog
     long = "word " * (teacher.max_seq_length + 1)
     embed_with_teacher(as_sentence_pairs([long, "short", "short", f"{long}again"]), teacher, tmp_path)
     assert f"2 of 3 sentences are longer than the teacher reads ({teacher.max_seq_length} tokens)" in caplog.text
+
+
+def test_the_teachers_own_prompt_takes_room_too(teacher, tmp_path, caplog):
+    prompted = SentenceTransformer(
+        modules=list(teacher), prompts={"topic": "tell the topic: "}, default_prompt_name="topic", device="cpu"
+    )
+    nearly = " ".join(["word"] * (teacher.max_seq_length - 4))
+    embed_with_teacher(as_sentence_pairs([nearly, "short"]), prompted, tmp_path)
+    assert "1 of 2 sentences are longer" in caplog.text
+
+
+def test_a_teacher_without_a_limit(teacher, tmp_path, caplog):
+    """Static embeddings: their tokenizer is no callable, and they read any length."""
+    static = SentenceTransformer(modules=[StaticEmbedding(teacher.tokenizer, embedding_dim=8)], device="cpu")
+    texts = ["a disc", "a box", "word " * 1000, "a star"]
+    found = embed_with_teacher(as_sentence_pairs(texts), static, tmp_path)
+    np.testing.assert_allclose(found.take(found.ids.reshape(-1)), static.encode(texts), atol=1e-6)
+    assert "longer" not in caplog.text
+    json.loads((tmp_path / "documents" / "manifest.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_words_beyond_the_limit_of_a_teacher_of_words(tmp_path, caplog):
+    tokenizer = WhitespaceTokenizer(["disc", "box", "star"], stop_words=[])
+    words = WordEmbeddings(tokenizer, np.eye(3, dtype=np.float32), max_seq_length=2)
+    embed_with_teacher(
+        as_sentence_pairs(["disc box star", "star"]),
+        SentenceTransformer(modules=[words, Pooling(3)], device="cpu"),
+        tmp_path,
+    )
+    assert "1 of 2 sentences are longer than the teacher reads (2 tokens)" in caplog.text

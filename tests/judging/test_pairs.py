@@ -12,7 +12,7 @@ from hf_mmembed.data.pairs import negatives_of, read_pairs
 from hf_mmembed.judging import judge_pairs, sampled
 from hf_mmembed.judging.candidates import mined, of_pairs
 from hf_mmembed.training.soft_labels import SoftLabelLoss
-from tests.training.conftest import make_pairs
+from tests.training.conftest import in_processes, make_pairs
 
 
 class Formula:
@@ -110,6 +110,24 @@ def test_a_killed_run_goes_on_and_another_judge_starts_anew(tmp_path):
     other = Formula("other")
     np.testing.assert_array_equal(judge_pairs(pairs, other, pool, tmp_path, rows_per_file=2).scores, whole.scores)
     assert other.asked == 8 * 4
+
+
+def _rank_judged(rank, pairs, pool, out):
+    judge = Formula()
+    judged = judge_pairs(pairs, judge, pool, out, rows_per_file=2)
+    return judge.asked, judged.scores, judged.pairs.to_list()
+
+
+def test_two_processes_share_the_questions_and_return_the_same(tmp_path):
+    pairs = make_pairs(7)
+    pool = mined(pairs, Words(), tmp_path, model={"name": "words"}, depth=3)
+    alone = judge_pairs(pairs, Formula(), pool, tmp_path / "one", rows_per_file=2)
+    results = in_processes(_rank_judged, pairs, pool, tmp_path / "two", store=tmp_path / "store")
+    assert [asked for asked, *_ in results] == [4 * 4, 3 * 4]  # rows 0, 1, 4, 5 and rows 2, 3, 6
+    for _, scores, rows in results:
+        np.testing.assert_array_equal(scores, alone.scores)
+        assert rows == alone.pairs.to_list()
+    assert read_pairs(tmp_path / "two" / "pairs").to_list() == alone.pairs.to_list()
 
 
 def test_nothing_to_judge_is_an_error():

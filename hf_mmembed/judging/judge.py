@@ -6,18 +6,23 @@ In: queries and candidates as `MMEmbedder.encode` takes them. Out: the probabili
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hf_mmembed.batching import plan_batches, prefetch
 from hf_mmembed.data.rows import hash_parts
 from hf_mmembed.identity import local_checkpoint
 from hf_mmembed.inputs import as_messages
 from hf_mmembed.model.rows_mmembed import HierarchicalPrompt, Row, row_of_conversation
+from hf_mmembed.preparation import Conversation, estimate_tokens
+from hf_mmembed.sentence_transformer import BATCH_COST_ELSEWHERE, BATCH_COST_ON_CPU
 from hf_mmembed.thinking.reasoner import fingerprint, open_generative
 from hf_mmembed.thinking.templates import load_templates
 
@@ -36,12 +41,13 @@ class Judge:
         model: Directory or Hub id of a generative checkpoint.
         revision: Branch, tag or commit on the Hub.
         words: What it answers with. Defaults to ``("Yes", "No")``.
-        batch_size: Questions per forward pass. Defaults to 16.
+        batch_size: Questions per forward pass, at most: those of a call that are alike in length. Defaults to 16.
         dtype: Defaults to that of the checkpoint; float32 on a CPU.
         device: Defaults to a GPU if there is one.
 
     Attributes:
         identity: Decides the scores: model, revision and question.
+        max_seq_length: Tokens that a question may have; a longer one loses the end of its texts.
 
     Raises:
         OSError: The checkpoint cannot be read or has no safetensors weights.
@@ -77,6 +83,8 @@ class Judge:
         if self._answers[0] == self._answers[1]:
             raise ValueError(f"{words[0]!r} and {words[1]!r} begin with the same token of {model}; use other words.")
         self.batch_size = batch_size
+        self.max_seq_length = self.processor.tokenizer.model_max_length
+        self._batch_cost = BATCH_COST_ON_CPU if device.type == "cpu" else BATCH_COST_ELSEWHERE
         self.identity = hash_parts(commit or fingerprint(directory), question, *words)
 
     def __call__(self, queries: Sequence[dict[str, Any]], candidates: Sequence[dict[str, Any]]) -> NDArray[np.float64]:
@@ -90,19 +98,35 @@ class Judge:
             ValueError: An input cannot be read, or a score is not a number.
         """
         rows = [_question(query, item, i) for i, (query, item) in enumerate(zip(queries, candidates, strict=True))]
-        parts = [self._scores(rows[start : start + self.batch_size]) for start in range(0, len(rows), self.batch_size)]
-        scores = np.concatenate([np.empty(0), *parts])
+        conversations = [
+            Conversation(i, as_messages(query, index=i) + as_messages(item, index=i))
+            for i, (query, item) in enumerate(zip(queries, candidates, strict=True))
+        ]
+        batches = plan_batches(
+            estimate_tokens(cast(Any, self), conversations, {}),
+            batch_size=self.batch_size,
+            token_budget=sys.maxsize,
+            batch_cost=self._batch_cost,
+        )
+        scores = np.empty(len(rows))
+        with closing(
+            prefetch(lambda batch: self._features([rows[i] for i in batch]), batches, workers=1, ahead=1)
+        ) as prepared:
+            for batch, features in prepared:
+                scores[batch] = self._scores(features)
         if not np.isfinite(scores).all():
             raise ValueError(f"the judge gave NaN for {str(candidates[int(np.argmin(np.isfinite(scores)))])[:200]}.")
         return scores
 
-    @torch.inference_mode()
-    def _scores(self, rows: list[Row]) -> NDArray[np.float64]:
-        batch = self.processor(
+    def _features(self, rows: list[Row]) -> Any:
+        return self.processor(
             text=[row.text for row in rows], images=[row.images or None for row in rows], return_tensors="pt"
-        ).to(self.model.device)
+        )
+
+    @torch.inference_mode()
+    def _scores(self, features: Any) -> NDArray[np.float64]:
         known = inspect.signature(self.model.forward).parameters
-        options = {name: value for name, value in batch.items() if name in known}
+        options = {name: value for name, value in features.to(self.model.device).items() if name in known}
         if "logits_to_keep" in known:
             options["logits_to_keep"] = 1  # padding is on the left, so the last place is the answer's
         logits = self.model(**options).logits[:, -1, self._answers]  # (rows, 2)

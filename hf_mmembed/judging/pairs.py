@@ -91,16 +91,21 @@ def judge_pairs(
     folder.mkdir(parents=True, exist_ok=True)
     process = world()
     starts = range(0, len(pairs), rows_per_file)
+    # Each candidate is read once to name the files, and once more for every question that is still to be asked.
+    shown = np.unique(pool.places[pool.places >= 0]).tolist()
+    digests = {place: _digest(document_of(row)) for place, row in zip(shown, pool.items.select(shown), strict=True)}
     paths: list[Path] = []
     with tqdm(total=len(pairs), unit=" pairs", desc="judging", delay=2, disable=None) as bar:
         for number, start in enumerate(starts):
             rows = pairs.select(range(start, min(start + rows_per_file, len(pairs))))
             places = pool.places[start : start + rows_per_file]
-            queries, candidates = _questions(rows, places, pool)
-            asked = [_digest(item) for pair in zip(queries, candidates, strict=True) for item in pair]
+            asked = [part for row, own in zip(rows, places, strict=True) for part in _asked(row, own, digests)]
             paths.append(folder / f"{start:09d}-{hash_parts(judge.identity, *asked)}.npy")
             if number % process.size == process.rank and not paths[-1].exists():
-                _save(paths[-1], _asked(judge, queries, candidates, places))
+                try:
+                    _save(paths[-1], _judged(judge, rows, places, pool))
+                except ValueError as error:
+                    raise ValueError(f"rows {start} to {start + len(rows) - 1} cannot be judged: {error}") from error
             bar.update(len(rows))
     process.agree(None)
     scores = np.concatenate([np.load(path) for path in paths])
@@ -121,21 +126,21 @@ def judge_pairs(
     return Judged(result, scores, int(answers.sum()), without)
 
 
-def _questions(
-    rows: Dataset, places: NDArray[np.int64], pool: Pool
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Query and candidate of every question, row by row, the row's own document first."""
+def _asked(row: dict[str, Any], places: NDArray[np.int64], digests: dict[int, str]) -> list[str]:
+    """What the questions about a row are made of: query and candidate of each, the row's own document first."""
+    query, shown = (
+        _digest(query_of(row)),
+        [_digest(document_of(row)), *(digests[p] for p in places[places >= 0].tolist())],
+    )
+    return [part for candidate in shown for part in (query, candidate)]
+
+
+def _judged(judge: _Judge, rows: Dataset, places: NDArray[np.int64], pool: Pool) -> NDArray[np.float64]:
     queries, candidates = [], []
     for row, own in zip(rows, places, strict=True):
         shown = [document_of(row), *pool.inputs(own[own >= 0])]
         queries += [query_of(row)] * len(shown)
         candidates += shown
-    return queries, candidates
-
-
-def _asked(
-    judge: _Judge, queries: list[dict[str, Any]], candidates: list[dict[str, Any]], places: NDArray[np.int64]
-) -> NDArray[np.float64]:
     there = np.concatenate([np.ones((len(places), 1), bool), places >= 0], axis=1)
     scores = np.full(there.shape, np.nan)
     scores[there] = judge(queries, candidates)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from hf_mmembed import tiny
 from hf_mmembed.judging import Judge
+from hf_mmembed.judging.judge import _question
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +40,12 @@ def test_scores_are_the_softmax_over_two_logits(judge):
 
 
 def test_the_question_ends_the_turn(judge):
-    [text] = judge.processor.render([judge_row("a", "b")], None)
+    [text] = judge.processor.render([judge_question({"text": "a"}, {"text": "b"})], None)
     assert "Query: a\nCandidate: b\nIs the candidate a right answer to the query? Answer only yes or no." in text
 
 
-def judge_row(query, candidate):
-    from hf_mmembed.judging.judge import _question
-
-    return _question({"text": query}, {"text": candidate}, 0)
+def judge_question(query, candidate):
+    return _question(query, candidate, 0)
 
 
 def test_words_must_differ_in_their_first_token():
@@ -54,7 +53,29 @@ def test_words_must_differ_in_their_first_token():
         Judge(tiny.generative_path(), words=("yes", "yes"), device="cpu")
 
 
+def test_questions_alike_in_length_share_a_batch_and_scores_keep_their_order(judge, monkeypatch):
+    queries = [{"image": RED} if i in (1, 4) else {"text": "which?"} for i in range(6)]
+    candidates = [{"text": "a red circle " * n} for n in (12, 1, 2, 11, 2, 3)]
+    one_by_one = [judge([query], [item])[0] for query, item in zip(queries, candidates, strict=True)]
+    assert len(set(one_by_one)) == 6
+    padding, score = [], judge._scores
+
+    def spy(features):
+        padding.append(int((features["attention_mask"] == 0).sum()))
+        return score(features)
+
+    monkeypatch.setattr(judge, "_scores", spy)
+    np.testing.assert_allclose(judge(queries, candidates), one_by_one, atol=1e-5)
+    in_order = [
+        judge._features(
+            [judge_question(*pair) for pair in zip(queries[i : i + 2], candidates[i : i + 2], strict=True)]
+        )
+        for i in (0, 2, 4)
+    ]
+    assert sum(padding) < sum(int((features["attention_mask"] == 0).sum()) for features in in_order) / 2
+
+
 def test_not_a_number_is_an_error(judge, monkeypatch):
-    monkeypatch.setattr(judge, "_scores", lambda rows: np.full(len(rows), np.nan))
+    monkeypatch.setattr(judge, "_scores", lambda features: np.full(len(features["input_ids"]), np.nan))
     with pytest.raises(ValueError, match="the judge gave NaN for {'text': 'red'}"):
         judge(QUERIES[:1], CANDIDATES[:1])

@@ -112,6 +112,31 @@ def test_a_killed_run_goes_on_and_another_judge_starts_anew(tmp_path):
     assert other.asked == 8 * 4
 
 
+def test_what_is_judged_already_reads_each_candidate_once(tmp_path, monkeypatch):
+    pairs = make_pairs(8)
+    pool = mined(pairs, Words(), tmp_path, model={"name": "words"}, depth=5)
+    first = judge_pairs(pairs, Formula(), pool, tmp_path, rows_per_file=2)
+    monkeypatch.setattr(type(pool), "inputs", None)  # no question is put together anew
+    again = judge_pairs(pairs, Formula(dies_after=0), pool, tmp_path, rows_per_file=2)
+    np.testing.assert_array_equal(again.scores, first.scores)
+
+
+def test_what_cannot_be_judged_names_its_rows_and_keeps_the_others(tmp_path):
+    def fails(queries, candidates):
+        if any(query["text"] == "blue thing 2" for query in queries):
+            raise ValueError("the picture is broken")
+        return Formula()(queries, candidates)
+
+    fails.identity = "formula"
+    pairs = make_pairs(4, pictures=False)
+    pool = mined(pairs, Words(), tmp_path, model={"name": "words"}, depth=1)
+    with pytest.raises(ValueError, match="rows 2 to 3 cannot be judged: the picture is broken"):
+        judge_pairs(pairs, fails, pool, tmp_path, rows_per_file=2)
+    judge = Formula()
+    judge_pairs(pairs, judge, pool, tmp_path, rows_per_file=2)
+    assert judge.asked == 4
+
+
 def _rank_judged(rank, pairs, pool, out):
     judge = Formula()
     judged = judge_pairs(pairs, judge, pool, out, rows_per_file=2)

@@ -9,6 +9,7 @@ with the checkpoint, so it imports nothing but torch, transformers and its neigh
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -218,22 +219,30 @@ class UnifiedModel(EmbeddingModel):
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, seq_len)`): Prompts, padded on the left.
             attention_mask (`torch.Tensor` of shape `(batch, seq_len)`): 1 for real tokens.
-            max_new_tokens (`int`, defaults to 512): The hard limit; a trace that has not ended by then is ended.
+            max_new_tokens (`int`, defaults to 512): The hard limit; a trace that has not ended by then, or at the end of
+                what the reasoner reads, is ended.
             temperature (`float`, defaults to 0): 0 takes the most probable token each time.
             **kwargs: The reasoner's image tensors; what it does not know is ignored.
 
         Raises:
-            ValueError: If the padding is on the right, or `max_new_tokens` is not positive.
+            ValueError: If the padding is on the right, `max_new_tokens` is not positive, or the prompts leave no room.
         """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}; a trace needs at least one token.")
         if not bool(attention_mask[:, -1].all()):
             raise ValueError("prompts are padded on the right; set `processor.tokenizer.padding_side = 'left'`.")
         end, start = self.config.end_token_id, input_ids.shape[1]
+        reads = getattr(self.config.backbone_config.get_text_config(), "max_position_embeddings", None)
+        limit = max_new_tokens if reads is None else min(max_new_tokens, reads - start - 1)
+        if limit < 1:
+            raise ValueError(
+                f"the prompts take {start} of the {reads} tokens that the reasoner reads, which leaves no room for a "
+                "trace; give the processor a lower max_length."
+            )
         known = inspect.signature(self.reasoner.forward).parameters
         # Two more: the end token where the limit was met, and a token that is drawn when the end token is run.
         generation = GenerationConfig(
-            max_new_tokens=max_new_tokens + 2,
+            max_new_tokens=limit + 2,
             pad_token_id=end,
             do_sample=temperature > 0,
             **({"temperature": temperature, "top_k": 0} if temperature > 0 else {}),
@@ -243,7 +252,7 @@ class UnifiedModel(EmbeddingModel):
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 generation_config=generation,
-                logits_processor=[_EndOnce(start, max_new_tokens, end, self.config.other_end_token_ids)],
+                logits_processor=[_EndOnce(start, limit, end, self.config.other_end_token_ids)],
                 stopping_criteria=[_EndWasRun(start, end)],
                 **{name: value for name, value in kwargs.items() if name in known},
             )
@@ -252,7 +261,7 @@ class UnifiedModel(EmbeddingModel):
         up_to_end = (ended.cumsum(dim=1) - ended == 0).to(attention_mask.dtype)
         output = self.embed(self._states(record, torch.cat([attention_mask, up_to_end], dim=1)))
         output.trace_ids = written
-        output.cut = up_to_end.sum(dim=1) > max_new_tokens
+        output.cut = up_to_end.sum(dim=1) > limit
         return output
 
     def _states(self, record: list[list[dict[str, Any]]], mask: torch.Tensor) -> States:
@@ -269,8 +278,11 @@ class UnifiedModel(EmbeddingModel):
         blocks: Any = self._decoder.layers
         watched: list[Any] = [self._decoder.norm] if self.layer == len(blocks) else list(blocks[self.layer :])
         record: list[list[dict[str, Any]]] = [[] for _ in watched]
+        own = threading.get_ident()  # another thread may be running the same reasoner
 
         def note(place: int, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            if threading.get_ident() != own:
+                return
             hidden = arguments[0] if arguments else named["hidden_states"]
             wanted: dict[str, Any] = {
                 name: named[name] for name in ("attention_mask", "position_embeddings") if name in named
@@ -278,7 +290,8 @@ class UnifiedModel(EmbeddingModel):
             record[place].append({"hidden": hidden if place == 0 else None, "length": hidden.shape[1], **wanted})
 
         def note_normed(module: nn.Module, arguments: tuple[Any, ...], output: torch.Tensor) -> None:
-            record[0].append({"hidden": output, "length": output.shape[1]})
+            if threading.get_ident() == own:
+                record[0].append({"hidden": output, "length": output.shape[1]})
 
         if self.layer == len(blocks):
             hooks = [watched[0].register_forward_hook(note_normed)]

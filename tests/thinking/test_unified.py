@@ -4,6 +4,7 @@ import inspect
 import shutil
 import subprocess
 import sys
+import threading
 from functools import cache
 
 import pytest
@@ -157,6 +158,36 @@ def test_opens_where_this_package_is_not_installed(unified, tmp_path):
     ids, _, numbers = done.stdout.strip().splitlines()[-1].partition("]] ")
     assert f"{ids}]]" == str(expected.trace_ids.tolist())
     assert torch.allclose(torch.tensor([float(n) for n in numbers.split()]), expected.embeddings[0], atol=1e-4)
+
+
+def test_two_threads_do_not_read_each_others_states(unified):
+    model, processor = opened(unified("qwen2_vl", "self_init"))
+    one, other = (processor(text=[text], return_tensors="pt") for text in ("a red disc", "a box that is blue"))
+    expected = model(**one).embeddings
+    found = []
+
+    def meanwhile(module, arguments):
+        hook.remove()
+        thread = threading.Thread(target=lambda: found.append(model(**other).embeddings))
+        thread.start()
+        thread.join()
+
+    hook = model.reasoner.get_decoder().layers[0].register_forward_pre_hook(meanwhile)
+    assert torch.equal(model(**one).embeddings, expected) and torch.equal(found[0], model(**other).embeddings)
+
+
+def test_a_trace_ends_where_the_reasoner_reads_no_further(unified):
+    model, processor = opened(unified("qwen2_vl", "last_token"))
+    batch = processor(text=["a"], return_tensors="pt")
+    length, text_config = batch["input_ids"].shape[1], model.config.backbone_config.get_text_config()
+    text_config.max_position_embeddings = length + 4
+    hook = force(model, 5)
+    output = model.think_and_embed(**batch, max_new_tokens=50)
+    hook.remove()
+    assert output.trace_ids[0].tolist() == [5] * 3 + [model.config.end_token_id] and output.cut.all()
+    text_config.max_position_embeddings = length + 1
+    with pytest.raises(ValueError, match=f"take {length} of the {length + 1} tokens"):
+        model.think_and_embed(**batch)
 
 
 def test_saved_again_it_is_the_same(unified, tmp_path):

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from hf_mmembed.model.images_mmembed import ImageError, open_image
@@ -23,6 +24,8 @@ from .templates import Templates, load_templates
 from .traces import Origin, Trace
 
 __all__ = ["EndpointReasoner"]
+
+_NOT_ACCEPTED = (400, 413, 422)  # one input is at fault, such as a text that is too long, not the server
 
 
 class EndpointReasoner:
@@ -75,13 +78,13 @@ class EndpointReasoner:
 
         Raises:
             ConnectionError: The endpoint cannot be reached, does not answer in time or refuses.
-            ValueError: An input cannot be used, or the answer is no chat completion.
+            ValueError: An input cannot be used, by the server's word neither, or the answer is no chat completion.
         """
         request = self.templates.prompt(task_family).represent_text
         rows = [row_of(item, index, self.templates, answers) for index, item in enumerate(inputs)]
         bodies = [self._messages(row, index, request) for index, row in enumerate(rows)]
         with ThreadPoolExecutor(self.concurrency) as pool:
-            return list(pool.map(lambda messages: self._ask(messages, answers is not None), bodies))
+            return list(pool.map(partial(self._ask, gold_visible=answers is not None), range(len(bodies)), bodies))
 
     def _messages(self, row: Row, index: int, request: str) -> list[dict[str, Any]]:
         words = "\n".join(part for part in (row.instruction, row.text) if part)
@@ -94,7 +97,7 @@ class EndpointReasoner:
         content.append({"type": "text", "text": words + request})
         return [{"role": "system", "content": self.templates.system}, {"role": "user", "content": content}]
 
-    def _ask(self, messages: list[dict[str, Any]], gold_visible: bool) -> Trace:
+    def _ask(self, index: int, messages: list[dict[str, Any]], *, gold_visible: bool) -> Trace:
         settings = self.settings
         completion = self._post(
             {
@@ -105,7 +108,8 @@ class EndpointReasoner:
                 "top_p": settings.top_p,
                 "seed": settings.seed,
                 **({"stop": list(settings.stop)} if settings.stop else {}),
-            }
+            },
+            index,
         )
         try:
             [choice, *_] = completion["choices"]
@@ -122,7 +126,7 @@ class EndpointReasoner:
             ) from error
         return Trace(raw, "length" if choice.get("finish_reason") == "length" else "stop", tokens, gold_visible)
 
-    def _post(self, body: dict[str, Any]) -> Any:
+    def _post(self, body: dict[str, Any], index: int) -> Any:
         # The standard library's client: that of the Hub refuses any request while `HF_HUB_OFFLINE` is set.
         url = f"{self.base_url.rstrip('/')}/chat/completions"
         request = urllib.request.Request(url, json.dumps(body).encode(), self._headers)
@@ -131,6 +135,10 @@ class EndpointReasoner:
                 return json.loads(response.read())
         except urllib.error.HTTPError as error:
             said = " ".join(error.read().decode("utf-8", "replace").split())[:300]
+            if error.code in _NOT_ACCEPTED:
+                raise ValueError(
+                    f"inputs[{index}]: {self.base_url} does not accept it: {error.code} {error.reason} {said}"
+                ) from error
             raise ConnectionError(
                 f"{self.base_url} refuses a request for {self.name!r}: {error.code} {error.reason} {said}"
             ) from error

@@ -14,7 +14,7 @@ from typing import Any
 from datasets import Dataset
 from tqdm import tqdm
 
-from hf_mmembed.data.pairs import document_of, query_of
+from hf_mmembed.data.pairs import NEGATIVE_FEATURES, document_of, negatives_of, query_of
 from hf_mmembed.inputs import as_messages
 
 from .reasoner import Reasoner
@@ -121,7 +121,8 @@ def think_about_pairs(
         store: Where they go.
         reasoner: Who thinks.
         pairs: What `read_pairs` returns.
-        sides: ``"query"``, ``"document"`` or both, the default. Documents are of the family ``content``.
+        sides: ``"query"``, ``"document"`` or both, the default. Documents are of the family ``content``; the negatives
+            that a row brings along are documents too.
         families: Of the queries: one for all, or by subset. Defaults to a guess from the form of each query.
         show_answers: Show the text of its document to the reasoner when it thinks about a query. Such traces leak the
             answer to the embedder, which therefore takes them only when told so. Defaults to False.
@@ -132,7 +133,9 @@ def think_about_pairs(
         ConnectionError: As `fill`.
     """
     thoughts = thoughts_of_pairs(pairs, sides=sides, families=families, show_answers=show_answers, part=part)
-    return fill(store, reasoner, thoughts, total=len(sides) * len(range(part[0], len(pairs), part[1])))
+    total = len(sides) * len(range(part[0], len(pairs), part[1]))
+    unknown = "document" in sides and not set(NEGATIVE_FEATURES).isdisjoint(pairs.column_names)
+    return fill(store, reasoner, thoughts, total=None if unknown else total)
 
 
 def thoughts_of_pairs(
@@ -142,8 +145,12 @@ def thoughts_of_pairs(
     families: str | Mapping[str, str] | None = None,
     show_answers: bool = False,
     part: tuple[int, int] = (0, 1),
+    negatives: bool = True,
 ) -> Iterator[Thought]:
-    """What there is to think about in pairs; the arguments are those of `think_about_pairs`."""
+    """What there is to think about in pairs; the arguments are those of `think_about_pairs`, but for `negatives`.
+
+    Without `negatives` there is one thought per side and row.
+    """
     if wrong := sorted(set(sides) - {"query", "document"}):
         raise ValueError(f"there is no side {wrong[0]!r}; use 'query' and 'document'")
     named = {families} if isinstance(families, str) else set((families or {}).values())
@@ -165,6 +172,8 @@ def thoughts_of_pairs(
             if side == "document":
                 family = "content"
             yield Thought(name, item, side, family or guess_family(as_messages(item), side), answer)
+            if side == "document" and negatives:
+                yield from (Thought(f"row {number}, negative", item, side, "content") for item in negatives_of(row))
 
 
 def _windows(thoughts: Iterable[Thought]) -> Iterator[list[Thought]]:

@@ -76,7 +76,7 @@ def lessons(
             raise ValueError(f"{store.path} holds traces of {len(origins)} reasoners; give `origin`, one of them")
         [origin] = origins
     keys: dict[str, Lesson] = {}
-    for number, thought in enumerate(thoughts_of_pairs(pairs, sides=sides, families=families)):
+    for number, thought in enumerate(thoughts_of_pairs(pairs, sides=sides, families=families, negatives=False)):
         content = content_digest(as_messages(thought.input))
         key = origin.key(content, thought.side, thought.family)
         keys.setdefault(key, Lesson(number % len(pairs), thought.side, thought.family, ""))
@@ -159,6 +159,12 @@ def _stack(tensors: list[torch.Tensor], fill: float) -> torch.Tensor:
     return torch.cat(padded)
 
 
+def _last_complete(output_dir: str | None) -> str | None:
+    """The checkpoint of the highest step; one without the file that the `Trainer` writes last is passed over."""
+    complete = [path.parent for path in Path(output_dir or ".").glob("checkpoint-*/trainer_state.json")]
+    return max(map(str, complete), key=lambda path: int(path.rpartition("-")[2]), default=None)
+
+
 def fine_tune(
     model: str | os.PathLike[str],
     pairs: Dataset,
@@ -184,7 +190,7 @@ def fine_tune(
         sides: As when the traces were made.
         families: The same.
         templates: The same. Defaults to those of the package of the version that the teacher had.
-        resume: Go on from the last checkpoint in ``args.output_dir``.
+        resume: Go on from the last complete checkpoint in ``args.output_dir``, if there is one.
 
     Returns:
         `out`: a generative checkpoint, for `LocalReasoner` and `make_unified`.
@@ -218,7 +224,7 @@ def fine_tune(
         train_dataset=chosen,
         processing_class=processor.backbone_processor,
     )
-    trainer.train(resume_from_checkpoint=resume or None)
+    trainer.train(resume_from_checkpoint=_last_complete(args.output_dir) if resume else None)
     out = Path(out)
     if trainer.is_world_process_zero():
         staged = out.with_name(f".{out.name}.unfinished")

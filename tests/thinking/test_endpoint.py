@@ -9,8 +9,10 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from datasets import Dataset
 from PIL import Image
 
+from hf_mmembed.data.pairs import read_pairs
 from hf_mmembed.thinking.endpoint import EndpointReasoner
 from hf_mmembed.thinking.fill import think_about_pairs
 from hf_mmembed.thinking.reasoner import Settings
@@ -27,6 +29,8 @@ class Handler(BaseHTTPRequestHandler):
         word = parts[-1]["text"].split()[0]
         if word == "refused":
             return self._send(503, {"error": {"message": "overloaded"}})
+        if word == "unacceptable":
+            return self._send(400, {"error": {"message": "the prompt is too long"}})
         for part in parts[:-1]:
             data = base64.b64decode(part["image_url"]["url"].partition(",")[2])
             word = f"{Image.open(io.BytesIO(data)).getpixel((0, 0))} {word}"
@@ -103,6 +107,14 @@ def test_key_is_sent_to_the_server_it_is_for(server):
 def test_refusal_says_so(reasoner):
     with pytest.raises(ConnectionError, match="refuses a request for 'teacher'.*503"):
         reasoner.think(["refused"], "qa")
+
+
+def test_an_input_that_the_server_does_not_accept_is_named(reasoner):
+    with pytest.raises(ValueError, match=r"^inputs\[1\]: .*400.*too long"):
+        reasoner.think(["a", "unacceptable", "b"], "qa")
+    with pytest.raises(ValueError, match="row 1, query: "):
+        pairs = read_pairs(Dataset.from_dict({"query": ["a", "unacceptable"], "positive": ["b", "c"]}))
+        think_about_pairs(TraceStore(":memory:"), reasoner, pairs)
 
 
 def test_missing_endpoint_is_a_clear_error_and_the_store_stays(reasoner, server, text_pairs, tmp_path):

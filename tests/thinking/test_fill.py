@@ -5,10 +5,15 @@ from PIL import Image
 
 from hf_mmembed.data.pairs import query_of
 from hf_mmembed.inputs import as_messages
+from hf_mmembed.mining.ids import content_ids
 from hf_mmembed.thinking.fill import Thought, fill, think_about_pairs
+from hf_mmembed.thinking.sft import lessons
 from hf_mmembed.thinking.thinker import Thinker
+from hf_mmembed.thinking.traced import TracedCollator
 from hf_mmembed.thinking.traces import TraceStore
+from hf_mmembed.training.collator import ROW, PairCollator
 from tests.thinking.conftest import Parrot
+from tests.training.conftest import make_pairs
 
 
 @pytest.fixture
@@ -40,6 +45,17 @@ def test_each_input_gets_its_own_trace(store, parrot, some_pairs):
     for (_, content), trace in store.by_content().items():
         assert trace.final == content[:6]
     assert {name for name, _ in parrot.asked} == {"qa", "content"}
+
+
+def test_negatives_are_documents_too(store, parrot):
+    pairs = make_pairs(6, negatives=True)
+    done = think_about_pairs(store, parrot, pairs, sides=["document"])
+    assert done.new + done.kept == 6 + 6  # one document each, and 0, 1, 2, 0, 1, 2 negatives
+    texts = {key: trace.text for key, trace in store.by_content().items()}
+    collator = TracedCollator(PairCollator(content_ids(pairs)), texts, dropout=0.0)
+    _, documents = collator([{**pairs[row], ROW: row} for row in range(6)])["sides"]
+    assert all(turns[-1]["role"] == "assistant" for turns in documents.messages)
+    assert len(lessons(pairs, store, sides=["document"])) == 6
 
 
 def test_what_was_made_before_a_failure_is_kept(store, some_pairs):

@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText, TrainingArguments
 
 from hf_mmembed.thinking.fill import think_about_pairs
 from hf_mmembed.thinking.reasoner import LocalReasoner, Settings, open_generative
-from hf_mmembed.thinking.sft import IGNORED, Lesson, LessonCollator, fine_tune, lessons
+from hf_mmembed.thinking.sft import IGNORED, Lesson, LessonCollator, _last_complete, fine_tune, lessons
 from hf_mmembed.thinking.templates import load_templates
 from hf_mmembed.thinking.traces import Record, Trace, TraceStore
 from tests.thinking.conftest import Parrot
@@ -90,3 +90,21 @@ def test_the_student_learns_to_say_it_and_does_not_forget_to_see(generative, sto
     with torch.no_grad():
         assert after(**batch).loss < 0.7 * before(**batch).loss
     assert LocalReasoner(out, settings=Settings(3), device="cpu").think(["a"], "qa")[0].n_tokens
+
+
+def test_resuming_goes_on_from_the_last_complete_checkpoint(tmp_path):
+    assert _last_complete(str(tmp_path / "none")) is None
+    for step in (2, 10, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if step < 12:  # a killed run has not written the last file yet
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    assert _last_complete(str(tmp_path)) == str(tmp_path / "checkpoint-10")
+
+
+def test_resuming_where_there_is_no_checkpoint_begins_anew(generative, store, some_pairs, tmp_path):
+    args = TrainingArguments(
+        str(tmp_path / "run"), max_steps=1, per_device_train_batch_size=2, use_cpu=True, report_to="none",
+        save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    out = fine_tune(generative("qwen2_vl"), some_pairs, store, args, tmp_path / "student", resume=True)
+    assert (out / "config.json").is_file()

@@ -45,11 +45,21 @@ def test_templates_of_the_users_own(tmp_path):
     fields["version"] = "mine"
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(fields))
-    assert load_templates(path).version == "mine"
+    assert load_templates(path).version.startswith("mine-")
     del fields["families"]["qa"]
     path.write_text(yaml.safe_dump(fields))
     with pytest.raises(ValueError, match="holds no templates.*'qa'"):
         load_templates(path)
+
+
+def test_templates_of_the_users_own_are_told_apart_by_their_words(tmp_path):
+    fields = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    versions = {load_templates().version}
+    for number, system in enumerate(["Look.", "Look!", "Look."]):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(yaml.safe_dump(fields | {"system": system}))
+        versions.add(load_templates(path).version)
+    assert len(versions) == 3
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ In: a version. Out: `Templates`, which give a prompt for each family and say whe
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -29,7 +31,7 @@ class Templates:
     """The prompts of one version.
 
     Attributes:
-        version: Becomes part of the key of every trace.
+        version: Becomes part of the key of every trace. That of a file of one's own has a digest of its words added.
         system: System prompt of the reasoner.
         form: What the output should look like; ends every request.
         answer: Added where the answer is shown, with ``{answer}`` in it.
@@ -70,7 +72,8 @@ def load_templates(version_or_path: str | Path = LATEST) -> Templates:
         ValueError: There is no such version, or the file lacks something.
     """
     file: Any = resources.files(__name__) / f"v{version_or_path}.yaml"
-    if str(version_or_path).endswith((".yaml", ".yml")):
+    own = str(version_or_path).endswith((".yaml", ".yml"))
+    if own:
         file = Path(version_or_path)
     elif not file.is_file():
         raise ValueError(f"there are no templates of version {version_or_path!r}; the latest is {LATEST!r}")
@@ -78,6 +81,9 @@ def load_templates(version_or_path: str | Path = LATEST) -> Templates:
         fields = yaml.safe_load(file.read_text(encoding="utf-8"))
         families = fields.pop("families")
         requests = {name: families[name]["request"] for name in FAMILIES}
+        if own:
+            words = json.dumps([fields, requests], sort_keys=True, default=str)
+            fields["version"] = f"{fields['version']}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
         return Templates(**fields, requests=requests, think={name: bool(families[name]["think"]) for name in FAMILIES})
     except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(

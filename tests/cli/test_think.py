@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from hf_mmembed.cli.main import main
-from hf_mmembed.thinking.recipes import load_thinking_recipe, thinking_recipe_names
+from hf_mmembed.thinking.recipes import _untrained, load_thinking_recipe, thinking_recipe_names
 from hf_mmembed.thinking.traces import TraceStore
 
 
@@ -81,6 +82,25 @@ def test_one_command_trains_each_variant(recipe, data, generative, tmp_path):
     words += ["--set", "head_options.layers=1"] if recipe == "tte-unified" else []
     assert run("think-train", recipe, *words) == 0
     assert (tmp_path / "run" / "model").is_dir()
+
+
+def test_a_head_is_the_one_that_the_recipe_names(data, generative, tmp_path):
+    values = {"model": str(generative("qwen2_vl")), "head": "mlp", "head_options": {}, "families": "qa"}
+    recipe = load_thinking_recipe("tte-unified", values)
+    made = tmp_path / "untrained"
+    _untrained(replace(recipe, head="last_token"), made, resume=False)
+    _untrained(recipe, made, resume=False)  # begun anew: not the head of the run before
+    config = json.loads((made / "config.json").read_text())
+    assert config["head"] == "mlp"
+    assert "Answer the question." in (made / "processor_config.json").read_text()
+    before = (made / "model.safetensors").stat().st_mtime_ns
+    _untrained(recipe, made, resume=True)
+    assert (made / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="has the head 'mlp' .* the recipe 'qformer'"):
+        _untrained(replace(recipe, head="qformer"), made, resume=True)
+    (tmp_path / "checkpoint-1").mkdir()
+    with pytest.raises(ValueError, match="has the head 'mlp' .* the recipe 'qformer'"):
+        _untrained(replace(recipe, head="qformer"), made, resume=False)  # the run can still be resumed
 
 
 def test_no_traces_yet(data, tmp_path, capsys):

@@ -6,6 +6,7 @@ in the output directory.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib import resources
@@ -17,6 +18,8 @@ from transformers import TrainingArguments
 
 from hf_mmembed.data.pairs import read_pairs
 from hf_mmembed.mining import Clusters
+from hf_mmembed.model.unified_mmembed import UnifiedConfig
+from hf_mmembed.processes import world
 from hf_mmembed.training.arguments import SaHaTrainingArguments
 from hf_mmembed.training.recipe_files import names_in, read_recipe, require_known
 
@@ -44,7 +47,8 @@ class ThinkingRecipe:
         output: Directory of the run. The result will be in ``model`` inside it.
         clusters: Directory of mined clusters, for batches of hard negatives. Defaults to random batches.
         templates: Version of the prompts, or a YAML file of them, as when the traces were made. Defaults to the latest.
-        families: Task family of the queries, or one by subset: as when the traces were made.
+        families: Task family of the queries, or one by subset: as when the traces were made. A head is trained under
+            the prompt of ``content`` unless there is one family for all.
         trace_dropout: Share of traces left out, of ``"embedder"``. Defaults to 0.1.
         allow_gold: Take traces that saw the answer. Defaults to False.
         head: Of ``"unified"``. Defaults to ``"self_init"``.
@@ -134,13 +138,7 @@ def train_thinking(recipe: ThinkingRecipe, *, pairs: Dataset | None = None, resu
             )  # fmt: skip
         model: Any = recipe.model
         if recipe.variant == "unified":
-            made = output / "untrained"
-            if not (made / "modules.json").is_file():
-                make_unified(
-                    recipe.model, made,
-                    head=recipe.head, head_options=dict(recipe.head_options), templates=recipe.templates,
-                )  # fmt: skip
-            model = open_unified(made)
+            model = open_unified(_untrained(recipe, output / "untrained", resume=resume))
         trainer = traced_trainer(
             model,
             SaHaTrainingArguments(output_dir=str(output), **recipe.training),
@@ -152,3 +150,35 @@ def train_thinking(recipe: ThinkingRecipe, *, pairs: Dataset | None = None, resu
         )
     trainer.train(resume)
     return trainer.save_result(output / "model")
+
+
+def _untrained(recipe: ThinkingRecipe, directory: Path, *, resume: bool) -> Path:
+    """The reasoner with a new head, made by the first process; where a run is resumed, the one that it began with."""
+    failure = None
+    if world().main:
+        try:
+            _make_untrained(recipe, directory, resume=resume)
+        except ValueError as error:
+            failure = str(error)
+    if (failure := world().agree(failure)) is not None:
+        raise ValueError(failure)
+    return directory
+
+
+def _make_untrained(recipe: ThinkingRecipe, directory: Path, *, resume: bool) -> None:
+    wanted = recipe.head, dict(recipe.head_options)
+    if (directory / "config.json").is_file():
+        config = UnifiedConfig.from_pretrained(directory)
+        begun = resume or any(directory.parent.glob("checkpoint-*"))
+        if begun and (config.head, config.head_options) == wanted:
+            return
+        if begun:
+            raise ValueError(
+                f"the run in {directory.parent} has the head {config.head!r} with {config.head_options}, the recipe "
+                f"{wanted[0]!r} with {wanted[1]}: resume it as it was begun, or choose another output"
+            )
+        shutil.rmtree(directory)
+    family = recipe.families if isinstance(recipe.families, str) else "content"
+    make_unified(
+        recipe.model, directory, head=wanted[0], head_options=wanted[1], task_family=family, templates=recipe.templates
+    )

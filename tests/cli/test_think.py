@@ -8,6 +8,7 @@ import pytest
 from hf_mmembed.cli.main import main
 from hf_mmembed.thinking.recipes import _untrained, load_thinking_recipe, thinking_recipe_names
 from hf_mmembed.thinking.traces import TraceStore
+from tests.training.conftest import in_processes
 
 
 def run(*words) -> int:
@@ -101,6 +102,17 @@ def test_a_head_is_the_one_that_the_recipe_names(data, generative, tmp_path):
     (tmp_path / "checkpoint-1").mkdir()
     with pytest.raises(ValueError, match="has the head 'mlp' .* the recipe 'qformer'"):
         _untrained(replace(recipe, head="qformer"), made, resume=False)  # the run can still be resumed
+
+
+def test_several_processes_make_one_head(generative, tmp_path):
+    recipe = load_thinking_recipe("tte-unified", {"model": str(generative("qwen2_vl")), "head_options": {"layers": 1}})
+    made = in_processes(
+        lambda rank: str(_untrained(recipe, tmp_path / "made", resume=False)), store=tmp_path / "store"
+    )
+    assert made == [str(tmp_path / "made")] * 2
+    with pytest.raises(AssertionError, match="copy 9 layers"):  # both are told, or the second would wait for ever
+        wrong = replace(recipe, head_options={"layers": 9})
+        in_processes(lambda rank: _untrained(wrong, tmp_path / "wrong", resume=False), store=tmp_path / "other")
 
 
 def test_no_traces_yet(data, tmp_path, capsys):

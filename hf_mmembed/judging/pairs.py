@@ -19,7 +19,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset
+from datasets import Dataset, Features
+from datasets.arrow_writer import ArrowWriter
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -34,6 +35,8 @@ from .sampling import sampled
 __all__ = ["Judged", "judge_pairs"]
 
 logger = logging.getLogger(__name__)
+
+_ROWS_AT_ONCE = 32
 
 
 class _Judge(Protocol):
@@ -110,9 +113,8 @@ def judge_pairs(
     process.agree(None)
     scores = np.concatenate([np.load(path) for path in paths])
     chosen = [sampled(row[1:], row[0], margin=margin, keep=keep, stride=stride) for row in scores]
-    result = _with_negatives(pairs, pool, scores, chosen)
     if process.main:
-        _replace(out / "pairs", result.save_to_disk)
+        _replace(out / "pairs", lambda directory: _write(directory, pairs, pool, scores, chosen))
     process.agree(None)
     answers = np.isfinite(scores[:, 1:]) & (scores[:, 1:] > scores[:, :1] - margin)
     without = sum(len(own) == 0 for own in chosen)
@@ -123,7 +125,7 @@ def judge_pairs(
             without,
             len(pairs),
         )
-    return Judged(result, scores, int(answers.sum()), without)
+    return Judged(Dataset.load_from_disk(str(out / "pairs")), scores, int(answers.sum()), without)
 
 
 def _asked(row: dict[str, Any], places: NDArray[np.int64], digests: dict[int, str]) -> list[str]:
@@ -147,12 +149,33 @@ def _judged(judge: _Judge, rows: Dataset, places: NDArray[np.int64], pool: Pool)
     return scores
 
 
-def _with_negatives(
-    pairs: Dataset, pool: Pool, scores: NDArray[np.float64], chosen: list[NDArray[np.int64]]
-) -> Dataset:
+def _write(
+    directory: str, pairs: Dataset, pool: Pool, scores: NDArray[np.float64], chosen: list[NDArray[np.int64]]
+) -> None:
+    """The pairs with their negatives, some rows at a time: an array of Arrow's holds 2 GB of pictures, no more."""
     pairs = pairs.remove_columns([name for name in NEGATIVE_FEATURES if name in pairs.column_names])
-    table = pairs.with_format("arrow")[:]
-    flat = np.concatenate([row[own] for row, own in zip(pool.places, chosen, strict=True)])
+    features = type(pairs.features)({**pairs.features, **NEGATIVE_FEATURES})
+    file = Path(f"{directory}.arrow")
+    with ArrowWriter(features=features, path=str(file)) as writer:
+        for start in range(0, len(pairs), _ROWS_AT_ONCE):
+            rows = range(start, min(start + _ROWS_AT_ONCE, len(pairs)))
+            part = slice(rows.start, rows.stop)
+            table = pairs.select(rows).with_format("arrow")[:]
+            writer.write_table(_with_negatives(table, pool, pool.places[part], scores[part], chosen[part], features))
+        writer.finalize()
+    Dataset.from_file(str(file)).save_to_disk(directory)
+    file.unlink()
+
+
+def _with_negatives(
+    table: pa.Table,
+    pool: Pool,
+    places: NDArray[np.int64],
+    scores: NDArray[np.float64],
+    chosen: list[NDArray[np.int64]],
+    features: Features,
+) -> pa.Table:
+    flat = np.concatenate([row[own] for row, own in zip(places, chosen, strict=True)])
     offsets = pa.array(np.cumsum([0, *map(len, chosen)]), pa.int32())
     items = pool.items.select(flat.tolist()).with_format("arrow")[:]
     columns = {f"neg_{kind}": items.column(f"pos_{kind}").combine_chunks() for kind in ("text", "image")}
@@ -160,8 +183,7 @@ def _with_negatives(
     for name, values in columns.items():
         table = table.append_column(name, pa.ListArray.from_arrays(offsets, values))
     table = table.append_column("pos_score", pa.array(scores[:, 0]))
-    features = type(pairs.features)({**pairs.features, **NEGATIVE_FEATURES})
-    return Dataset(table.select(list(features)).cast(features.arrow_schema))
+    return table.select(list(features)).cast(features.arrow_schema)
 
 
 def _digest(item: dict[str, Any]) -> str:

@@ -88,13 +88,16 @@ def test_mined_candidates_are_the_nearest_without_the_answers(tmp_path):
     assert judged.without == 5 and judged.pairs["neg_text"][:] == [[]] * 5
 
 
-def test_pictures_become_negatives(tmp_path):
+@pytest.mark.parametrize("rows_at_once", [32, 4])
+def test_pictures_become_negatives(tmp_path, monkeypatch, rows_at_once):
+    monkeypatch.setattr("hf_mmembed.judging.pairs._ROWS_AT_ONCE", rows_at_once)
     pairs = make_pairs(6)
     pool = mined(pairs, Words(), tmp_path, model={"name": "words"}, depth=3)
     judged = judge_pairs(pairs, Formula(), pool, tmp_path, margin=-1.0, stride=1)
     for row, places in zip(judged.pairs, pool.places, strict=True):
         assert negatives_of(row) == pool.inputs(places)
     assert any(image for row in judged.pairs for image in row["neg_image"])
+    assert {path.name for path in tmp_path.iterdir()} == {"pairs", "scores", "queries", "documents"}
 
 
 def test_a_killed_run_goes_on_and_another_judge_starts_anew(tmp_path):

@@ -1,0 +1,33 @@
+"""What UniME's arms of the ablation start from, in miniature."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hf_mmembed import MMEmbedder, tiny
+from hf_mmembed.tiny import unime
+from hf_mmembed.training.soft_labels import SoftLabelLoss
+from tests.distillation.conftest import TEACHER
+from tests.training.conftest import make_pairs
+
+
+def test_the_first_stage_is_made_once_per_folder(embedder, tmp_path, monkeypatch):
+    start = str(embedder("qwen2_vl"))
+    made = unime.first_stage(tmp_path, start, str(TEACHER), 0, steps=3, batch=4, pairs=8)
+    before, after = (MMEmbedder(str(path), device="cpu").state_dict() for path in (start, made))
+    changed = {name for name, weight in before.items() if not weight.equal(after[name])}
+    assert changed and all("language_model" in name for name in changed)
+    monkeypatch.setattr(unime, "train_once", None)
+    assert unime.first_stage(tmp_path, start, str(TEACHER), 0, steps=3, batch=4, pairs=8) == made
+
+
+def test_pairs_judged_by_the_model_itself_train_with_soft_labels(embedder, tmp_path):
+    pairs, model = make_pairs(6), MMEmbedder(str(embedder("qwen2_vl")), device="cpu")
+    judged, rows = unime.judged_by_itself(
+        pairs, tiny.generative_path(), model, tmp_path, model={"name": "m"}, rows=3, seed=0
+    )
+    assert len(rows) == 3 and np.all(np.diff(rows) > 0)
+    assert judged["query_text"][:] == [pairs[row]["query_text"] for row in rows.tolist()]
+    assert all(0 < score < 1 for score in judged["pos_score"])
+    scores = SoftLabelLoss(model, judged)._scores
+    assert [max(0, len(own) - 1) for own in scores] == [len(texts) for texts in judged["neg_text"]]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from datasets import Dataset
 from PIL import Image
@@ -65,9 +66,17 @@ def fresh(embedder) -> Callable[..., MMEmbedder]:
     return build
 
 
-@pytest.fixture(scope="session")
-def uninterrupted(embedder, tmp_path_factory):
+@pytest.fixture
+def uninterrupted(_uninterrupted):
     """A run of two epochs of three steps: its directory, trainer, and the weights after every step."""
+    # Whoever makes TrainingArguments and no trainer of them empties the state that all accelerators share.
+    if not AcceleratorState._shared_state:
+        Accelerator(cpu=True)
+    return _uninterrupted
+
+
+@pytest.fixture(scope="session")
+def _uninterrupted(embedder, tmp_path_factory):
     directory = tmp_path_factory.mktemp("uninterrupted") / "run"
     steps = Steps()
     trainer = SaHaTrainer(embedder("qwen2_vl"), arguments(directory), make_pairs(), CLUSTERS, callbacks=[steps])

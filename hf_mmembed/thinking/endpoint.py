@@ -9,11 +9,11 @@ import base64
 import http.client
 import io
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
 
 from hf_mmembed.model.images_mmembed import ImageError, open_image
@@ -26,6 +26,9 @@ from .traces import Origin, Trace
 __all__ = ["EndpointReasoner"]
 
 _NOT_ACCEPTED = (400, 413, 422)  # one input is at fault, such as a text that is too long, not the server
+_BUSY = (429, 503)
+_WAITS = (1.0, 4.0, 15.0)  # seconds until a busy server is asked again
+_LONGEST_WAIT = 60.0  # whatever the server asks for
 
 
 class EndpointReasoner:
@@ -76,15 +79,32 @@ class EndpointReasoner:
     def think(self, inputs: Sequence[Any], task_family: str, *, answers: Sequence[str] | None = None) -> list[Trace]:
         """See `Reasoner.think`.
 
+        A server that says it is busy is asked three times more, after 1, 4 and 15 seconds or when it says.
+
         Raises:
-            ConnectionError: The endpoint cannot be reached, does not answer in time or refuses.
-            ValueError: An input cannot be used, by the server's word neither, or the answer is no chat completion.
+            ConnectionError: The endpoint cannot be reached, does not answer in time or refuses. Its `finished` holds
+                the traces that are there already, by the place of their input.
+            ValueError: An input cannot be used, by the server's word neither, or the answer is no chat completion; the
+                same.
         """
         request = self.templates.prompt(task_family).represent_text
         rows = [row_of(item, index, self.templates, answers) for index, item in enumerate(inputs)]
         bodies = [self._messages(row, index, request) for index, row in enumerate(rows)]
         with ThreadPoolExecutor(self.concurrency) as pool:
-            return list(pool.map(partial(self._ask, gold_visible=answers is not None), range(len(bodies)), bodies))
+            asked = [
+                pool.submit(self._ask, index, body, gold_visible=answers is not None)
+                for index, body in enumerate(bodies)
+            ]
+            wait(asked, return_when=FIRST_EXCEPTION)
+            for one in asked:
+                one.cancel()
+        done = {index: one for index, one in enumerate(asked) if not one.cancelled()}
+        failure = next((error for one in done.values() if (error := one.exception()) is not None), None)
+        if failure is not None:
+            finished = {index: one.result() for index, one in done.items() if one.exception() is None}
+            failure.finished = finished  # type: ignore[attr-defined]
+            raise failure
+        return [one.result() for one in asked]
 
     def _messages(self, row: Row, index: int, request: str) -> list[dict[str, Any]]:
         words = "\n".join(part for part in (row.instruction, row.text) if part)
@@ -131,8 +151,7 @@ class EndpointReasoner:
         url = f"{self.base_url.rstrip('/')}/chat/completions"
         request = urllib.request.Request(url, json.dumps(body).encode(), self._headers)
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout) as response:
-                return json.loads(response.read())
+            return json.loads(self._patiently(request))
         except urllib.error.HTTPError as error:
             said = " ".join(error.read().decode("utf-8", "replace").split())[:300]
             if error.code in _NOT_ACCEPTED:
@@ -149,6 +168,21 @@ class EndpointReasoner:
                 f"{self.base_url} cannot be reached ({error}); is the server up? What is in the store stays, and the "
                 "same command goes on from there."
             ) from error
+
+    def _patiently(self, request: urllib.request.Request) -> bytes:
+        for seconds in _WAITS:
+            try:
+                return self._sent(request)
+            except urllib.error.HTTPError as error:
+                if error.code not in _BUSY:
+                    raise
+                wished = error.headers.get("Retry-After", "")
+                time.sleep(min(float(wished), _LONGEST_WAIT) if wished.isdecimal() else seconds)
+        return self._sent(request)
+
+    def _sent(self, request: urllib.request.Request) -> bytes:
+        with urllib.request.urlopen(request, timeout=self._timeout) as response:
+            return response.read()
 
 
 def _data_url(image: Any) -> str:

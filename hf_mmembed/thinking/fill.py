@@ -92,14 +92,17 @@ def fill(store: TraceStore, reasoner: Reasoner, thoughts: Iterable[Thought], *, 
             progress.update(len(window) - len(missing))
             for some in _alike(missing, reasoner.batch_size):
                 begun = time.monotonic()
-                traces = _think(reasoner, [thought for _, thought, _ in some])
+                traces, failure = _think(reasoner, [thought for _, thought, _ in some])
                 done.seconds += time.monotonic() - begun
+                made = [(*some[place], trace) for place, trace in sorted(traces.items())]
                 store.put(
                     Record(key, content, thought.side, thought.family, reasoner.origin, trace)
-                    for (key, thought, content), trace in zip(some, traces, strict=True)
+                    for key, thought, content, trace in made
                 )
+                if failure is not None:
+                    raise failure
                 done.new += len(some)
-                done.tokens += sum(trace.n_tokens for trace in traces)
+                done.tokens += sum(trace.n_tokens for trace in traces.values())
                 progress.update(len(some))
                 progress.set_postfix({"tokens/s": round(done.tokens / max(done.seconds, 1e-9), 1)})
     return done
@@ -193,18 +196,29 @@ def _alike(missing: list[Any], size: int) -> Iterator[list[Any]]:
         yield from (alike[start : start + size] for start in range(0, len(alike), size))
 
 
-def _think(reasoner: Reasoner, thoughts: list[Thought]) -> list[Trace]:
+def _think(reasoner: Reasoner, thoughts: list[Thought]) -> tuple[dict[int, Trace], Exception | None]:
+    """The traces by the place of their thought, and why some are missing; what is paid for is never thrown away."""
+
     def traces_of(some: list[Thought]) -> list[Trace]:
         answers = [thought.answer for thought in some if thought.answer is not None]
         return reasoner.think([thought.input for thought in some], some[0].family, answers=answers or None)
 
     try:
-        return traces_of(thoughts)
-    except ValueError:
-        # The reasoner counts from the start of the batch; find the culprit to name it properly.
-        for thought in thoughts:
+        return dict(enumerate(traces_of(thoughts))), None
+    except (ValueError, ConnectionError) as error:
+        finished: dict[int, Trace] = dict(getattr(error, "finished", {}))
+        failure: Exception = error
+    if isinstance(failure, ConnectionError):
+        return finished, failure
+    # The reasoner counts from the start of the batch; find the culprit to name it properly.
+    for place, thought in enumerate(thoughts):
+        if place not in finished:
             try:
-                traces_of([thought])
+                [finished[place]] = traces_of([thought])
+            except ConnectionError as error:
+                return finished, error
             except ValueError as error:
-                raise ValueError(f"{thought.name}: {error}") from error
-        raise
+                named = ValueError(f"{thought.name}: {error}")
+                named.__cause__ = error
+                return finished, named
+    return finished, failure

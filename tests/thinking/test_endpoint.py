@@ -13,6 +13,7 @@ from datasets import Dataset
 from PIL import Image
 
 from hf_mmembed.data.pairs import read_pairs
+from hf_mmembed.thinking import endpoint
 from hf_mmembed.thinking.endpoint import EndpointReasoner
 from hf_mmembed.thinking.fill import think_about_pairs
 from hf_mmembed.thinking.reasoner import Settings
@@ -27,6 +28,8 @@ class Handler(BaseHTTPRequestHandler):
         self.server.seen.append((self.path, self.headers.get("Authorization"), body))
         parts = body["messages"][-1]["content"]
         word = parts[-1]["text"].split()[0]
+        if word == "busy" and sum("busy" in str(asked[2]) for asked in self.server.seen) < 3:
+            return self._send(429, {"error": {"message": "later"}})
         if word == "refused":
             return self._send(503, {"error": {"message": "overloaded"}})
         if word == "unacceptable":
@@ -72,6 +75,14 @@ def reasoner(server) -> EndpointReasoner:
     return EndpointReasoner(f"http://127.0.0.1:{server.server_port}/v1", "teacher", settings=Settings(64))
 
 
+@pytest.fixture(autouse=True)
+def waits(monkeypatch) -> list[float]:
+    """How long a busy server was given; nobody really waits."""
+    slept: list[float] = []
+    monkeypatch.setattr(endpoint.time, "sleep", slept.append)
+    return slept
+
+
 def test_traces_come_in_order_with_reason_and_tokens(reasoner):
     traces = reasoner.think([f"word{i} and more" for i in range(20)] + ["endless story"], "content")
     assert [trace.final for trace in traces] == [*(f"word{i}" for i in range(20)), "endless"]
@@ -107,6 +118,29 @@ def test_key_is_sent_to_the_server_it_is_for(server):
 def test_refusal_says_so(reasoner):
     with pytest.raises(ConnectionError, match="refuses a request for 'teacher'.*503"):
         reasoner.think(["refused"], "qa")
+
+
+def test_a_busy_server_is_asked_again_after_a_while(reasoner, waits):
+    [trace] = reasoner.think(["busy server"], "content")
+    assert trace.final == "busy" and waits == [1.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [("refused again", ConnectionError, "503"), ("unacceptable text", ValueError, "row 5, query: .*too long")],
+)
+def test_what_was_answered_before_a_failure_is_kept(server, waits, tmp_path, bad, error, message):
+    rows = {"query": [*(f"fine{n} text" for n in range(5)), bad], "positive": ["p"] * 6}
+    pairs = read_pairs(Dataset.from_dict(rows))
+    few_at_once = EndpointReasoner(f"http://127.0.0.1:{server.server_port}/v1", "tiny", concurrency=2)
+    with TraceStore(tmp_path / "traces.sqlite") as store:
+        with pytest.raises(error, match=message):
+            think_about_pairs(store, few_at_once, pairs, sides=["query"], families="content")
+        assert len(store) == 5
+        asked = len(server.seen)
+        with pytest.raises(error, match=message):
+            think_about_pairs(store, few_at_once, pairs, sides=["query"], families="content")
+        assert not any("fine" in str(body) for _, _, body in server.seen[asked:])
 
 
 def test_an_input_that_the_server_does_not_accept_is_named(reasoner):

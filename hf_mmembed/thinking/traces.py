@@ -295,7 +295,7 @@ class TraceStore:
 
     def to_dataset(self) -> Dataset:
         """Everything, one row per trace, for `Dataset.to_parquet` and the like."""
-        with self._lock:
+        with self._lock, self._named_errors():
             cursor = self._connection.execute("SELECT * FROM traces ORDER BY key")
             names = [column[0] for column in cursor.description]
             rows = cursor.fetchall()
@@ -317,6 +317,10 @@ class TraceStore:
     def _named_errors(self) -> Iterator[None]:
         try:
             yield
+        except sqlite3.ProgrammingError as error:
+            raise ValueError(
+                f"the store {self.path} cannot be used ({error}) If it was closed, open it again."
+            ) from error
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise OSError(f"{self.path}: {error}") from error

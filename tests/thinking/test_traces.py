@@ -184,3 +184,13 @@ def test_many_write_and_one_is_killed(tmp_path):
     with TraceStore(path) as store:
         assert len(store) == 2 * (15 + 15 + 10)
         assert store.get(["half"]) == {}
+
+
+@pytest.mark.parametrize("use", [len, TraceStore.to_dataset, lambda store: store.get(["key"])])
+def test_a_closed_store_says_so(tmp_path, use):
+    store = TraceStore(tmp_path / "traces.sqlite")
+    store.close()
+    with pytest.raises(
+        ValueError, match=r"traces.sqlite cannot be used \(Cannot operate on a closed database.\) If it"
+    ):
+        use(store)

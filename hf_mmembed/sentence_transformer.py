@@ -351,6 +351,11 @@ def _read_out(features: dict[str, Any], output_value: str | None, to_cpu: bool) 
     if output_value == "sentence_embedding":
         return embeddings.cpu() if to_cpu else embeddings
     if output_value == "token_embeddings":
+        if "token_embeddings" not in features:
+            raise ValueError(
+                "this checkpoint has no token embeddings, as its head makes one vector of all states; use "
+                "output_value='sentence_embedding'."
+            )
         masks = features["attention_mask"].bool()
         return [states[mask] for states, mask in zip(features["token_embeddings"], masks, strict=True)]
     count = len(embeddings)

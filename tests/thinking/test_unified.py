@@ -206,6 +206,8 @@ def test_as_an_embedder(unified):
     assert torch.allclose(embedder.encode([turns], convert_to_tensor=True), expected, atol=1e-5)
     trainable = {name.partition("head.")[1] for name, p in embedder.named_parameters() if p.requires_grad}
     assert trainable == {"head."}
+    with pytest.raises(ValueError, match="no token embeddings.*use output_value='sentence_embedding'"):
+        embedder.encode(["a red disc"], output_value="token_embeddings")
 
 
 def test_a_checkpoint_that_lacks_weights_is_refused(unified, tmp_path):

@@ -46,6 +46,9 @@ def ablation(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each, seeded 0, 1, ...")] = 3,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of a run.")] = 300,
     families: Annotated[int, typer.Option(min=4, help="Groups of near-duplicate scenes to train on.")] = 300,
+    pictures: Annotated[
+        int, typer.Option(min=2, help="Of every scene: the more, the more false negatives there are to mine.")
+    ] = 2,
     candidates: Annotated[int, typer.Option(min=10, help="Pictures and captions to retrieve from.")] = 500,
 ) -> None:
     """Train with every way of making batches, equal in all else, and compare on unseen scenes.
@@ -59,7 +62,7 @@ def ablation(
     from hf_mmembed.tiny.ablation_report import markdown, plot
 
     names = _chosen(strategies, ARMS, "--strategies")
-    plan = Plan(embedder(model), steps=steps, families=families, candidates=candidates)
+    plan = Plan(embedder(model), steps=steps, families=families, pictures=pictures, candidates=candidates)
     results = run_ablation(
         out, plan, arms=[ARMS[name] for name in names], seeds=range(seeds), teacher=teacher(TEACHER)
     )

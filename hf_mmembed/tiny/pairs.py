@@ -2,7 +2,7 @@
 
 In: a seed. Out: a `DrawnPairs` of the *mine* split: pairs in the schema of `hf_mmembed.data.pairs`, and what every query
 and document means. Scenes come in families: a scene and others that differ from it in one attribute, in which shape has
-which colour, or in how two shapes stand. Each scene has two pictures and several captions, of which every pair names
+which colour, or in how two shapes stand. Each scene has several pictures and captions, of which every pair names
 only some, so a batch of near neighbours holds both what training needs (near misses) and what hurts it (true answers
 that no pair names).
 """
@@ -68,17 +68,18 @@ class _Row:
     meanings: tuple[Meaning, Meaning]
 
 
-def draw_pairs(seed: int, *, families: int = 300, pixels: int = 64) -> DrawnPairs:
-    """Draws about 33 pairs per family; the same arguments give the same pairs.
+def draw_pairs(seed: int, *, families: int = 300, pictures: int = 2, pixels: int = 64) -> DrawnPairs:
+    """Draws pairs, about 33 per family with two pictures a scene; the same arguments give the same pairs.
 
     Args:
         seed: Seed of everything.
         families: How many groups of near-duplicate scenes.
+        pictures: Of every scene. The more there are, the more true answers of a query are named by no pair of it.
         pixels: Side of the stored pictures, drawn at 192 and scaled down with a bicubic filter. At the default, what
             `mmembed-tiny` sees, its image processor has nothing left to scale.
     """
     rng = Random(f"pairs/{seed}")
-    rows = [row for _ in range(families) for row in _family_rows(rng, pixels)]
+    rows = [row for _ in range(families) for row in _family_rows(rng, pictures, pixels)]
     rng.shuffle(rows)
     columns: dict[str, list[Any]] = {
         "query_text": [row.query[0] for row in rows],
@@ -93,9 +94,9 @@ def draw_pairs(seed: int, *, families: int = 300, pixels: int = 64) -> DrawnPair
     return DrawnPairs(Dataset.from_dict(columns, features=PAIR_FEATURES), queries, documents)
 
 
-def _family_rows(rng: Random, pixels: int) -> Iterator[_Row]:
+def _family_rows(rng: Random, n_pictures: int, pixels: int) -> Iterator[_Row]:
     for scene, edits in _family(rng):
-        pictures = [_png(layout, rng, pixels) for layout in _two_layouts(scene, rng)]
+        pictures = [_png(layout, rng, pixels) for layout in _layouts(scene, n_pictures, rng)]
         yield from _caption_rows(scene, pictures, rng)
         yield from _composed_rows(pictures, edits, rng, pixels)
         yield from _label_rows(scene, pictures, rng)
@@ -143,15 +144,15 @@ def _edits(scene: Scene, rng: Random) -> list[tuple[str, Scene]]:
     return sorted(found.values(), key=lambda pair: graph_key(pair[1]) == graph_key(scene))
 
 
-def _two_layouts(scene: Scene, rng: Random) -> list[Scene]:
+def _layouts(scene: Scene, number: int, rng: Random) -> list[Scene]:
     """The scene as it is and laid out anew: different pictures that no caption of the other facts tells apart."""
     keep = relation(*scene.shapes) if scene.kind == "two" else None
-    again = move_apart(scene, rng, keep=keep)
-    return [scene] if again is None else [scene, again]
+    anew = (move_apart(scene, rng, keep=keep) for _ in range(number - 1))
+    return [scene, *(layout for layout in anew if layout is not None)]
 
 
 def _caption_rows(scene: Scene, pictures: list[tuple[Scene, bytes]], rng: Random) -> Iterator[_Row]:
-    """Text to picture and back. One caption has both pictures, every picture several captions."""
+    """Text to picture and back. One caption has all pictures, every picture several captions."""
     shared = caption(replace(scene, shapes=pictures[-1][0].shapes), rng)
     for layout, png in pictures:
         meaning = meaning_of_scene(layout)

@@ -77,6 +77,14 @@ def test_difficulty_is_planted(drawn: DrawnPairs) -> None:
     assert len(np.unique(words, axis=0)) < len(np.unique(pictures[:, [2, 5, 6, 9, 10]], axis=0))
 
 
+def test_more_pictures_of_a_scene_are_more_false_negatives(drawn: DrawnPairs) -> None:
+    shares = []
+    for pairs in (drawn, draw_pairs(0, families=6, pictures=6, pixels=16)):
+        rows = np.flatnonzero(np.array(pairs.pairs["subset"]) == "text_to_image")
+        shares.append(false_negatives(pairs, content_ids(pairs.pairs), rows) / len(rows))
+    assert shares[1] > 2 * shares[0]
+
+
 def test_false_negatives_are_true_and_not_named(drawn: DrawnPairs) -> None:
     ids = content_ids(drawn.pairs)
     batch = np.random.default_rng(0).permutation(len(drawn.pairs))[:60]

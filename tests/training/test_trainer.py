@@ -8,6 +8,7 @@ from transformers import Trainer
 
 from hf_mmembed.mining import Clusters
 from hf_mmembed.training.losses import MaskedInfoNCELoss
+from hf_mmembed.training.models import open_for_training
 from hf_mmembed.training.trainer import SaHaTrainer
 from tests.training.conftest import make_pairs
 from tests.training.runs import CLUSTERS, COMPARABLE, Steps, arguments, assert_same, trained_weights
@@ -42,6 +43,26 @@ def test_gradient_checkpointing_changes_nothing(embedder, tmp_path):
     for name, weight in weights[0].items():
         torch.testing.assert_close(weights[1][name], weight, atol=1e-5, rtol=1e-4)
     assert max(float((weights[0][name] - before[name]).abs().max()) for name in before) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("frozen", "autocast"), [(torch.float32, True), (torch.bfloat16, False), (torch.bfloat16, True)]
+)
+def test_bfloat16_trains_the_weights_nearly_as_float32_does(embedder, tmp_path, frozen, autocast):
+    """`autocast` is `bf16=True`; `frozen` is how most checkpoints of large models are stored."""
+    changes = []
+    for dtype, bf16 in ((torch.float32, False), (frozen, autocast)):
+        args = arguments(tmp_path, **COMPARABLE, bf16=bf16, max_steps=1, temperature=0.1, use_dora=True)
+        model = open_for_training(embedder("qwen2_vl"), args, dtype=dtype)
+        trainer = SaHaTrainer(model, args, make_pairs(), CLUSTERS)
+        before = trained_weights(model)
+        trainer.train()
+        after = trained_weights(model)
+        assert {weight.dtype for weight in after.values()} == {torch.float32}
+        assert {p.dtype for p in model.parameters() if not p.requires_grad} == {dtype}
+        changes.append(torch.cat([(after[name] - before[name]).flatten() for name in before]))
+    assert torch.cosine_similarity(*changes, dim=0) > 0.98
+    assert not torch.equal(*changes)
 
 
 def test_epochs_are_mined_anew_and_resumed_with_their_own_clusters(embedder, tmp_path):

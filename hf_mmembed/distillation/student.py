@@ -57,7 +57,8 @@ def open_student(
         args: Say of what kind the adapter is.
         prompt: What to convert a multimodal LLM with. Defaults to ``"unime"``.
         dtype: Of the frozen weights. Defaults to ``"auto"``, that of the checkpoint.
-        load_in_4bit: Keep the language model's weights in NF4 (QLoRA), on the device from the start. Needs bitsandbytes.
+        load_in_4bit: Keep the frozen weights in NF4 (QLoRA), on the device from the start; the vision tower too is there
+            until it is set aside. Needs bitsandbytes.
 
     Raises:
         ImportError: bitsandbytes is missing.

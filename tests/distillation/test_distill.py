@@ -75,9 +75,10 @@ def test_options_that_do_not_fit(tmp_path, option, message):
         arguments(tmp_path, **option)
 
 
-def test_distilled_killed_resumed_and_opened(generative, pairs, tmp_path):
+@pytest.mark.parametrize("load_in_4bit", [False, True])
+def test_distilled_killed_resumed_and_opened(generative, pairs, tmp_path, load_in_4bit):
     recipe = DistillationRecipe(
-        str(generative("qwen2_vl")), str(TEACHER), {}, str(tmp_path / "run"),
+        str(generative("qwen2_vl")), str(TEACHER), {}, str(tmp_path / "run"), load_in_4bit=load_in_4bit,
         training={"use_cpu": True, "report_to": "none", "global_batch_size": 5, "max_steps": 4, "save_steps": 2,
                   "logging_steps": 1, "learning_rate": 1e-2, "warmup_steps": 0, "lora_dropout": 0.0},
     )  # fmt: skip
@@ -95,6 +96,8 @@ def test_distilled_killed_resumed_and_opened(generative, pairs, tmp_path):
     assert "teacher: model" in record and "learning_rate: 0.01" in record  # what was asked for, without paths
     # The same from the checkpoint in the middle, with the teacher's vectors from the disk.
     trainer = prepare_distillation(recipe, pairs=pairs)
+    layers = {type(m.base_layer).__name__ for m in trainer.model.modules() if hasattr(m, "base_layer")}
+    assert layers == {"Linear4bit" if load_in_4bit else "Linear"}
     trainer.train(str(tmp_path / "run" / "checkpoint-2"))
     resumed = trainer.save_result(tmp_path / "resumed")
     for name, weight in MMEmbedder(str(resumed), device="cpu").state_dict().items():

@@ -18,6 +18,9 @@ from transformers import PreTrainedModel
 
 __all__ = ["last_block_for_pooled", "last_real_token", "only_pooled"]
 
+# Parts of a block, by the names that all families give them, but for those with fused projections.
+PARTS = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
+
 # Columns of the pooled tokens in the forward pass under way, `(batch,)`; each thread has its own.
 _COLUMNS: ContextVar[torch.Tensor | None] = ContextVar("columns", default=None)
 
@@ -40,15 +43,15 @@ def last_real_token(mask: torch.Tensor) -> torch.Tensor:
 
 
 def last_block_for_pooled(backbone: PreTrainedModel) -> None:
-    """Make the last block of a backbone heed [`only_pooled`], if it has an MLP by that name."""
-    mlp = getattr(backbone.get_decoder().layers[-1], "mlp", None)
-    if mlp is not None:
-        mlp.forward = partial(_forward, mlp)
+    """Make the last block of a backbone heed [`only_pooled`], as far as it has parts by these names."""
+    for name, part in backbone.get_decoder().layers[-1].named_modules():
+        if name in PARTS:
+            part.forward = partial(_forward, part)
 
 
 @contextmanager
 def only_pooled(mask: torch.Tensor | None) -> Iterator[None]:
-    """Within this context, the last block's MLP reads the last real token of each row alone.
+    """Within this context, the last block reads the last real token of each row, and of the others keys and values.
 
     Args:
         mask (`torch.Tensor` of shape `(batch, seq_len)`, *optional*): Of the tokens that the forward pass reads.
@@ -61,13 +64,14 @@ def only_pooled(mask: torch.Tensor | None) -> Iterator[None]:
         _COLUMNS.reset(token)
 
 
-def _forward(mlp: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """`(batch, seq_len, hidden)` → the same shape, zero where the MLP was not asked."""
+def _forward(part: Any, states: torch.Tensor) -> torch.Tensor:
+    """`(batch, seq_len, in)` → `(batch, seq_len, out)`, zero where the part was not asked."""
     columns = None if torch.compiler.is_compiling() else _COLUMNS.get()
     if columns is None:
-        return type(mlp).forward(mlp, hidden)
-    columns = columns.to(hidden.device)
-    rows = torch.arange(hidden.shape[0], device=hidden.device)
-    output = torch.zeros_like(hidden)
-    output[rows, columns] = type(mlp).forward(mlp, hidden[rows, columns])
+        return type(part).forward(part, states)
+    columns = columns.to(states.device)
+    rows = torch.arange(states.shape[0], device=states.device)
+    pooled = type(part).forward(part, states[rows, columns])
+    output = pooled.new_zeros(*states.shape[:-1], pooled.shape[-1])
+    output[rows, columns] = pooled
     return output

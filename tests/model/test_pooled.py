@@ -29,21 +29,25 @@ def mixture(processor):
 @pytest.mark.parametrize("share_prefix", [False, True])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_embeddings_are_the_same(family, side, share_prefix, loaded):
+def test_embeddings_are_the_same(family, side, share_prefix, loaded, monkeypatch):
     model, processor = loaded(family)
     processor.tokenizer.padding_side = side
     batch = mixture(processor)
-    rows = []
-    model.backbone.get_decoder().layers[-1].mlp.gate_proj.register_forward_pre_hook(
-        lambda module, arguments: rows.append(tuple(arguments[0].shape[:-1]))
+    last = model.backbone.get_decoder().layers[-1]
+    read = {}
+    linear = torch.nn.Linear.forward
+    monkeypatch.setattr(
+        torch.nn.Linear, "forward", lambda layer, x: read.update({layer: tuple(x.shape[:-1])}) or linear(layer, x)
     )
     with torch.no_grad():
         whole = model(**batch, share_prefix=share_prefix)
-        rows.clear()
+        assert len(read[last.self_attn.q_proj]) == 2
         pooled = model(**batch, share_prefix=share_prefix, whole_states=False)
     assert torch.allclose(pooled.embeddings, whole.embeddings, rtol=0, atol=2e-6)
     assert pooled.last_hidden_state is None and pooled.pooler_output is pooled.embeddings
-    assert rows[-1] == (3,)
+    attention, mlp = last.self_attn, last.mlp
+    assert {read[part] for part in (attention.q_proj, attention.o_proj, mlp.gate_proj, mlp.down_proj)} == {(3,)}
+    assert len(read[attention.k_proj]) == len(read[attention.v_proj]) == 2
 
 
 @pytest.mark.parametrize("choices", [{"pooling": "mean"}, {"readout": "pre_mlp"}], ids=str)

@@ -46,7 +46,7 @@ from .subsets import (
 from .sugarcrepe import read_sugarcrepe, read_sugarcrepe_pp
 from .tables import Missing
 from .tasks import Scored, Task
-from .thinking import ThinkWhen, think_about
+from .thinking import ThinkWhen, source_of_traces, think_about
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -189,6 +189,7 @@ def evaluate(
     encoder = _encoder(model, device=device or here.device, **options)
     if think is not None and isinstance(encoder, SentenceEncoder) and not encoder.ours:
         raise ValueError(f"{encoder.name} is no embedder of hf_mmembed, so it cannot read what a reasoner writes")
+    thinking = source_of_traces(think)
     if fusion == "sum":
         encoder = SumOfModalities(encoder)
     folder = Path(out) if out is not None else Path("results", encoder.name.replace("/", "--"), benchmark)
@@ -223,8 +224,8 @@ def evaluate(
             found, task = _read(subset, read, old=subsets is None)
             row: dict[str, Any] = {**score(task, task.items, found.name).metrics, **task.notes}
             results.metrics.setdefault(found.modality, {})[found.name] = row
-            if think is not None:
-                thought = think_about(task.items, think, think_when, found)
+            if thinking is not None:
+                thought = think_about(task.items, thinking, think_when, found)
                 scored = score(task, thought.items, f"{found.name}-thinking")
                 row["thinking"] = scored.metrics | {
                     "tokens_per_query": thought.tokens_per_query,

@@ -7,7 +7,7 @@ several processes that share the store share the work.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +19,7 @@ from .subsets import Subset
 if TYPE_CHECKING:
     from hf_mmembed.thinking import Thinker, Trace, TraceStore
 
-__all__ = ["ThinkWhen", "Thought", "think_about"]
+__all__ = ["ThinkWhen", "Thought", "WrittenTraces", "source_of_traces", "think_about"]
 
 ThinkWhen = Literal["auto", "always"]
 
@@ -38,6 +38,19 @@ _FAMILIES = {
 
 
 @dataclass(frozen=True)
+class WrittenTraces:
+    """What is in a store of traces, read once for all data sets.
+
+    Attributes:
+        path: Of the store.
+        traces: By role and `hf_mmembed.thinking.traces.content_digest`.
+    """
+
+    path: str
+    traces: Mapping[tuple[str, str], Trace]
+
+
+@dataclass(frozen=True)
 class Thought:
     """Items with their traces, and what those of the queries cost.
 
@@ -52,7 +65,18 @@ class Thought:
     ms_per_query: float | None
 
 
-def think_about(items: Sequence[Item], source: Thinker | TraceStore, when: ThinkWhen, subset: Subset) -> Thought:
+def source_of_traces(think: Thinker | TraceStore | None) -> Thinker | WrittenTraces | None:
+    """What `think_about` asks: a thinker as it is, a store read.
+
+    Raises:
+        ValueError: The store holds traces of several reasoners, or such that contradict each other.
+    """
+    from hf_mmembed.thinking import TraceStore
+
+    return WrittenTraces(think.path, think.by_content()) if isinstance(think, TraceStore) else think
+
+
+def think_about(items: Sequence[Item], source: Thinker | WrittenTraces, when: ThinkWhen, subset: Subset) -> Thought:
     """Gives items their traces.
 
     Args:
@@ -86,23 +110,21 @@ def think_about(items: Sequence[Item], source: Thinker | TraceStore, when: Think
     return Thought(found, tokens / max(1, len(places_of["query"])), 1000 * seconds / new if new else None)
 
 
-def _spent(source: Thinker | TraceStore) -> tuple[float, float]:
+def _spent(source: Thinker | WrittenTraces) -> tuple[float, float]:
     """Traces written so far, and the seconds it took."""
     spent = getattr(source, "spent", None)
     return (spent.new, spent.seconds) if spent is not None else (0, 0.0)
 
 
 def _traces(
-    items: list[Item], source: Thinker | TraceStore, when: ThinkWhen, role: Role, subset: Subset
+    items: list[Item], source: Thinker | WrittenTraces, when: ThinkWhen, role: Role, subset: Subset
 ) -> Sequence[Trace | None]:
     """One per item of this role, or None where there is none."""
     from hf_mmembed.inputs import as_messages
-    from hf_mmembed.thinking import TraceStore
     from hf_mmembed.thinking.traces import content_digest
 
-    if isinstance(source, TraceStore):
-        there = source.by_content()
-        traces = [there.get((role, content_digest(as_messages(as_input(item))))) for item in items]
+    if isinstance(source, WrittenTraces):
+        traces = [source.traces.get((role, content_digest(as_messages(as_input(item))))) for item in items]
         if role == "query" and items and not any(traces):
             raise ValueError(f"{source.path} has no trace of a query of {subset.name}; was it made from other words?")
         return traces

@@ -57,6 +57,7 @@ def lessons(
     origin: Origin | None = None,
     sides: Sequence[Side] = ("query", "document"),
     families: str | Mapping[str, str] | None = None,
+    allow_gold: bool = False,
 ) -> list[Lesson]:
     """The complete traces of pairs; others, and those of inputs that occurred before, are left out and counted.
 
@@ -66,6 +67,8 @@ def lessons(
         origin: The teacher. Defaults to the only one in the store.
         sides: As when the traces were made.
         families: The same.
+        allow_gold: Take the traces of queries that were written in sight of the answer, and no others. The student is
+            not shown it. Defaults to False.
 
     Raises:
         ValueError: The store holds several teachers and `origin` is not given, or no complete trace of these pairs.
@@ -76,9 +79,10 @@ def lessons(
             raise ValueError(f"{store.path} holds traces of {len(origins)} reasoners; give `origin`, one of them")
         [origin] = origins
     keys: dict[str, Lesson] = {}
-    for number, thought in enumerate(thoughts_of_pairs(pairs, sides=sides, families=families, negatives=False)):
+    thoughts = thoughts_of_pairs(pairs, sides=sides, families=families, show_answers=allow_gold, negatives=False)
+    for number, thought in enumerate(thoughts):
         content = content_digest(as_messages(thought.input))
-        key = origin.key(content, thought.side, thought.family)
+        key = origin.key(content, thought.side, thought.family, answer=thought.answer)
         keys.setdefault(key, Lesson(number % len(pairs), thought.side, thought.family, ""))
     found = store.get(list(keys))
     statuses = Counter(found[key].status if key in found else "missing" for key in keys)
@@ -88,9 +92,11 @@ def lessons(
         if key in found and found[key].status == "complete"
     ]
     if not chosen:
+        gold = not allow_gold and any(record.trace.gold_visible for record in store.records(origin))
         raise ValueError(
             f"{store.path} holds no complete trace of these pairs by {origin.reasoner} ({dict(statuses)}); make them "
             "with `hf-mmembed think`, with the same families"
+            + (", or say allow_gold=True to take those that were written in sight of the answer" if gold else "")
         )
     logger.info("%d traces to learn from; of all inputs: %s", len(chosen), dict(statuses))
     return chosen
@@ -176,6 +182,7 @@ def fine_tune(
     sides: Sequence[Side] = ("query", "document"),
     families: str | Mapping[str, str] | None = None,
     templates: Templates | None = None,
+    allow_gold: bool = False,
     resume: bool = False,
 ) -> Path:
     """Fine-tune a reasoner.
@@ -190,6 +197,7 @@ def fine_tune(
         sides: As when the traces were made.
         families: The same.
         templates: The same. Defaults to those of the package of the version that the teacher had.
+        allow_gold: Take traces that were written in sight of the answer; see `lessons`.
         resume: Go on from the last complete checkpoint in ``args.output_dir``, if there is one.
 
     Returns:
@@ -199,7 +207,7 @@ def fine_tune(
         OSError: The student cannot be read.
         ValueError: There is nothing to learn, or the teacher had other templates.
     """
-    chosen = lessons(pairs, store, origin=origin, sides=sides, families=families)
+    chosen = lessons(pairs, store, origin=origin, sides=sides, families=families, allow_gold=allow_gold)
     teacher = origin or store.origins()[0]
     templates = templates or load_templates(teacher.template_version)
     if templates.version != teacher.template_version:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,12 +18,41 @@ from hf_mmembed.inputs import with_trace
 from hf_mmembed.sentence_transformer import MMEmbedder
 from hf_mmembed.training.arguments import SaHaTrainingArguments
 from hf_mmembed.training.chunks import Side
-from hf_mmembed.training.collator import PairCollator
+from hf_mmembed.training.collator import ROW, PairCollator
 from hf_mmembed.training.trainer import SaHaTrainer
 
 from .traces import Origin, TraceStore, content_digest
 
-__all__ = ["TracedCollator", "traced_trainer"]
+__all__ = ["AnswerTraces", "TracedCollator", "traced_trainer"]
+
+
+@dataclass(frozen=True)
+class AnswerTraces:
+    """Traces of queries that were written in sight of an answer: a query has one for each of its answers.
+
+    Args:
+        origin: Whose.
+        families: Task family by `content_digest` of the query.
+        texts: Of the traces, by `Origin.key`.
+    """
+
+    origin: Origin
+    families: Mapping[str, str]
+    texts: Mapping[str, str]
+
+    @classmethod
+    def read(cls, store: TraceStore, origin: Origin | None = None) -> AnswerTraces | None:
+        """Those of a store; None if it has none."""
+        records = [record for record in store.records(origin) if record.trace.gold_visible]
+        if not records:
+            return None
+        families = {record.content: record.family for record in records}
+        return cls(records[0].origin, families, {record.key: record.trace.text for record in records})
+
+    def of(self, content: str, answer: str) -> str | None:
+        """Text of the trace of a query with this answer."""
+        family = self.families.get(content)
+        return self.texts.get(self.origin.key(content, "query", family, answer=answer)) if family else None
 
 
 class TracedCollator:
@@ -33,6 +62,7 @@ class TracedCollator:
         collator: Makes the batches.
         traces: Text of the trace by side and `content_digest`; an empty one is no trace.
         dropout: Share of the traces that are left out, anew in every batch.
+        answers: Where queries were thought about in sight of their answers: each row then has its own.
 
     Attributes:
         valid_label_columns: Asked for by the trainer of sentence-transformers; there are none.
@@ -43,10 +73,16 @@ class TracedCollator:
 
     valid_label_columns: Sequence[str] = ()
 
-    def __init__(self, collator: PairCollator, traces: Mapping[tuple[str, str], str], dropout: float = 0.1) -> None:
+    def __init__(
+        self,
+        collator: PairCollator,
+        traces: Mapping[tuple[str, str], str],
+        dropout: float = 0.1,
+        answers: AnswerTraces | None = None,
+    ) -> None:
         if not 0 <= dropout < 1:
             raise ValueError(f"trace dropout is {dropout}; use 0 up to, not including, 1")
-        self.collator, self.traces, self.dropout = collator, traces, dropout
+        self.collator, self.traces, self.dropout, self.answers = collator, traces, dropout, answers
         self._sides = {side for side, _ in traces}
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -56,22 +92,34 @@ class TracedCollator:
             ValueError: An input has no trace though its side was thought about; the message names its row.
         """
         batch = self.collator(rows)
-        return {**batch, "sides": tuple(self._traced(side) for side in batch["sides"])}
+        return {**batch, "sides": tuple(self._traced(side, rows) for side in batch["sides"])}
 
-    def _traced(self, side: Side) -> Side:
+    def _traced(self, side: Side, rows: Sequence[Mapping[str, Any]]) -> Side:
         if side.task not in self._sides:
             return side
-        kept = torch.rand(len(side.messages)) >= self.dropout
-        messages = []
-        for turns, row, keep in zip(side.messages, side.rows, kept.tolist(), strict=True):
-            trace = self.traces.get((side.task, content_digest(turns)))
-            if trace is None:
-                raise ValueError(
-                    f"row {row}: its {side.task}, or a negative of it, has no trace; make it with `hf-mmembed think`, "
-                    "from the same pairs"
-                )
-            messages.append(with_trace(turns, trace) if keep else turns)
+        if self.answers is not None and side.task == "query":
+            messages = [side.messages[place] for place in side.places]
+            side = Side(messages, [int(row[ROW]) for row in rows], torch.arange(len(rows)), side.task)
+            traces = [
+                self.answers.of(content_digest(turns), row["pos_text"])
+                for turns, row in zip(messages, rows, strict=True)
+            ]
+        else:
+            traces = [self.traces.get((side.task, content_digest(turns))) for turns in side.messages]
+        if None in traces:
+            row = side.rows[traces.index(None)]
+            raise ValueError(f"row {row}: its {self._missing(side.task)}, from the same pairs")
+        kept = torch.rand(len(traces)) >= self.dropout
+        messages = [
+            with_trace(turns, trace) if keep else turns
+            for turns, trace, keep in zip(side.messages, traces, kept.tolist(), strict=True)
+        ]
         return replace(side, messages=messages)
+
+    def _missing(self, task: str) -> str:
+        if self.answers is not None and task == "query":
+            return "query has no trace in sight of its answer; make it with `hf-mmembed think --show-answers`"
+        return f"{task}, or a negative of it, has no trace; make it with `hf-mmembed think`"
 
 
 def traced_trainer(
@@ -97,7 +145,7 @@ def traced_trainer(
         origin: Whose traces. Defaults to the only ones in the store.
         dropout: Share of traces left out. Defaults to 0.1.
         allow_gold: Take traces of a reasoner that was shown the answer. They give it away, so that the embedder learns
-            to read what it will not have; an error by default.
+            to read what it will not have; an error by default. Each row is given the trace of its own answer.
         **trainer: More arguments of `SaHaTrainer`, such as ``loss``.
 
     Raises:
@@ -114,5 +162,6 @@ def traced_trainer(
         )
     made = SaHaTrainer(model, args, pairs, clusters, **trainer)
     texts = {key: trace.text for key, trace in found.items()}
-    made.data_collator = TracedCollator(made.data_collator, texts, dropout)
+    answers = AnswerTraces.read(store, origin) if gold else None
+    made.data_collator = TracedCollator(made.data_collator, texts, dropout, answers)
     return made

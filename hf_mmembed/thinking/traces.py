@@ -257,8 +257,33 @@ class TraceStore:
         """Whose traces the store holds."""
         return [Origin(*row) for row in self._select(f"SELECT DISTINCT {_ORIGIN} FROM traces ORDER BY {_ORIGIN}")]
 
+    def records(self, origin: Origin | None = None) -> Iterator[Record]:
+        """Everything of one reasoner, in the order of the keys.
+
+        Args:
+            origin: Whose. Defaults to the only one there is.
+
+        Raises:
+            ValueError: Traces of several reasoners are there and `origin` does not say which to take.
+        """
+        origins = self.origins()
+        if origin is None and len(origins) > 1:
+            raise ValueError(
+                f"{self.path} holds traces of {len(origins)} origins; choose one with `origin`: "
+                + "; ".join(f"{o.reasoner} {o.settings}" for o in origins)
+            )
+        origin = origin or next(iter(origins), None)
+        if origin is None:
+            return
+        query = f"SELECT key, content, side, family, {_TRACE} FROM traces WHERE ({_ORIGIN}) = (?,?,?,?) ORDER BY key"
+        for key, content, side, family, *values in self._select(query, list(asdict(origin).values())):
+            yield Record(key, content, side, family, origin, _trace(values))
+
     def by_content(self, origin: Origin | None = None) -> dict[tuple[str, str], Trace]:
         """Traces by side and `content_digest`.
+
+        A query that has several answers may have been thought about in sight of each; it is given the trace of the
+        smallest key.
 
         Args:
             origin: Whose. Defaults to the only one there is.
@@ -267,26 +292,16 @@ class TraceStore:
             ValueError: Traces of several reasoners are there and `origin` does not say which to take; or an input was
                 thought about as two task families, or with the answer shown and without.
         """
-        origins = self.origins()
-        if origin is None:
-            if len(origins) > 1:
+        found: dict[tuple[str, str], Record] = {}
+        for record in self.records(origin):
+            first = found.setdefault((record.side, record.content), record)
+            alike = (first.family, first.trace.gold_visible) == (record.family, record.trace.gold_visible)
+            if first.trace != record.trace and not alike:
                 raise ValueError(
-                    f"{self.path} holds traces of {len(origins)} origins; choose one with `origin`: "
-                    + "; ".join(f"{o.reasoner} {o.settings}" for o in origins)
+                    f"{self.path} holds different traces of one {record.side}: it was thought about as two task "
+                    "families, or with the answer shown and without. Keep these in two stores."
                 )
-            if not origins:
-                return {}
-            origin = origins[0]
-        query = f"SELECT side, content, {_TRACE} FROM traces WHERE ({_ORIGIN}) = (?,?,?,?)"
-        found: dict[tuple[str, str], Trace] = {}
-        for side, content, *values in self._select(query, list(asdict(origin).values())):
-            trace = _trace(values)
-            if found.setdefault((side, content), trace) != trace:
-                raise ValueError(
-                    f"{self.path} holds different traces of one {side}: it was thought about as two task families, or "
-                    "with the answer shown and without. Keep these in two stores."
-                )
-        return found
+        return {place: record.trace for place, record in found.items()}
 
     def summary(self) -> dict[str, int]:
         """Number of traces by status, and all ``tokens``."""

@@ -9,7 +9,7 @@ import pytest
 from hf_mmembed.evaluation import MMEB_V1, evaluate
 from hf_mmembed.evaluation import thinking as module
 from hf_mmembed.evaluation.items import Item, as_input, digest
-from hf_mmembed.evaluation.thinking import think_about
+from hf_mmembed.evaluation.thinking import source_of_traces, think_about
 from hf_mmembed.inputs import as_messages, pictures
 from hf_mmembed.processes import World
 from hf_mmembed.thinking import Thinker, Trace, TraceStore
@@ -92,14 +92,24 @@ ITEMS = [Item("a", role="query"), Item("b", role="query"), Item("a"), Item("c")]
 
 
 def test_traces_that_are_there_are_read(tmp_path):
-    thought = think_about(ITEMS, store_of([ITEMS[0], ITEMS[3]], tmp_path / "t.sqlite"), "auto", GQA)
+    written = source_of_traces(store_of([ITEMS[0], ITEMS[3]], tmp_path / "t.sqlite"))
+    thought = think_about(ITEMS, written, "auto", GQA)
     assert [item.trace for item in thought.items] == ["<think> x </think> #3", None, None, "<think> x </think> #3"]
     assert (thought.tokens_per_query, thought.ms_per_query) == (2.5, None)
 
 
+def test_a_store_is_read_once(data, tmp_path, monkeypatch):
+    store, reads = store_of(ITEMS, tmp_path / "t.sqlite"), []
+    by_content = TraceStore.by_content
+    monkeypatch.setattr(TraceStore, "by_content", lambda self: reads.append(1) or by_content(self))
+    evaluate(layouts.oracle(), "mmeb-v1", data, subsets=["GQA", "MSCOCO_t2i"], out=tmp_path / "out", think=store)
+    assert reads == [1]
+
+
 def test_traces_that_must_not_count(data, tmp_path):
     with pytest.raises(ValueError, match="trace of 'a' was written in sight of the right answer"):
-        think_about(ITEMS, store_of(ITEMS[:1], tmp_path / "t.sqlite", gold_visible=True), "auto", GQA)
+        gold = store_of(ITEMS[:1], tmp_path / "t.sqlite", gold_visible=True)
+        think_about(ITEMS, source_of_traces(gold), "auto", GQA)
     other = store_of(ITEMS, tmp_path / "other.sqlite")
     results = evaluate(layouts.oracle(), "mmeb-v1", data, subsets=["GQA"], out=tmp_path / "out", think=other)
     assert "has no trace of a query of GQA" in results.failed["GQA"]

@@ -44,6 +44,14 @@ def test_nothing_to_learn(store, some_pairs):
         lessons(some_pairs, store)
 
 
+def test_traces_that_saw_the_answer_are_taken_when_it_is_said(parrot, text_pairs):
+    store = TraceStore(":memory:")
+    think_about_pairs(store, parrot, text_pairs, sides=["query"], show_answers=True)
+    with pytest.raises(ValueError, match="holds no complete trace .*allow_gold=True .* in sight of the answer"):
+        lessons(text_pairs, store, sides=["query"])
+    assert [lesson.row for lesson in lessons(text_pairs, store, sides=["query"], allow_gold=True)] == [0, 1]
+
+
 def test_templates_are_those_of_the_teacher(generative, store, some_pairs, tmp_path):
     other = replace(load_templates(), version="mine")
     args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)

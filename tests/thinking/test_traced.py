@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from datasets import Dataset
 
+from hf_mmembed.data.pairs import read_pairs
 from hf_mmembed.mining.ids import content_ids
 from hf_mmembed.thinking.fill import think_about_pairs
 from hf_mmembed.thinking.traced import TracedCollator, traced_trainer
-from hf_mmembed.thinking.traces import TraceStore
+from hf_mmembed.thinking.traces import Trace, TraceStore
 from hf_mmembed.thinking.unified import make_unified, open_unified
 from hf_mmembed.training.arguments import SaHaTrainingArguments
 from hf_mmembed.training.collator import ROW, PairCollator
+from tests.thinking.conftest import Parrot
 
 
 @pytest.fixture
@@ -70,6 +73,35 @@ def test_answers_in_sight_are_an_error_unless_it_is_said(parrot, text_pairs, fre
     with pytest.raises(ValueError, match="2 of 4 traces .* in sight of the answer"):
         traced_trainer(fresh(), args, text_pairs, store)
     assert traced_trainer(fresh(), args, text_pairs, store, allow_gold=True).data_collator.dropout == 0.1
+
+
+class Tattler(Parrot):
+    """Writes down the answer that it is shown."""
+
+    def think(self, inputs, task_family, *, answers=None):
+        return [Trace(f"<think> x </think> {answer}", gold_visible=True) for answer in answers]
+
+
+@pytest.fixture
+def two_answers():
+    return read_pairs(
+        Dataset.from_dict({"query": ["colours?", "a box", "colours?"], "positive": ["red", "blue", "green"]})
+    )
+
+
+def test_each_answer_of_a_query_has_its_own_trace(two_answers, fresh, tmp_path):
+    store = TraceStore(":memory:")
+    think_about_pairs(store, Tattler(), two_answers, sides=("query",), show_answers=True)
+    trainer = traced_trainer(fresh(), arguments(tmp_path), two_answers, store, dropout=0.0, allow_gold=True)
+    queries, documents = trainer.data_collator([{**two_answers[row], ROW: row} for row in (2, 1, 0)])["sides"]
+    assert [traces_of(queries)[place] for place in queries.places] == [
+        f"<think> x </think> {colour}" for colour in ("green", "blue", "red")
+    ]
+    assert queries.rows == [2, 1, 0] and set(traces_of(documents)) == {None}
+    trainer.train()  # in batches of random order
+    [other] = read_pairs(Dataset.from_dict({"query": ["a box"], "positive": ["a lid"]}))
+    with pytest.raises(ValueError, match="row 1: its query has no trace in sight of its answer.*--show-answers"):
+        trainer.data_collator([{**other, ROW: 1}])
 
 
 def test_training_an_embedder_on_clusters(store, some_pairs, fresh, tmp_path):

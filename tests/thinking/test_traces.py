@@ -137,6 +137,27 @@ def test_by_content_refuses_two_traces_of_one_input():
         store.by_content()
 
 
+def test_by_content_takes_the_first_of_several_answers():
+    store = TraceStore(":memory:")
+    keys = {answer: ORIGIN.key("c", "query", "qa", answer=answer) for answer in "abcdef"}
+    gold = {answer: Trace(answer, gold_visible=True) for answer in keys}
+    store.put([Record(keys[answer], "c", "query", "qa", ORIGIN, gold[answer]) for answer in keys])
+    assert store.by_content() == {("query", "c"): gold[min(keys, key=keys.__getitem__)]}
+    assert [item.key for item in store.records()] == sorted(keys.values())
+    store.put([record("c")])  # the same input without an answer
+    with pytest.raises(ValueError, match="different traces of one query"):
+        store.by_content()
+
+
+def test_by_content_refuses_answers_for_two_families():
+    store = TraceStore(":memory:")
+    for family in ("qa", "content"):
+        key = ORIGIN.key("c", "query", family, answer="a")
+        store.put([Record(key, "c", "query", family, ORIGIN, Trace(family, gold_visible=True))])
+    with pytest.raises(ValueError, match="different traces of one query"):
+        store.by_content()
+
+
 def test_no_store(tmp_path):
     (tmp_path / "a.txt").write_text("no database " * 100)
     with pytest.raises(ValueError, match="a.txt is no store of traces"):

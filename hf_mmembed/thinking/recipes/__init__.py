@@ -134,7 +134,8 @@ def train_thinking(recipe: ThinkingRecipe, *, pairs: Dataset | None = None, resu
             args = TrainingArguments(output_dir=str(output), **{"report_to": "none", **recipe.training})
             return fine_tune(
                 recipe.model, pairs, store, args, output / "model",
-                families=recipe.families, templates=load_templates(recipe.templates), resume=resume,
+                families=recipe.families, templates=load_templates(recipe.templates), allow_gold=recipe.allow_gold,
+                resume=resume,
             )  # fmt: skip
         model: Any = recipe.model
         if recipe.variant == "unified":

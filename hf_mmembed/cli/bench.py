@@ -117,6 +117,9 @@ def thinking(
     reasoner_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the reasoner.")] = 240,
     blocks: Annotated[int, typer.Option(min=4, help="Of 16 riddles each, to train on.")] = 200,
     queries: Annotated[int, typer.Option(min=10, help="Of each task in the test.")] = 150,
+    trace_dropout: Annotated[
+        float, typer.Option(min=0.0, max=0.99, help="Share of the traces that an embedder is not shown.")
+    ] = 0.1,
 ) -> None:
     """Think before embedding, in every variant, and compare what it brings and what it costs.
 
@@ -134,6 +137,7 @@ def thinking(
         reasoner_steps=reasoner_steps,
         blocks=blocks,
         queries=queries,
+        trace_dropout=trace_dropout,
     )
     results = run_thinking(out, plan, seeds=range(seeds), arms=chosen)
     table = markdown(results)

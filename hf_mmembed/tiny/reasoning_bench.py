@@ -79,6 +79,7 @@ class ThinkingPlan:
         temperature: Of InfoNCE.
         lora_rank: Of the embedder's adapter on all linear layers of the language model, scaled by 2.
         max_new_tokens: A trace is cut here.
+        trace_dropout: Share of the traces that an embedder is not shown.
     """
 
     model: str
@@ -93,6 +94,7 @@ class ThinkingPlan:
     temperature: float = 0.03
     lora_rank: int = 8
     max_new_tokens: int = 80
+    trace_dropout: float = 0.1
 
 
 def run_thinking(out: Path, plan: ThinkingPlan, *, seeds: Sequence[int], arms: Sequence[str] = ARMS) -> list[Any]:
@@ -255,7 +257,10 @@ class _Bench:
                 trainer = SaHaTrainer(plan.model, args, self.pairs, clusters, loss=loss)
             else:
                 store, origin = traces
-                trainer = traced_trainer(plan.model, args, self.pairs, store, clusters, origin=origin, loss=loss)
+                trainer = traced_trainer(
+                    plan.model, args, self.pairs, store, clusters,
+                    origin=origin, dropout=plan.trace_dropout, loss=loss,
+                )  # fmt: skip
             trainer.remove_callback(PrinterCallback)
             trainer.train()
         return trainer.model.eval()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -132,12 +134,14 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 def test_a_killed_experiment_goes_on_and_the_command_prints_the_table(runs, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
     words = ["bench", "thinking", "--model", "m", "--reasoner", "r", "--out", str(tmp_path), "--seeds", "2"]
+    words += ["--trace-dropout", "0.3"]
     with pytest.raises(SystemExit):
         main(words)
     assert runs[-1] == ("oracle", 1)
     runs.append(("interrupted", 0))
     with pytest.raises(SystemExit) as stop:
         main(words)
+    assert json.loads((tmp_path / "plan.json").read_text())["trace_dropout"] == 0.3
     assert not stop.value.code and runs[7:] == [("shipped", 1), ("unified", 1)]
     table = (tmp_path / "thinking.md").read_text(encoding="utf-8")
     assert table in capsys.readouterr().out and "| oracle | 10.5 ± 0.7 | 10.5 ± 0.7 | 13.5 ± 0.7 | 79.5" in table

@@ -22,6 +22,7 @@ _ARMS = (
     "random-no-prompt",
     "same-subset",
     "top-k",
+    "top-k-told",
     "margin",
     "mutual",
     "saha-paper",

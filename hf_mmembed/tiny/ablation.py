@@ -35,8 +35,10 @@ from hf_mmembed.tiny.lean_training import make_lean_loss, remember_pictures
 from hf_mmembed.tiny.pairs import DrawnPairs, draw_pairs
 from hf_mmembed.tiny.runs import check_plan
 from hf_mmembed.tiny.testset import CHANGES, TestSet, build_testset
+from hf_mmembed.tiny.told import ToldInfoNCELoss
 from hf_mmembed.tiny.unime import first_stage, judged_by_itself
 from hf_mmembed.training.arguments import Loss, SaHaTrainingArguments
+from hf_mmembed.training.chunks import ChunkedLoss
 from hf_mmembed.training.models import open_for_training
 from hf_mmembed.training.sampler import SaHaBatchSampler
 from hf_mmembed.training.trainer import SaHaTrainer
@@ -60,6 +62,7 @@ class Arm:
         remine: Mine anew with the current model at the start of every epoch.
         loss: Of `SaHaTrainingArguments`; ``"soft-labels"`` trains on pairs that the model has judged itself.
         distilled: Start after UniME's first stage.
+        told: The loss is told which negatives of a batch are false; see `ToldInfoNCELoss`.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Arm:
     remine: bool = False
     loss: Loss = "infonce"
     distilled: bool = False
+    told: bool = False
 
 
 ARMS = {
@@ -78,6 +82,7 @@ ARMS = {
         Arm("random-no-prompt", "random", prompt="plain"),
         Arm("same-subset", "same-subset"),
         Arm("top-k", "top-k"),
+        Arm("top-k-told", "top-k", told=True),
         Arm("margin", "margin"),
         Arm("mutual", "mutual"),
         Arm("saha-paper", "saha-paper"),
@@ -227,7 +232,12 @@ class _Bench:
             clusters.append(np.arange(len(pairs))[:, None])
         else:
             mine(embedder, Path(args.output_dir, "clusters", "epoch-0"))
-        loss = make_lean_loss(embedder, args, pairs)
+        if arm.told:
+            loss: ChunkedLoss = ToldInfoNCELoss(
+                embedder, self.drawn, temperature=args.temperature, mini_batch_size=args.mini_batch_size
+            )
+        else:
+            loss = make_lean_loss(embedder, args, pairs)
         trainer = SaHaTrainer(
             embedder, args, pairs, clusters[0], ids=ids, loss=loss, mine=mine if arm.remine else None
         )
@@ -237,12 +247,11 @@ class _Bench:
         trainer.train()
         seconds["training"] = time.perf_counter() - started - (sum(seconds.values()) - mined)
         batches = list(self._batches(args, clusters))
+        let_through = [0 if arm.told else false_negatives(self.drawn, self.ids, rows[batch]) for batch in batches]
         return {
             "steps": trainer.state.global_step,
             "pairs": float(np.mean([len(batch) for batch in batches])),
-            "false_negatives": float(
-                np.mean([false_negatives(self.drawn, self.ids, rows[batch]) for batch in batches])
-            ),
+            "false_negatives": float(np.mean(let_through)),
             "loss": [[log["step"], log["loss"]] for log in trainer.state.log_history if "loss" in log],
             "hardness": [[log["step"], log["hardness"]] for log in trainer.state.log_history if "hardness" in log],
             "seconds": seconds,

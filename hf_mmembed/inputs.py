@@ -18,7 +18,7 @@ from PIL import Image
 
 from .model.images_mmembed import DECODING_ERRORS, FORMATS, check_size, is_url, open_image
 
-__all__ = ["as_messages", "picture_size", "pictures", "texts", "with_trace"]
+__all__ = ["as_messages", "check_unicode", "picture_size", "pictures", "texts", "with_trace"]
 
 KEYS = ("text", "image", "instruction")
 IMAGE_TYPES = (Image.Image, np.ndarray, torch.Tensor)
@@ -41,7 +41,7 @@ def as_messages(item: Any, *, index: int = 0, instruction: str | None = None) ->
 
     Raises:
         ValueError: the input is None or holds neither text nor image, is of another type, has unknown keys, or its
-            text or instruction is not a string. The message names ``index``.
+            text or instruction is not a string, or not valid Unicode. The message names ``index``.
 
     Example:
         >>> as_messages("a red circle", instruction="Find the picture.")
@@ -49,7 +49,10 @@ def as_messages(item: Any, *, index: int = 0, instruction: str | None = None) ->
         [{'role': 'system', 'content': [{'type': 'text', 'text': 'Find the picture.'}]},
          {'role': 'user', 'content': [{'type': 'text', 'text': 'a red circle'}]}]
     """
+    if isinstance(instruction, str):
+        check_unicode(instruction, f"the instruction of inputs[{index}]")
     if isinstance(item, str):
+        check_unicode(item, f"inputs[{index}]")
         return _conversation(item, [], instruction)
     if isinstance(item, IMAGE_TYPES):
         return _conversation(None, [_checked_image(item, index)], instruction)
@@ -62,6 +65,28 @@ def as_messages(item: Any, *, index: int = 0, instruction: str | None = None) ->
         f"tensor), a dict with keys from {list(KEYS)}, or chat messages. The path of a picture goes into a dict: "
         '{"image": path}.'
     )
+
+
+def check_unicode(text: str, what: str) -> None:
+    """Refuse a text that no tokenizer and no file can take: one with half of a surrogate pair.
+
+    Args:
+        text: any string.
+        what: what it is, for the error message.
+
+    Raises:
+        ValueError: there is half a pair, as left over where an emoji was cut in two.
+
+    Example:
+        >>> check_unicode("a disc", "inputs[0]")
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{what} is not valid Unicode: character {error.start} is {text[error.start]!a}, half of a surrogate pair. "
+            "Remove it, or replace it: text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')."
+        ) from error
 
 
 def _is_message(item: Any) -> bool:
@@ -94,7 +119,7 @@ def with_trace(messages: Messages, trace: Any, *, index: int = 0) -> Messages:
         index: the position among the inputs, for error messages.
 
     Raises:
-        ValueError: the trace is something else.
+        ValueError: the trace is something else, or not valid Unicode.
 
     Example:
         >>> with_trace([{"role": "user", "content": "two discs"}], "the left one is red")[1]
@@ -103,6 +128,8 @@ def with_trace(messages: Messages, trace: Any, *, index: int = 0) -> Messages:
     words = getattr(trace, "text", trace)
     if words is not None and not isinstance(words, str):
         raise ValueError(f"the trace of inputs[{index}] is {_describe(trace)}; it must be a string, a trace or None.")
+    if words:
+        check_unicode(words, f"the trace of inputs[{index}]")
     return [*messages, {"role": "assistant", "content": words}] if words and words.strip() else messages
 
 
@@ -143,6 +170,8 @@ def _from_mapping(item: Mapping[str, Any], index: int, instruction: str | None) 
     for key, value in (("text", text), ("instruction", instruction)):
         if value is not None and not isinstance(value, str):
             raise ValueError(f"inputs[{index}][{key!r}] is {_describe(value)}; it must be a string or None.")
+        if value is not None:
+            check_unicode(value, f"inputs[{index}][{key!r}]")
     images = [] if image is None else list(image) if isinstance(image, (list, tuple)) else [image]
     if text is None and not images:
         raise ValueError(f"inputs[{index}] has neither text nor image; give at least one of them.")
@@ -153,12 +182,15 @@ def _checked_turns(turns: list[Mapping[str, Any]], index: int) -> Messages:
     for turn in turns:
         content = turn["content"]
         if isinstance(content, str):
+            check_unicode(content, f"the {turn['role']} turn of inputs[{index}]")
             continue
         if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
             raise ValueError(f"inputs[{index}] has a {turn['role']} turn whose content is neither text nor parts.")
         for part in content:
             if part.get("type") == "text" and not isinstance(part.get("text"), str):
                 raise ValueError(f"inputs[{index}] has a text part whose text is {_describe(part.get('text'))}.")
+            if part.get("type") == "text":
+                check_unicode(part["text"], f"a text part of inputs[{index}]")
             if part.get("type") == "image" and "image" in part:
                 _checked_image(part["image"], index)
     return [dict(turn) for turn in turns]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_mmembed.inputs import as_messages, picture_size, pictures, texts
+from hf_mmembed.inputs import as_messages, picture_size, pictures, texts, with_trace
 from hf_mmembed.model.images_mmembed import ImageError
 
 PICTURE = Image.new("RGB", (30, 20), "red")
@@ -98,6 +98,11 @@ def test_the_input_s_own_instruction_wins(item, instruction):
         ({"role": "user", "content": ["a"]}, "neither text nor parts"),
         ([{"role": "user", "content": [{"type": "text", "text": None}]}], "text is None"),
         ([{"role": "user", "content": [{"type": "image", "image": 5}]}], "int '5' for a picture"),
+        ("a \ud800", r"character 2 is '\\ud800', half of a surrogate pair"),
+        ({"text": "\udfff"}, r"\['text'\] is not valid Unicode"),
+        ({"text": "a", "instruction": "\ud800"}, r"\['instruction'\] is not valid Unicode"),
+        ({"role": "user", "content": "\ud800"}, "the user turn of"),
+        ([{"role": "user", "content": [{"type": "text", "text": "\ud800"}]}], "a text part of"),
     ],
 )
 def test_what_cannot_be_embedded_is_named(item, message):
@@ -128,3 +133,10 @@ def test_a_file_without_a_size_is_refused(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(ImageError, match="a.png"):
         picture_size(str(tmp_path / "a.png"))
+
+
+def test_half_a_surrogate_pair_beside_an_input_is_named():
+    with pytest.raises(ValueError, match=r"the instruction of inputs\[7\] is not valid Unicode"):
+        as_messages("a", index=7, instruction="\ud800")
+    with pytest.raises(ValueError, match=r"the trace of inputs\[7\] is not valid Unicode"):
+        with_trace(as_messages("a"), "\ud800", index=7)

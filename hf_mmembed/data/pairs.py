@@ -7,6 +7,7 @@ Parquet file, or a `datasets.Dataset`. Out: a `datasets.Dataset` with the column
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets, load_from_disk
 
 from .mmeb_train import is_mmeb_train, read_mmeb_train
 from .pair_schema import NEGATIVE_FEATURES, PAIR_FEATURES, as_pairs, check_pairs
-from .tables import METADATA_NAMES, TABLE_READERS
+from .tables import METADATA_NAMES, TABLE_READERS, has_lone_surrogate
 
 __all__ = ["NEGATIVE_FEATURES", "PAIR_FEATURES", "document_of", "negatives_of", "query_of", "read_pairs"]
 
@@ -124,6 +125,10 @@ def _read_local(path: Path, split: str) -> tuple[Dataset, Path]:
     table = TABLE_READERS[suffix](path)
     try:
         return Dataset.from_dict({name: list(column.cells) for name, column in table.items()}), path.parent
+    except UnicodeEncodeError as error:
+        cells = ((row, name, cell) for name, column in table.items() for row, cell in enumerate(column.cells))
+        row, name, _ = next(found for found in cells if has_lone_surrogate(json.dumps(found[2], ensure_ascii=False)))
+        raise ValueError(f"{path}, row {row}: {name!r} is no text (it holds half of a surrogate pair)") from error
     except ValueError as error:  # pyarrow's errors are ValueErrors; its TypeErrors are not met: JSON holds no objects
         raise ValueError(f"cannot read {path}: a column holds values of different types ({error})") from error
 

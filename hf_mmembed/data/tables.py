@@ -21,6 +21,7 @@ __all__ = [
     "TABLE_READERS",
     "TABLE_SUFFIXES",
     "TableSource",
+    "has_lone_surrogate",
     "open_imagefolder",
     "open_saved_dataset",
     "open_table",
@@ -91,7 +92,7 @@ class TableSource:
     def __getitem__(self, row: int) -> Row:
         text = None if self._texts is None else self._texts[row]
         image = None if self._images is None else resolve_image(self._images[row], self._root)
-        if text is not None and _has_lone_surrogate(text):
+        if text is not None and has_lone_surrogate(text):
             raise ValueError("the text is not valid Unicode (it holds half of a surrogate pair)")
         if image is None and not (text and text.strip()):
             raise ValueError("the row is empty: it has neither text nor picture")
@@ -100,7 +101,7 @@ class TableSource:
     def name(self, row: int) -> str:
         """The picture's path as the table gives it, else the table's name and the row number, from 0."""
         cell = self._images[row] if self._images is not None and self._images_are_paths else None
-        return cell if cell and not _has_lone_surrogate(cell) else f"{self.path.name} row {row}"
+        return cell if cell and not has_lone_surrogate(cell) else f"{self.path.name} row {row}"
 
     def fingerprint(self, row: int) -> str:
         """Text by content, picture path by the file's size and modification time, stored picture by the table's."""
@@ -177,7 +178,7 @@ def resolve_image(cell: Any, root: Path) -> Path | bytes | None:
         return cell
     if "://" in cell or cell.startswith("data:"):
         raise ValueError(f"the picture is given as a URL ({cell[:80]}); URLs are not fetched: download it first")
-    if _has_lone_surrogate(cell) or "\0" in cell:
+    if has_lone_surrogate(cell) or "\0" in cell:
         raise ValueError("the picture's path is not a valid file name")
     return root / cell
 
@@ -213,7 +214,8 @@ def _describe(image_column: str | None, text_column: str | None, columns: Mappin
     return " and ".join(used) + (f"; not embedded: {', '.join(rest)}" if rest else "")
 
 
-def _has_lone_surrogate(text: str) -> bool:
+def has_lone_surrogate(text: str) -> bool:
+    """Whether a text holds half of a surrogate pair, which cannot be encoded."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

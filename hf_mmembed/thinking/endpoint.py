@@ -44,6 +44,9 @@ class EndpointReasoner:
         concurrency: Requests on their way at once. Defaults to 16.
         timeout: Seconds until a request is given up. Defaults to 600.
 
+    Raises:
+        ValueError: The URL or the key cannot be sent.
+
     Example:
         ::
 
@@ -63,8 +66,10 @@ class EndpointReasoner:
         concurrency: int = 16,
         timeout: float = 600.0,
     ) -> None:
-        if not base_url.startswith(("http://", "https://")):
+        if not base_url.startswith(("http://", "https://")) or not base_url.isascii():
             raise ValueError(f"the endpoint is {base_url!r}; give a URL such as http://localhost:8000/v1")
+        if api_key and not (api_key.isascii() and api_key.isprintable()):
+            raise ValueError("the API key holds a line break or another character that cannot be sent; give it alone")
         self.base_url, self.name = base_url, model
         self.settings = settings or Settings()
         self.templates = templates or load_templates()
@@ -134,11 +139,12 @@ class EndpointReasoner:
         try:
             [choice, *_] = completion["choices"]
             message = choice["message"]
-            # Half of a surrogate pair is valid in JSON, but no text.
-            raw = (message.get("content") or "").encode("utf-8", "replace").decode()
+            raw = message.get("content") or ""
             # Servers that know the model's reasoning format hand the two parts out separately.
             if reasoning := message.get("reasoning") or message.get("reasoning_content"):
                 raw = f"<think> {reasoning} </think> {raw}"
+            # Half of a surrogate pair is valid in JSON, but no text.
+            raw = raw.encode("utf-8", "replace").decode()
             tokens = (completion.get("usage") or {}).get("completion_tokens") or 0
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(

@@ -20,7 +20,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 
 from hf_mmembed.identity import local_checkpoint
-from hf_mmembed.inputs import as_messages
+from hf_mmembed.inputs import as_messages, check_unicode
 from hf_mmembed.model.checkpoint_mmembed import require_safetensors
 from hf_mmembed.model.convert import wrap_processor
 from hf_mmembed.model.rows_mmembed import Row, row_of_conversation
@@ -305,6 +305,7 @@ def row_of(item: Any, index: int, templates: Templates, answers: Sequence[str] |
         return row
     if not answers[index]:
         raise ValueError(f"inputs[{index}] has no answer in words that could be shown")
+    check_unicode(answers[index], f"the answer of inputs[{index}]")
     return replace(row, text=(row.text or "") + templates.answer.format(answer=answers[index]))
 
 

@@ -244,9 +244,12 @@ class TraceStore:
         return found
 
     def put(self, records: Iterable[Record]) -> None:
-        """Add traces, all or none; what is there already stays as it is."""
+        """Add traces, all or none; what is there already stays as it is.
+
+        Halves of surrogate pairs, which are no text, become question marks.
+        """
         rows = [
-            (r.key, r.content, r.side, r.family, *asdict(r.origin).values(), r.trace.raw, r.trace.status,
+            (r.key, r.content, r.side, r.family, *asdict(r.origin).values(), _as_unicode(r.trace.raw), r.trace.status,
              r.trace.finish_reason, r.trace.n_tokens, int(r.trace.gold_visible))
             for r in records
         ]  # fmt: skip
@@ -336,6 +339,8 @@ class TraceStore:
             raise ValueError(
                 f"the store {self.path} cannot be used ({error}) If it was closed, open it again."
             ) from error
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the store {self.path} takes valid Unicode alone ({error})") from error
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise OSError(f"{self.path}: {error}") from error
@@ -344,6 +349,10 @@ class TraceStore:
 
 _TRACE = "raw, finish_reason, n_tokens, gold_visible"
 _ORIGIN = "reasoner, revision, template_version, settings"
+
+
+def _as_unicode(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
 
 
 def _trace(values: Sequence[Any]) -> Trace:

@@ -202,6 +202,14 @@ def test_paths_that_are_none(tmp_path):
         read_pairs(tmp_path / "a.txt")
 
 
+@pytest.mark.parametrize("cell", ['"a \\ud800"', '["a", "\\udfff"]'])
+def test_half_a_surrogate_pair_is_named(tmp_path, cell):
+    rows = ['{"query": "a", "positive": "b", "more": null}', f'{{"query": "a", "positive": "b", "more": {cell}}}']
+    (tmp_path / "pairs.jsonl").write_text("\n".join(rows))
+    with pytest.raises(ValueError, match="pairs.jsonl, row 1: 'more' is no text"):
+        read_pairs(tmp_path / "pairs.jsonl")
+
+
 MARK = "<|image_1|>\n"
 QUESTION = "Represent the given image with the following question: "
 

@@ -40,6 +40,8 @@ class Handler(BaseHTTPRequestHandler):
         message = {"role": "assistant", "content": f"<think> hm </think> {word}"}
         if word == "split":
             message = {"role": "assistant", "content": "done", "reasoning": "apart"}
+        if word == "halved":
+            message = {"role": "assistant", "content": "a \ud83d", "reasoning": "\ude00"}
         choice = {"index": 0, "message": message, "finish_reason": "length" if word == "endless" else "stop"}
         usage = {"prompt_tokens": 1, "completion_tokens": 5, "total_tokens": 6}
         return self._send(200, {"id": "1", "created": 1, "model": body["model"], "system_fingerprint": "",
@@ -57,9 +59,15 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing."""
 
 
+class Server(ThreadingHTTPServer):
+    """Lets everyone wait in line; with room for five, a slow machine turns some of 16 away."""
+
+    request_queue_size = 128
+
+
 @pytest.fixture(scope="module")
 def server():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = Server(("127.0.0.1", 0), Handler)
     server.seen = []
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -106,6 +114,19 @@ def test_what_is_sent(reasoner, server):
 def test_reasoning_that_the_server_hands_out_separately(reasoner):
     [trace] = reasoner.think(["split"], "qa")
     assert (trace.think, trace.final) == ("apart", "done")
+
+
+def test_half_of_a_surrogate_pair_is_no_text(reasoner):
+    [trace] = reasoner.think(["halved"], "qa")
+    assert (trace.think, trace.final) == ("?", "a ?")
+    with pytest.raises(ValueError, match=r"^inputs\[1\] is not valid Unicode"):
+        reasoner.think(["a", "\ud800"], "qa")
+
+
+def test_a_key_that_cannot_be_sent_is_not_shown():
+    with pytest.raises(ValueError, match="API key holds a line break") as raised:
+        EndpointReasoner("http://localhost:8000/v1", "teacher", api_key="secret\n")
+    assert "secret" not in str(raised.value)
 
 
 def test_key_is_sent_to_the_server_it_is_for(server):
@@ -163,6 +184,8 @@ def test_missing_endpoint_is_a_clear_error_and_the_store_stays(reasoner, server,
 def test_no_url():
     with pytest.raises(ValueError, match="give a URL"):
         EndpointReasoner("localhost:8000", "teacher")
+    with pytest.raises(ValueError, match="give a URL"):
+        EndpointReasoner("http://gerät:8000/v1", "teacher")
 
 
 def test_bad_picture_is_named(reasoner):

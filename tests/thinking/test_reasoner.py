@@ -104,10 +104,15 @@ def test_without_sampling_the_generator_is_not_touched(reasoner):
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize("bad", [{"image": b"no picture"}, {"text": "x", "instruction": "word " * 3000}])
+@pytest.mark.parametrize("bad", [{"image": b"no picture"}, {"text": "x", "instruction": "word " * 3000}, "\ud800"])
 def test_a_bad_input_is_named_by_its_place_among_all(reasoner, bad):
-    with pytest.raises(ValueError, match=r"^inputs\[3\]: "):
+    with pytest.raises(ValueError, match=r"^inputs\[3\](: | is not valid Unicode)"):
         reasoner.think([*INPUTS, bad], "qa")
+
+
+def test_an_answer_that_is_no_text_is_named(reasoner):
+    with pytest.raises(ValueError, match=r"^the answer of inputs\[1\] is not valid Unicode"):
+        reasoner.think(["a", "b"], "qa", answers=["red", "\ud800"])
 
 
 def test_the_chat_template_counts_as_part_of_the_reasoner(generative, tmp_path):

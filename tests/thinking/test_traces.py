@@ -113,6 +113,14 @@ def test_round_trip(tmp_path):
         assert (row["raw"], row["side"], row["status"], row["gold_visible"]) == (trace.raw, "document", "complete", 1)
 
 
+def test_what_is_no_text_is_not_lost_or_named():
+    store = TraceStore(":memory:")
+    store.put([Record("k", "c", "query", "qa", ORIGIN, Trace("a \ud800"))])
+    assert store.get(["k"])["k"].raw == "a ?"
+    with pytest.raises(ValueError, match=":memory: takes valid Unicode alone"):
+        store.put([record("c", origin=Origin("\ud800", "", "1", "{}"))])
+
+
 def test_more_keys_than_sqlite_takes_at_once():
     store = TraceStore(":memory:")
     records = [record(str(number)) for number in range(1200)]

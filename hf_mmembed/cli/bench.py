@@ -32,6 +32,7 @@ _ARMS = (
     "unime-both",
     "saha+unime-loss",
     "unime-v2",
+    "unime-v2-told",
 )
 
 

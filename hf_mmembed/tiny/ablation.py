@@ -26,6 +26,7 @@ from transformers import PrinterCallback, set_seed
 
 from hf_mmembed.files import write_atomically
 from hf_mmembed.identity import identify, local_checkpoint
+from hf_mmembed.judging import Judge
 from hf_mmembed.mining import Clusters, ContentIds, Mined, Strategy, content_ids, mine_pairs
 from hf_mmembed.model.presets import PRESETS
 from hf_mmembed.sentence_transformer import MMEmbedder
@@ -36,7 +37,7 @@ from hf_mmembed.tiny.pairs import DrawnPairs, draw_pairs
 from hf_mmembed.tiny.runs import check_plan
 from hf_mmembed.tiny.testset import CHANGES, TestSet, build_testset
 from hf_mmembed.tiny.told import ToldInfoNCELoss
-from hf_mmembed.tiny.unime import first_stage, judged_by_itself
+from hf_mmembed.tiny.unime import SceneJudge, first_stage, judged
 from hf_mmembed.training.arguments import Loss, SaHaTrainingArguments
 from hf_mmembed.training.chunks import ChunkedLoss
 from hf_mmembed.training.models import open_for_training
@@ -60,9 +61,10 @@ class Arm:
         strategy: Of `hf_mmembed.mining`; None for no training at all.
         prompt: Of `hf_mmembed.model.PRESETS`.
         remine: Mine anew with the current model at the start of every epoch.
-        loss: Of `SaHaTrainingArguments`; ``"soft-labels"`` trains on pairs that the model has judged itself.
+        loss: Of `SaHaTrainingArguments`; ``"soft-labels"`` trains on pairs that the shipped model has judged.
         distilled: Start after UniME's first stage.
-        told: The loss is told which negatives of a batch are false; see `ToldInfoNCELoss`.
+        told: Ask the scene graphs which negatives of a batch are false (`ToldInfoNCELoss`), or for the soft labels
+            (`SceneJudge`).
     """
 
     name: str
@@ -93,6 +95,7 @@ ARMS = {
         Arm("unime-both", "random", loss="in-batch-hard-negatives", distilled=True),
         Arm("saha+unime-loss", "saha", loss="in-batch-hard-negatives"),
         Arm("unime-v2", "random", loss="soft-labels"),
+        Arm("unime-v2-told", "random", loss="soft-labels", told=True),
     )
 }
 
@@ -215,9 +218,10 @@ class _Bench:
     ) -> dict[str, Any]:
         pairs, rows, ids = self.drawn.pairs, np.arange(len(self.drawn.pairs)), self.ids
         if arm.loss == "soft-labels":
-            pairs, rows = judged_by_itself(
-                pairs, generative_path(), embedder, self.folder, model=self.identity,
-                rows=self.plan.steps * self.plan.batch, seed=self.seed,
+            judge = SceneJudge(self.drawn) if arm.told else Judge(generative_path(), words=("yes", "no"), device="cpu")
+            pairs, rows = judged(
+                pairs, judge, embedder, self.folder, model=self.identity, rows=self.plan.steps * self.plan.batch,
+                seed=self.seed,
             )  # fmt: skip
             ids = content_ids(pairs)
         clusters: list[NDArray[np.int64]] = []
@@ -232,7 +236,7 @@ class _Bench:
             clusters.append(np.arange(len(pairs))[:, None])
         else:
             mine(embedder, Path(args.output_dir, "clusters", "epoch-0"))
-        if arm.told:
+        if arm.told and arm.loss == "infonce":
             loss: ChunkedLoss = ToldInfoNCELoss(
                 embedder, self.drawn, temperature=args.temperature, mini_batch_size=args.mini_batch_size
             )
@@ -248,10 +252,11 @@ class _Bench:
         seconds["training"] = time.perf_counter() - started - (sum(seconds.values()) - mined)
         batches = list(self._batches(args, clusters))
         let_through = [0 if arm.told else false_negatives(self.drawn, self.ids, rows[batch]) for batch in batches]
+        in_batch = arm.loss != "soft-labels"  # otherwise other rows' documents take no part
         return {
             "steps": trainer.state.global_step,
             "pairs": float(np.mean([len(batch) for batch in batches])),
-            "false_negatives": float(np.mean(let_through)),
+            "false_negatives": float(np.mean(let_through)) if in_batch else None,
             "loss": [[log["step"], log["loss"]] for log in trainer.state.log_history if "loss" in log],
             "hardness": [[log["step"], log["hardness"]] for log in trainer.state.log_history if "hardness" in log],
             "seconds": seconds,

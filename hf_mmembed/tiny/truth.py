@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 from hf_mmembed.data.captions import NUMBERS, RELATION_PHRASES, SYNONYMS, place_of, plural_of
 from hf_mmembed.data.scenes import BACKGROUNDS, COLORS, FILLS, OPPOSITE, RELATIONS, SHAPES, SIZES, Scene, relation
 
-__all__ = ["FIELDS", "OPEN", "Meaning", "answers", "meaning_of_caption", "meaning_of_label", "meaning_of_scene"]
+__all__ = [
+    "FIELDS",
+    "OPEN",
+    "Meaning",
+    "answers",
+    "disagreements",
+    "meaning_of_caption",
+    "meaning_of_label",
+    "meaning_of_scene",
+]
 
 OPEN = -1
 _NOTHING = -2
@@ -50,6 +59,17 @@ def answers(queries: Meaning, documents: Meaning) -> NDArray[np.bool_]:
     asked, said = queries[:, None], documents[None]
     same = asked == said
     return (same | (asked == OPEN)).all(-1) | (same | (said == OPEN)).all(-1)
+
+
+def disagreements(queries: Meaning, documents: Meaning) -> NDArray[np.int64]:
+    """On how many facts each query and its document differ, where neither leaves them open: `(n,)` of `(n, FIELDS)`.
+
+    >>> star, circle = meaning_of_caption("a large pink star"), meaning_of_caption("a green circle on black")
+    >>> disagreements(np.stack([star, star]), np.stack([star, circle]))
+    array([0, 2])
+    """
+    stated = (queries != OPEN) & (documents != OPEN)
+    return (stated & (queries != documents)).sum(-1)
 
 
 def meaning_of_scene(scene: Scene, *, placed: bool = True) -> Meaning:

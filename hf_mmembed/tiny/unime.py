@@ -1,12 +1,13 @@
 """What the arms of UniME need in the ablation, made once per seed and kept.
 
-In: the embedder of the drawn world, its generative parent, pairs and a teacher. Out: the embedder after stage 1
-(`first_stage`), and pairs with hard negatives that the model has judged itself (`judged_by_itself`).
+In: the embedder of the drawn world, pairs, a teacher and a judge. Out: the embedder after stage 1 (`first_stage`), and
+pairs with hard negatives and the scores of the judge (`judged`): the shipped model itself, or the scene graphs
+(`SceneJudge`), which show what the method is worth where the judge knows the answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
+from hf_mmembed.data.pairs import document_of, query_of
 from hf_mmembed.distillation.teacher import open_teacher
 from hf_mmembed.judging import Judge, judge_pairs
 from hf_mmembed.judging.candidates import Pool, mined
 from hf_mmembed.sentence_transformer import MMEmbedder
 from hf_mmembed.tiny.distillation import DistillationPlan, train_once
+from hf_mmembed.tiny.pairs import DrawnPairs
+from hf_mmembed.tiny.truth import Meaning, disagreements
 
-__all__ = ["first_stage", "judged_by_itself"]
+__all__ = ["SceneJudge", "first_stage", "judged"]
 
 # A judge of three million weights is slow enough on a CPU: a few of the nearest candidates, all of them used.
 CANDIDATES = 4
@@ -44,9 +48,33 @@ def first_stage(folder: Path, model: str, teacher: str, seed: int, **plan: Any) 
     return made
 
 
-def judged_by_itself(
+class SceneJudge:
+    """A judge that knows what every query and document means: a score of 1, halved by every fact on which they disagree.
+
+    Args:
+        drawn: The pairs that it is asked about.
+    """
+
+    identity = "scene graphs"
+
+    def __init__(self, drawn: DrawnPairs) -> None:
+        self._meanings: dict[tuple[str | None, bytes | None], Meaning] = {}
+        for row, query, document in zip(drawn.pairs, drawn.queries, drawn.documents, strict=True):
+            self._meanings |= {_content(query_of(row)): query, _content(document_of(row)): document}
+
+    def __call__(self, queries: Sequence[dict[str, Any]], candidates: Sequence[dict[str, Any]]) -> NDArray[np.float64]:
+        """Scores, ``(pairs,)``."""
+        asked, said = (np.stack([self._meanings[_content(item)] for item in items]) for items in (queries, candidates))
+        return np.exp2(-disagreements(asked, said).astype(np.float64))
+
+
+def _content(item: Mapping[str, Any]) -> tuple[str | None, bytes | None]:
+    return item.get("text"), item.get("image")
+
+
+def judged(
     pairs: Dataset,
-    generative: Path,
+    judge: Judge | SceneJudge,
     embedder: MMEmbedder,
     folder: Path,
     *,
@@ -54,11 +82,11 @@ def judged_by_itself(
     rows: int,
     seed: int,
 ) -> tuple[Dataset, NDArray[np.int64]]:
-    """Pairs with hard negatives, mined by the embedder and scored by the model that it was made of; and which they are.
+    """Pairs with hard negatives, mined by the embedder and scored by the judge; and which of all pairs they are.
 
     Args:
         pairs: What to train on.
-        generative: The judge.
+        judge: Who scores.
         embedder: The miner.
         folder: Keeps embeddings and scores.
         model: What decides the embeddings; see `hf_mmembed.mining.mine_pairs`.
@@ -67,8 +95,7 @@ def judged_by_itself(
     """
     chosen = np.sort(np.random.default_rng(seed).permutation(len(pairs))[:rows])
     pool = mined(pairs, embedder, folder / "embeddings", model=model, depth=CANDIDATES)
-    places = pool.places[chosen]
-    judge = Judge(generative, words=("yes", "no"), device="cpu")
     few = pairs.select(chosen.tolist())
-    judged = judge_pairs(few, judge, Pool(pool.items, places), folder / "judged", keep=CANDIDATES, stride=1)
-    return judged.pairs, chosen
+    asked = Pool(pool.items, pool.places[chosen])
+    result = judge_pairs(few, judge, asked, folder / "judged", keep=CANDIDATES, stride=1)
+    return result.pairs, chosen

@@ -6,13 +6,14 @@ command with other defaults. A key that is no option of the command is a usage e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-__all__ = ["ConfigOption"]
+__all__ = ["ConfigOption", "values_set"]
 
 
 def _load_defaults(ctx: typer.Context, param: typer.CallbackParam, path: Path | None) -> Path | None:
@@ -48,3 +49,25 @@ ConfigOption = Annotated[
         is_eager=True,
     ),
 ]
+
+
+def values_set(given: Sequence[str]) -> dict[str, Any]:
+    """What ``--set KEY=VALUE`` flags say; the values are YAML.
+
+    Raises:
+        typer.BadParameter: One is no ``KEY=VALUE``, or its value no YAML.
+    """
+    import yaml
+
+    from hf_mmembed.training.recipe_files import parse_yaml
+
+    values: dict[str, Any] = {}
+    for item in given:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--set takes KEY=VALUE, not {item!r}")
+        try:
+            values[key] = parse_yaml(value)
+        except yaml.YAMLError as error:
+            raise typer.BadParameter(f"--set {item!r} has no value in YAML: {error}") from error
+    return values

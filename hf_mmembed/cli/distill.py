@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .config import values_set
 from .models import embedder, teacher
 from .train import DRAWN_WORLD
 
@@ -47,18 +48,12 @@ def distill(
 
     Example: hf-mmembed distill --config unime-tiny
     """
-    import yaml
-
     from hf_mmembed import distillation
     from hf_mmembed.processes import world
 
     # The recipe's columns are those of its own data.
     overrides: dict[str, Any] = {} if data is None else {"data": {"source": data}}
-    for item in set_ or []:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"--set takes KEY=VALUE, not {item!r}")
-        overrides[key] = yaml.safe_load(value)
+    overrides |= values_set(set_ or [])
     flags = {
         "model": model,
         "teacher": teacher_,

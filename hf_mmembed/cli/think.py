@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .config import ConfigOption
+from .config import ConfigOption, values_set
 
 __all__ = ["think", "think_train"]
 
@@ -116,19 +116,13 @@ def think_train(
 
     Example: hf-mmembed think-train tte-sft --model mmembed-tiny --data pairs.jsonl --traces traces.sqlite
     """
-    import yaml
-
     from hf_mmembed.thinking.recipes import load_thinking_recipe, train_thinking
 
     from .models import embedder, generative
 
     overrides = {"model": model, "data": data, "traces": traces, "output": output}
     overrides = {key: value for key, value in overrides.items() if value is not None}
-    for item in set_ or []:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"--set takes KEY=VALUE, not {item!r}")
-        overrides[key] = yaml.safe_load(value)
+    overrides |= values_set(set_ or [])
     loaded = load_thinking_recipe(recipe, overrides)
     shipped = embedder if loaded.variant == "embedder" else generative
     typer.echo(train_thinking(replace(loaded, model=shipped(loaded.model)), resume=resume))

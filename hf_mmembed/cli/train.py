@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .config import values_set
 from .models import embedder
 
 __all__ = ["DRAWN_WORLD", "train"]
@@ -42,18 +43,12 @@ def train(
 
     Example: hf-mmembed train --config saha-tiny
     """
-    import yaml
-
     from hf_mmembed.mining import Clusters
     from hf_mmembed.processes import world
     from hf_mmembed.training import recipes
 
     overrides: dict[str, Any] = {}
-    for item in set_ or []:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"--set takes KEY=VALUE, not {item!r}")
-        overrides[key] = yaml.safe_load(value)
+    overrides |= values_set(set_ or [])
     flags = {"model": model, "data.source": data, "output": None if output is None else str(output)}
     recipe = recipes.load_recipe(config, overrides | {key: value for key, value in flags.items() if value is not None})
     pairs = _drawn_pairs() if recipe.data.get("source") == DRAWN_WORLD else None

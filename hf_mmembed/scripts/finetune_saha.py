@@ -49,9 +49,8 @@ def main(args: Sequence[str] | None = None) -> Path:
     options = parser.parse_args(args)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    import yaml
-
     from hf_mmembed import tiny
+    from hf_mmembed.training.recipe_files import parse_yaml
     from hf_mmembed.training.recipes import load_recipe, train
 
     overrides: dict[str, object] = {"data.source": options.data, "output": str(options.output)}
@@ -65,7 +64,7 @@ def main(args: Sequence[str] | None = None) -> Path:
             "training.save_as": "merged",
         }
         overrides["training.hub_private_repo"] = options.private or None
-    overrides |= {key: yaml.safe_load(value) for key, value in _mapping(parser, "--set", options.set).items()}
+    overrides |= {key: parse_yaml(value) for key, value in _mapping(parser, "--set", options.set).items()}
     model = options.model or (str(tiny.checkpoint_path()) if options.recipe == "saha-tiny" else None)
     if model:
         overrides["model"] = model

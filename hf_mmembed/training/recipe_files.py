@@ -5,6 +5,7 @@ In: the name of a recipe that comes with the package, or a file. Out: its values
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from importlib.resources.abc import Traversable
@@ -13,7 +14,29 @@ from typing import Any
 
 import yaml
 
-__all__ = ["names_in", "read_recipe", "require_known", "with_overrides"]
+__all__ = ["names_in", "parse_yaml", "read_recipe", "require_known", "with_overrides"]
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML reads YAML 1.1, where ``5e-4`` is a text for want of a point; here it is the number that it looks like."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """A value in YAML, of a recipe or of a ``--set`` flag.
+
+    Raises:
+        yaml.YAMLError: It is none.
+
+    Example:
+        >>> parse_yaml("5e-4"), parse_yaml("'5e-4'"), parse_yaml("[1, on]")
+        (0.0005, '5e-4', [1, True])
+    """
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a `SafeLoader` too
 
 
 def names_in(folder: Traversable) -> list[str]:
@@ -38,7 +61,7 @@ def read_recipe(source: str | Path, folder: Traversable, overrides: Mapping[str,
     if not path.is_file():
         raise FileNotFoundError(f"there is no recipe {source}: give a YAML file, or one of {', '.join(names)}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{source} is not valid YAML: {error}") from error
     if not isinstance(values, dict):

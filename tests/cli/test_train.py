@@ -59,3 +59,4 @@ def test_errors_are_one_line(recipe, capsys, words, message):
 
 def test_wrong_usage_is_code_two(recipe, capsys):
     assert run("--config", recipe, "--set", "no-equals-sign") == 2
+    assert run("--config", recipe, "--set", "training.seed=[") == 2

@@ -129,6 +129,13 @@ def test_a_wrong_recipe_says_what_is_wrong(tmp_path, text, message):
         load_recipe(path)
 
 
+def test_a_number_needs_no_point(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: x\ndata: {source: y}\noutput: '1e-3'\ntraining: {learning_rate: 5e-4}")
+    recipe = load_recipe(path)
+    assert (recipe.training["learning_rate"], recipe.output) == (0.0005, "1e-3")
+
+
 def test_an_unknown_recipe_names_those_that_ship(tmp_path):
     with pytest.raises(FileNotFoundError, match="saha-tiny"):
         load_recipe(tmp_path / "none.yaml")

@@ -72,7 +72,8 @@ def run(
     think: Annotated[
         str | None,
         typer.Option(
-            help="Score with thinking too: a reasoner (directory, Hub id), or the traces of `hf-mmembed think`."
+            help="Score with thinking too: a reasoner (directory, Hub id; a unified model is its own), or the traces of "
+            "`hf-mmembed think`."
         ),
     ] = None,
     think_when: Annotated[

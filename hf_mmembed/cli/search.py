@@ -33,7 +33,10 @@ def search(
     png: Annotated[Path | None, typer.Option(help="Write a contact sheet as a picture.")] = None,
     model: Annotated[str | None, typer.Option(help="Where the index's own model is now, if it has moved.")] = None,
     think: Annotated[
-        str | None, typer.Option(help="Reasoner that writes about the query first: a directory, a Hub id.")
+        str | None,
+        typer.Option(
+            help="Reasoner that writes about the query first: a directory, a Hub id; a unified model is its own."
+        ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The reasoner stops here at the latest.")] = 512,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the best there is.")] = None,

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, GenerationConfig
 
 from hf_mmembed.identity import local_checkpoint
 from hf_mmembed.inputs import as_messages, check_unicode
 from hf_mmembed.model.checkpoint_mmembed import require_safetensors
 from hf_mmembed.model.convert import wrap_processor
+from hf_mmembed.model.registration import MMEmbedProcessor, UnifiedConfig
 from hf_mmembed.model.rows_mmembed import Row, row_of_conversation
 
 from .templates import Templates, load_templates
@@ -100,7 +101,7 @@ class LocalReasoner:
     tokens in texts are words, and a text that is too long is cut, so that the trace has room.
 
     Args:
-        model: Directory or Hub id of a generative checkpoint.
+        model: Directory or Hub id of a generative checkpoint, or of a unified one.
         revision: Branch, tag or commit on the Hub.
         settings: Defaults to greedy decoding of up to 512 tokens.
         templates: Defaults to the latest.
@@ -275,7 +276,7 @@ def open_generative(
     """A generative checkpoint with all its weights, and its processor under the prompt of ``content``.
 
     Args:
-        directory: A checkpoint.
+        directory: A checkpoint; of a unified one, the reasoner inside.
         templates: Give the prompt.
         dtype: Of the weights.
         **kwargs: For ``from_pretrained`` of the model.
@@ -286,15 +287,25 @@ def open_generative(
     """
     require_safetensors(directory)
     config = AutoConfig.from_pretrained(directory)
-    processor = wrap_processor(directory, config, templates.prompt("content"))
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    prompt = templates.prompt("content")
+    unified = isinstance(config, UnifiedConfig)
+    if unified:
+        processor = MMEmbedProcessor.from_pretrained(directory)
+        processor.prompt = prompt
+    else:
+        processor = wrap_processor(directory, config, prompt)
+    text_config = (config.backbone_config if unified else config).get_text_config()
+    positions = getattr(text_config, "max_position_embeddings", None)
     if positions is not None:
         processor.tokenizer.model_max_length = min(processor.tokenizer.model_max_length, positions)
-    model, info = AutoModelForImageTextToText.from_pretrained(
+    model, info = (AutoModel if unified else AutoModelForImageTextToText).from_pretrained(
         directory, dtype=dtype, use_safetensors=True, output_loading_info=True, **kwargs
     )
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{directory} lacks {len(missing)} weights, the first is {missing[0]!r}; download it again")
+    if unified:
+        model = model.reasoner
+        model.generation_config = GenerationConfig(eos_token_id=[config.end_token_id, *config.other_end_token_ids])
     return model, processor
 
 

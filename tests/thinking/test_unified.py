@@ -16,6 +16,9 @@ from transformers import AutoModel, AutoProcessor
 
 from hf_mmembed.model.heads_mmembed import HEADS, join_masks
 from hf_mmembed.model.unified_mmembed import UnifiedConfig
+from hf_mmembed.sentence_transformer import MMEmbedder
+from hf_mmembed.thinking.reasoner import LocalReasoner, Settings
+from hf_mmembed.thinking.thinker import Thinker
 from hf_mmembed.thinking.unified import make_unified, open_unified
 from tests.tiny_families import FAMILIES
 
@@ -78,6 +81,30 @@ def test_thinking_and_embedding_in_one_pass_is_reading_both(family, unified):
                 **({"token_type_ids": types(model, ids)} if "token_type_ids" in batch else {}),
             ).embeddings  # fmt: skip
         assert cosine_similarity(output.embeddings[row][None], read).item() > 0.9999
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava"])
+def test_a_unified_checkpoint_thinks_like_its_reasoner(family, generative, unified):
+    inputs = ["a red disc", {"image": PICTURE, "text": "which?"}]
+    own, base = (
+        LocalReasoner(path, settings=Settings(6), device="cpu")
+        for path in (unified(family, "mlp"), generative(family))
+    )
+    assert own.think(inputs, "qa") == base.think(inputs, "qa")
+    assert own._ends == base._ends and own.origin != base.origin
+
+
+def test_a_unified_checkpoint_thinks_for_the_embedder_that_it_is(unified):
+    directory = unified("qwen2_vl", "self_init")
+    embedder = MMEmbedder(directory, device="cpu")
+    embedder.thinker = Thinker(LocalReasoner(directory, settings=Settings(6, stop=()), device="cpu"))
+    vector, trace = embedder.encode_query("a red disc", think="always", task_family="content", return_traces=True)
+    model, processor = opened(directory)
+    output = model.think_and_embed(**processor(text=["a red disc"], return_tensors="pt"), max_new_tokens=6)
+    written = processor.tokenizer.decode(output.trace_ids[0])
+    assert trace.raw and written.startswith(trace.raw)
+    read = embedder.encode_query("a red disc", traces=written.removesuffix(processor.tokenizer.eos_token))
+    assert cosine_similarity(torch.tensor(read)[None], torch.tensor(vector)[None]).item() > 0.9999
 
 
 def picked(tensor, row):

@@ -120,18 +120,24 @@ def test_no_traces_yet(data, tmp_path, capsys):
     assert "there are no traces at" in capsys.readouterr().err
 
 
-def test_search_shows_and_reads_the_trace(embedder, generative, tmp_path, capsys):
+@pytest.mark.parametrize("unified", [False, True])
+def test_search_shows_and_reads_the_trace(unified, embedder, generative, tmp_path, capsys):
     from PIL import Image
 
+    from hf_mmembed.thinking.unified import make_unified
+
+    model, reasoner = embedder("qwen2_vl"), generative("qwen2_vl")
+    if unified:
+        model = reasoner = make_unified(reasoner, tmp_path / "unified", head="mlp")
     (tmp_path / "in").mkdir()
     for colour in ("red", "blue"):
         Image.new("RGB", (32, 32), colour).save(tmp_path / "in" / f"{colour}.png")
-    assert run("index", embedder("qwen2_vl"), tmp_path / "in", tmp_path / "index", "--device", "cpu") == 0
+    assert run("index", model, tmp_path / "in", tmp_path / "index", "--device", "cpu") == 0
     words = ["search", tmp_path / "index", "--text", "red", "--json", "--device", "cpu"]
     capsys.readouterr()
     assert run(*words) == 0
     plain = json.loads(capsys.readouterr().out)
-    assert run(*words, "--think", generative("qwen2_vl"), "--max-new-tokens", 3) == 0
+    assert run(*words, "--think", reasoner, "--max-new-tokens", 3) == 0
     shown = capsys.readouterr()
     thought = json.loads(shown.out)
     assert thought["query"]["trace"] and "trace: " in shown.err and "trace" not in plain["query"]

@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch.nn.functional import pad
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
 from hf_mmembed.data.pairs import document_of, query_of
 from hf_mmembed.identity import local_checkpoint
 from hf_mmembed.inputs import as_messages
+from hf_mmembed.training.callbacks import Progress, Values
 
 from .fill import thoughts_of_pairs
 from .reasoner import open_generative, row_of
@@ -232,6 +233,8 @@ def fine_tune(
         train_dataset=chosen,
         processing_class=processor.backbone_processor,
     )
+    trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
+    trainer.add_callback(Values() if args.disable_tqdm else Progress())
     trainer.train(resume_from_checkpoint=_last_complete(args.output_dir) if resume else None)
     out = Path(out)
     if trainer.is_world_process_zero():

@@ -78,13 +78,17 @@ def test_labels_are_the_trace_and_its_end(generative, some_pairs):
     assert torch.isfinite(model(**batch).loss)
 
 
-def test_the_student_learns_to_say_it_and_does_not_forget_to_see(generative, store, some_pairs, tmp_path):
+def test_the_student_learns_to_say_it_and_does_not_forget_to_see(
+    generative, store, some_pairs, tmp_path, caplog, capsys
+):
+    caplog.set_level("INFO")
     args = TrainingArguments(
         str(tmp_path / "run"), max_steps=12, per_device_train_batch_size=12, learning_rate=5e-3, use_cpu=True,
         report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True, seed=1,
     )  # fmt: skip
     base = generative("qwen2_vl")
     out = fine_tune(base, some_pairs, store, args, tmp_path / "student")
+    assert "step 12 of 12: loss " in caplog.text and "loss" not in capsys.readouterr().out
     before, after = (AutoModelForImageTextToText.from_pretrained(path) for path in (base, out))
     changed = {
         name for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True)

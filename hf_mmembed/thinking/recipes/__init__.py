@@ -7,12 +7,14 @@ in the output directory.
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from transformers import TrainingArguments
 
@@ -131,7 +133,12 @@ def train_thinking(recipe: ThinkingRecipe, *, pairs: Dataset | None = None, resu
         pairs = read_pairs(**recipe.data) if isinstance(recipe.data, Mapping) else read_pairs(recipe.data)
     with TraceStore(recipe.traces) as store:
         if recipe.variant == "sft":
-            args = TrainingArguments(output_dir=str(output), **{"report_to": "none", **recipe.training})
+            defaults = {
+                "report_to": "none",
+                "disable_tqdm": not sys.stderr.isatty(),
+                "dataloader_pin_memory": torch.accelerator.is_available(),
+            }
+            args = TrainingArguments(output_dir=str(output), **{**defaults, **recipe.training})
             return fine_tune(
                 recipe.model, pairs, store, args, output / "model",
                 families=recipe.families, templates=load_templates(recipe.templates), allow_gold=recipe.allow_gold,

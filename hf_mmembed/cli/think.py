@@ -6,6 +6,7 @@ In: a reasoner and pairs. Out: a store of traces, resumable; then a reasoner, an
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -61,6 +62,7 @@ def think(
 
     from .models import generative
 
+    _no_bars_in_a_file()
     families = _families(family or [])
     rank, world, place = (
         int(os.environ.get(name, n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
@@ -97,8 +99,15 @@ def think(
             raise typer.Exit(1) from None
         speed = f", {done.tokens / done.seconds:.1f} tokens/s" if done.seconds else ""
         typer.echo(f"{done.new} new traces, {done.kept} kept{speed}")
-        for status, count in store.summary().items():
+        summary = store.summary()
+        for status, count in summary.items():
             typer.echo(f"  {status:<10} {count}")
+        if len(store) and "complete" not in summary:
+            typer.echo(
+                "none has the form <think> reasoning </think> conclusion: an embedder can read them as they are, but "
+                "there is nothing for tte-sft to learn; try a larger reasoner, or --max-new-tokens if they are cut",
+                err=True,
+            )
 
 
 def think_train(
@@ -120,12 +129,20 @@ def think_train(
 
     from .models import embedder, generative
 
+    _no_bars_in_a_file()
     overrides = {"model": model, "data": data, "traces": traces, "output": output}
     overrides = {key: value for key, value in overrides.items() if value is not None}
     overrides |= values_set(set_ or [])
     loaded = load_thinking_recipe(recipe, overrides)
     shipped = embedder if loaded.variant == "embedder" else generative
     typer.echo(train_thinking(replace(loaded, model=shipped(loaded.model)), resume=resume))
+
+
+def _no_bars_in_a_file() -> None:
+    from transformers.utils.logging import disable_progress_bar
+
+    if not sys.stderr.isatty():
+        disable_progress_bar()
 
 
 def _own_gpu(place: int) -> str | None:

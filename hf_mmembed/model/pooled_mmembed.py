@@ -44,7 +44,8 @@ def last_real_token(mask: torch.Tensor) -> torch.Tensor:
 
 def last_block_for_pooled(backbone: PreTrainedModel) -> None:
     """Make the last block of a backbone heed [`only_pooled`], as far as it has parts by these names."""
-    for name, part in backbone.get_decoder().layers[-1].named_modules():
+    layers = getattr(backbone.get_decoder(), "layers", None)
+    for name, part in layers[-1].named_modules() if layers else ():
         if name in PARTS:
             part.forward = partial(_forward, part)
 
@@ -64,14 +65,17 @@ def only_pooled(mask: torch.Tensor | None) -> Iterator[None]:
         _COLUMNS.reset(token)
 
 
-def _forward(part: Any, states: torch.Tensor) -> torch.Tensor:
+def _forward(part: Any, states: torch.Tensor, *others: Any, **named: Any) -> Any:
     """`(batch, seq_len, in)` → `(batch, seq_len, out)`, zero where the part was not asked."""
     columns = None if torch.compiler.is_compiling() else _COLUMNS.get()
-    if columns is None:
-        return type(part).forward(part, states)
+    # An MLP that is told something about each token, as ERNIE's experts are, is given all of them.
+    if columns is None or others or named:
+        return type(part).forward(part, states, *others, **named)
     columns = columns.to(states.device)
     rows = torch.arange(states.shape[0], device=states.device)
-    pooled = type(part).forward(part, states[rows, columns])
-    output = pooled.new_zeros(*states.shape[:-1], pooled.shape[-1])
-    output[rows, columns] = pooled
-    return output
+    # Still three axes, as mixtures of experts expect, some of which return what their router chose as well.
+    output = type(part).forward(part, states[rows, columns].unsqueeze(1))
+    pooled, *rest = output if isinstance(output, tuple) else (output,)
+    whole = pooled.new_zeros(*states.shape[:-1], pooled.shape[-1])
+    whole[rows, columns] = pooled.squeeze(1)
+    return (whole, *rest) if rest else whole

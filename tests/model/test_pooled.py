@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor, LlavaConfig, PretrainedConfig
 
+from hf_mmembed.model import MMEmbedConfig, MMEmbedModel
+from hf_mmembed.model.pooled_mmembed import last_block_for_pooled, only_pooled
 from tests.tiny_families import FAMILIES
 
 
@@ -46,7 +50,7 @@ def test_embeddings_are_the_same(family, side, share_prefix, loaded, monkeypatch
     assert torch.allclose(pooled.embeddings, whole.embeddings, rtol=0, atol=2e-6)
     assert pooled.last_hidden_state is None and pooled.pooler_output is pooled.embeddings
     attention, mlp = last.self_attn, last.mlp
-    assert {read[part] for part in (attention.q_proj, attention.o_proj, mlp.gate_proj, mlp.down_proj)} == {(3,)}
+    assert {read[part] for part in (attention.q_proj, attention.o_proj, mlp.gate_proj, mlp.down_proj)} == {(3, 1)}
     assert len(read[attention.k_proj]) == len(read[attention.v_proj]) == 2
 
 
@@ -76,3 +80,44 @@ def test_gradients_are_the_same(checkpointing, loaded):
     expected = gradient()
     assert expected.norm() > 0
     assert torch.allclose(gradient(whole_states=False), expected, rtol=1e-4, atol=1e-6 * expected.abs().max().item())
+
+
+def llava(text: dict) -> PretrainedConfig:
+    text = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+            "vocab_size": 100, "pad_token_id": 0, "num_experts_per_tok": 2, **text}  # fmt: skip
+    return LlavaConfig(vision_config={"model_type": "clip_vision_model", "num_hidden_layers": 1}, text_config=text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        {"model_type": "qwen3_vl_moe_text", "num_experts": 4, "moe_intermediate_size": 16,
+         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}},
+        {"model_type": "gpt_oss", "num_local_experts": 4, "intermediate_size": 16},
+        {"model_type": "gpt2"},
+    ],
+    ids=lambda text: text["model_type"],
+)  # fmt: skip
+def test_mixtures_of_experts_and_blocks_of_other_names_are_pooled(text):
+    torch.manual_seed(0)
+    model = MMEmbedModel(MMEmbedConfig(llava(text))).eval()
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.1)
+    batch = {"input_ids": torch.randint(1, 90, (3, 12)), "attention_mask": torch.ones(3, 12, dtype=torch.long)}
+    batch["attention_mask"][1, 8:] = 0
+    with torch.no_grad():
+        whole, pooled = (model(**batch, whole_states=whole).embeddings for whole in (True, False))
+    assert torch.allclose(pooled, whole, rtol=0, atol=1e-6)
+
+
+def test_an_mlp_that_is_told_about_every_token_reads_them_all():
+    class Told(torch.nn.Module):
+        def forward(self, states, kinds):
+            return states * kinds[..., None]
+
+    mlp, states, kinds = Told(), torch.rand(2, 3, 4), torch.arange(6.0).view(2, 3)
+    block = torch.nn.ModuleDict({"mlp": mlp})
+    backbone = SimpleNamespace(get_decoder=lambda: SimpleNamespace(layers=[block]))
+    last_block_for_pooled(backbone)
+    with only_pooled(torch.ones(2, 3)):
+        assert mlp(states, kinds).equal(states * kinds[..., None])

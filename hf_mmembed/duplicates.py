@@ -70,11 +70,19 @@ def _key(messages: list[dict[str, Any]], image_key: Callable[[Any], Hashable]) -
             if part.get("type") == "text":
                 parts.append(("text", part.get("text")))
             elif part.get("type") == "image" and "image" in part:
-                parts.append(("image", image_key(part["image"])))
+                parts.append(("image", _key_of_image(part["image"], image_key)))
             else:
                 parts.append(("other", id(part)))
         turns.append(tuple(parts))
     return tuple(turns)
+
+
+def _key_of_image(image: Any, image_key: Callable[[Any], Hashable]) -> Hashable:
+    """The key of a picture; the path or the object where it cannot be read, which is reported when it is opened."""
+    try:
+        return image_key(image)
+    except (OSError, ValueError):
+        return image if isinstance(image, str) else id(image)
 
 
 def _sketch(image: Any) -> Hashable:
@@ -111,12 +119,8 @@ def _digest(image: Any) -> Hashable:
 
 
 def _of_file(path: str, key: Callable[[BinaryIO], Hashable]) -> Hashable:
-    """The key of a file's bytes; the path itself where there is none to read, which is reported when it is opened."""
-    try:
-        with open(path, "rb") as file:
-            return key(file)
-    except OSError:
-        return path
+    with open(path, "rb") as file:
+        return key(file)
 
 
 def _of_undecoded(image: Image.Image, key: Callable[[BinaryIO], Hashable]) -> Hashable:

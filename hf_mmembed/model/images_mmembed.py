@@ -88,6 +88,8 @@ def open_image(source: Any, *, allow_urls: bool = False, max_pixels: int = MAX_I
         raise ImageError(
             f"a {type(source).__name__} is no image; give a PIL image, an array, a tensor, a local path or bytes."
         )
+    if not os.fspath(source):
+        raise ImageError("the path of the picture is empty; leave the picture out where there is none.")
     path = Path(source)
     try:
         stream = path.open("rb")
@@ -95,6 +97,8 @@ def open_image(source: Any, *, allow_urls: bool = False, max_pixels: int = MAX_I
         raise ImageError(f"there is no file {path}.") from error
     except OSError as error:
         raise ImageError(f"{path} cannot be opened ({error.strerror}).") from error
+    except ValueError as error:  # a NUL byte in the name
+        raise ImageError(f"{str(path)!r} is no valid file name ({error}).") from error
     with stream:
         if path.stat().st_size == 0:
             raise ImageError(f"{path} is empty (0 bytes).")
@@ -115,13 +119,21 @@ def _read(stream: BinaryIO, name: str, max_pixels: int) -> Image.Image:
 
 def _decoded(image: Image.Image, max_pixels: int) -> Image.Image:
     check_size(*image.size, max_pixels=max_pixels)
+    # Pillow decodes when the pixels are asked for, and closes the file at the end of `with Image.open(...)`.
+    if getattr(image, "tile", None) and getattr(image, "fp", None) is None:
+        raise ImageError(
+            "the picture was closed before its pixels were read; call its load() first, or give its path."
+        )
     try:
         image.load()
         if image.getexif().get(ExifTags.Base.Orientation, UPRIGHT) != UPRIGHT:  # it copies an upright picture too
             image = ImageOps.exif_transpose(image)
+        return _to_rgb(image)
+    except ImageError:
+        raise
     except (*DECODING_ERRORS, Image.DecompressionBombError) as error:
-        raise ImageError(f"the picture is broken or breaks off ({type(error).__name__}).") from error
-    return _to_rgb(image)
+        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise ImageError(f"the picture is broken or breaks off ({what}).") from error
 
 
 def _download(url: str, allow_urls: bool) -> bytes:
@@ -151,6 +163,8 @@ def _is_tensor(source: object) -> bool:
 
 def _from_array(array: np.ndarray | torch.Tensor) -> Image.Image:
     channels_first = not isinstance(array, np.ndarray)
+    if not isinstance(array, np.ndarray):
+        array = array.float() if array.is_floating_point() else array  # numpy has no bfloat16
     values = array if isinstance(array, np.ndarray) else array.detach().cpu().numpy()
     shape = tuple(values.shape)
     if values.ndim == 3:
@@ -173,6 +187,8 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
         return np.round(values / 257).astype(np.uint8)
     if values.dtype == np.bool_:
         return values.astype(np.uint8) * 255
+    if values.dtype.kind not in "iuf":
+        raise ImageError(f"an array of {values.dtype} is no image; pixels are integers, floats or booleans.")
     low, high = float(values.min()), float(values.max())
     limit = 255 if np.issubdtype(values.dtype, np.integer) else 1
     if not (low >= 0 and high <= limit):
@@ -211,7 +227,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
                 "scale is unknown; save it with 8 or 16 bits per channel."
             )
         return Image.fromarray(_to_uint8(values.astype(np.uint16))).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if image.mode == "La":
+        image = image.convert("LA")  # the only mode that Pillow turns it into
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")

@@ -68,7 +68,9 @@ def test_transparency_is_shown_on_white(tmp_path):
     image = Image.new("RGBA", (2, 1), (*RED, 255))
     image.putpixel((1, 0), (0, 0, 0, 0))
     assert open_image(image).getpixel((1, 0)) == (255, 255, 255)
-    assert open_image(image.convert("LA")).getpixel((1, 0)) == (255, 255, 255)
+    for mode in ("LA", "RGBa"):
+        assert open_image(image.convert(mode)).getpixel((1, 0)) == (255, 255, 255)
+    assert open_image(image.convert("LA").convert("La")).getpixel((1, 0)) == (255, 255, 255)
     palette = Image.new("P", (2, 1), 0)
     palette.putpalette([*RED, 0, 0, 0])
     palette.putpixel((1, 0), 1)
@@ -157,6 +159,28 @@ def test_what_is_no_image_is_named(tmp_path):
             open_image(tmp_path / name)
     with pytest.raises(ImageError, match="a dict is no image"):
         open_image({"bytes": b""})
+    with pytest.raises(ImageError, match="path of the picture is empty"):
+        open_image("")
+    with pytest.raises(ImageError, match=r"'a\\x00.png' is no valid file name"):
+        open_image("a\0.png")
+
+
+def test_a_closed_picture_is_named(photo, tmp_path):
+    with Image.open(saved(photo, tmp_path / "a.png")) as lazy:
+        pass
+    with pytest.raises(ImageError, match="closed before its pixels were read"):
+        open_image(lazy)
+    decoded = photo.copy()
+    decoded.close()
+    with pytest.raises(ImageError, match="closed image"):
+        open_image(decoded)
+
+
+def test_a_transparency_that_does_not_fit_is_named():
+    image = Image.new("L", (2, 2))
+    image.info["transparency"] = b"\0"
+    with pytest.raises(ImageError, match="broken.*TypeError"):
+        open_image(image)
 
 
 @pytest.mark.parametrize("url", ["http://host/a.png", "https://host/a.png", "data:image/png;base64,AAAA", "file:///a"])
@@ -214,11 +238,18 @@ def test_arrays_and_tensors_of_either_layout_agree(height, width, channels, seed
         (np.full((5, 5, 3), 2.0), "from 2 to 2; they have to lie between 0 and 1"),
         (np.full((5, 5, 3), -1), "from -1 to -1; they have to lie between 0 and 255"),
         (np.full((5, 5, 3), np.nan), "from nan to nan"),
+        (np.zeros((5, 5), complex), "an array of complex128 is no image"),
+        (np.full((5, 5), "a"), "an array of <U1 is no image"),
     ],
 )
 def test_arrays_that_are_no_picture_are_refused(array, message):
     with pytest.raises(ImageError, match=message):
         open_image(array)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_tensors_of_any_precision_are_pictures(dtype):
+    assert open_image(torch.ones(3, 4, 5, dtype=dtype)).getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_the_ambiguous_three_by_three_follows_its_library():

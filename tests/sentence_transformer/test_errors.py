@@ -11,10 +11,26 @@ from PIL import Image
 from tests.sentence_transformer.reference import noise
 
 
+def closed() -> Image.Image:
+    image = noise(3)
+    image.close()
+    return image
+
+
+def closed_before_it_was_decoded() -> Image.Image:
+    buffer = io.BytesIO()
+    noise(4).save(buffer, "PNG")
+    with Image.open(buffer) as image:
+        return image
+
+
 @pytest.mark.parametrize(
     "bad, message",
     [
         (None, "is None"),
+        (closed(), "closed image"),
+        (closed_before_it_was_decoded(), "was closed"),
+        ({"image": "a\0.png"}, "no valid file name"),
         ({"text": None, "image": None}, "neither text nor image"),
         ({"txt": "a"}, r"unknown keys \['txt'\]"),
         ({"image": "missing.png"}, "missing.png"),

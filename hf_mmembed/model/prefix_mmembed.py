@@ -124,7 +124,7 @@ def shared_prefix_length(
         >>> shared_prefix_length(ids, (ids > 0).long())
         (2, tensor([1, 0]))
     """
-    starts = attention_mask.argmax(dim=1)
+    starts = attention_mask.int().argmax(dim=1)  # of booleans there is no argmax
     shortest = int(attention_mask.sum(dim=1).min())
     columns = starts[:, None] + torch.arange(shortest - 1, device=input_ids.device)
     heads = input_ids.gather(1, columns)

@@ -6,7 +6,7 @@ be embedded is an error that names it. [`HierarchicalPrompt`] is what a checkpoi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,7 +118,8 @@ def rows_of_lists(text: Any, images: Any, instruction: Any, trace: Any = None) -
             "an input has no text or no image."
         )
     count = len(texts if texts is not None else pictures or [])
-    instructions = [instruction] * count if instruction is None or isinstance(instruction, str) else list(instruction)
+    one_for_all = isinstance(instruction, str) or not isinstance(instruction, Iterable)
+    instructions = [instruction] * count if one_for_all else list(instruction)
     traces = [None] * count if trace is None else [trace] if isinstance(trace, str) else list(trace)
     for name, given in (("instruction", instructions), ("trace", traces)):
         if len(given) != count:
@@ -130,8 +131,7 @@ def rows_of_lists(text: Any, images: Any, instruction: Any, trace: Any = None) -
             ("instruction", instructions[index]),
             ("trace", traces[index]),
         ):
-            if value is not None and not isinstance(value, str):
-                raise ValueError(f"the {name} of input {index} is a {type(value).__name__}; give a string or None.")
+            _check_words(value, name, index)
         row_text = texts[index] if texts is not None else None
         row_images = pictures[index] if pictures is not None else None
         if not isinstance(row_images, (list, tuple)):
@@ -177,31 +177,56 @@ def row_of_conversation(conversation: Sequence[Mapping[str, Any]], index: int) -
         blocks: Sequence[Mapping[str, Any]]
         blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
         for block in blocks:
+            if not isinstance(block, Mapping):
+                raise ValueError(
+                    f"input {index} has a {type(block).__name__} in a {role} message whose content is a list; give text as "
+                    "{'type': 'text', 'text': ...}, or as the content itself."
+                )
             kind = block.get("type")
+            link = block.get("image_url")
+            link = link.get("url") if isinstance(link, Mapping) else link
             source = next((block[key] for key in ("image", "path", "url") if block.get(key) is not None), None)
             if kind == "text" and isinstance(block.get("text"), str):
                 words[role].append(block["text"])
             elif kind == "image" and role == "user" and source is not None:
                 images.append(source)
-            elif kind == "image_url" and role == "user":
-                images.append(block["image_url"]["url"])
+            elif kind == "image_url" and role == "user" and link is not None:
+                images.append(link)
             else:
                 raise ValueError(
                     f"input {index} has a block of type {kind!r} with {sorted(set(block) - {'type'})} in a {role} "
                     "message; give text as {'type': 'text', 'text': ...} and images, in user messages only, as "
                     "{'type': 'image', 'image': ...}."
                 )
+    for name, role in (("text", "user"), ("instruction", "system"), ("trace", "assistant")):
+        _check_words("\n".join(words[role]), name, index)
     text = "\n".join(words["user"]) if words["user"] else None
     if text is None and not images:
         raise ValueError(f"input {index} has neither a text nor an image; leave it out.")
     return Row(tuple(images), text, "\n".join(words["system"]) or None, "\n".join(words["assistant"]) or None)
 
 
+def _check_words(value: Any, name: str, index: int) -> None:
+    """Refuse what no tokenizer takes: anything but strings and None, and half of a surrogate pair in a string."""
+    if value is None:
+        return
+    if not isinstance(value, str):
+        raise ValueError(f"the {name} of input {index} is a {type(value).__name__}; give a string or None.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the {name} of input {index} is not valid Unicode: character {error.start} is {value[error.start]!a}, half "
+            "of a surrogate pair; remove it."
+        ) from error
+
+
 def _unwrapped(conversation: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     """The messages; sentence-transformers puts a chat that is listed among texts or images into a block of its own."""
     for message in conversation:
         content = message.get("content")
-        wrapped = content[0].get("message") if isinstance(content, list) and len(content) == 1 else None
+        lone = content[0] if isinstance(content, list) and len(content) == 1 else None
+        wrapped = lone.get("message") if isinstance(lone, Mapping) else None
         yield from [message] if wrapped is None else wrapped
 
 

@@ -164,6 +164,16 @@ def test_memory_over_a_series_of_batches_changes_nothing(family, loaded):
     assert torch.allclose(whole, shared, rtol=0, atol=5e-6)
 
 
+def test_a_mask_of_booleans_is_a_mask(loaded):
+    model, processor = loaded("qwen2_vl")
+    features = processor(text=["red", "two blue circles"], return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**features).embeddings
+        features["attention_mask"] = features["attention_mask"].bool()
+        for whole in (True, False):
+            assert torch.allclose(model(**features, whole_states=whole).embeddings, expected, rtol=0, atol=5e-6)
+
+
 def test_memory_computes_a_prefix_once(loaded):
     model, processor = loaded("qwen2_vl")
     memory, calls = PrefixMemory(), []

@@ -31,6 +31,8 @@ def test_missing_parts_and_several_pictures():
         (["a", 3], None, None, "the text of input 1 is a int"),
         (["a"], None, ["x", "y"], "`instruction` has 2 elements for 1 inputs"),
         (["a", "b"], None, ["x", 3], "the instruction of input 1 is a int"),
+        (["a", "b"], None, 3, "the instruction of input 0 is a int"),
+        (["a", "b\ud83d"], None, None, "the text of input 1 is not valid Unicode: character 1"),
     ],
 )
 def test_bad_lists_are_named(text, images, instruction, message):
@@ -48,11 +50,12 @@ def test_a_conversation_is_one_row():
                 {"type": "image", "image": PICTURE},
                 {"type": "image", "path": "p.png"},
                 {"type": "image_url", "image_url": {"url": "u"}},
+                {"type": "image_url", "image_url": "v"},
                 {"type": "text", "text": "b"},
             ],
         },
     ]
-    assert row_of_conversation(conversation, 0) == Row((PICTURE, "p.png", "u"), "a\nb", "Find:")
+    assert row_of_conversation(conversation, 0) == Row((PICTURE, "p.png", "u", "v"), "a\nb", "Find:")
 
 
 @pytest.mark.parametrize(
@@ -64,6 +67,15 @@ def test_a_conversation_is_one_row():
         ([{"role": "user", "content": [{"type": "video", "video": "v"}]}], "input 7 has a block of type 'video'"),
         ([{"role": "user", "content": [{"type": "image"}]}], "input 7 has a block of type 'image' with \\[\\]"),
         ([{"role": "user", "content": [{"type": "text"}]}], "input 7 has a block of type 'text' with \\[\\]"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "input 7 has a block of type 'image_url'"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "type 'image_url'"),
+        ([{"role": "user", "content": ["a"]}], "input 7 has a str in a user message"),
+        ([{"role": "user", "content": [{"type": "text", "text": "a"}, "b"]}], "input 7 has a str in a user message"),
+        ([{"role": "user", "content": "a\ud83d"}], "the text of input 7 is not valid Unicode: character 1"),
+        (
+            [{"role": "system", "content": "\ud83d"}, {"role": "user", "content": "a"}],
+            "the instruction of input 7 is not",
+        ),
         ([{"role": "system", "content": [{"type": "image", "image": 1}]}], "in a system message"),
     ],
 )

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Encoder", "SentenceEncoder", "load_encoder"]
 
+_OURS = ("mmembed", "mmembed_unified")  # by `model_type`
+
 
 class Encoder(Protocol):
     """What is evaluated. Implement it to evaluate a model that is no `SentenceTransformer`, such as one behind an API.
@@ -155,7 +157,7 @@ def load_encoder(
         options["model_kwargs"] = {"dtype": "float32"}
     config = directory / "config.json"
     ours = (directory / "adapter_config.json").is_file() or (
-        config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "mmembed"
+        config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") in _OURS
     )
     opened = (MMEmbedder if ours else SentenceTransformer)(str(directory), **options)
     if longest_edge is not None:

@@ -36,7 +36,11 @@ def parse_yaml(text: str) -> Any:
         >>> parse_yaml("5e-4"), parse_yaml("'5e-4'"), parse_yaml("[1, on]")
         (0.0005, '5e-4', [1, True])
     """
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a `SafeLoader` too
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def names_in(folder: Traversable) -> list[str]:

@@ -9,6 +9,7 @@ from PIL import Image
 from hf_mmembed import MMEmbedder
 from hf_mmembed.evaluation import SentenceEncoder, evaluate, load_encoder
 from hf_mmembed.evaluation.items import ImageFile, Item
+from hf_mmembed.thinking import make_unified
 from tests.evaluation import layouts
 
 
@@ -21,6 +22,13 @@ def checkpoint(embedder):
 def picture(tmp_path):
     layouts.write_pictures(tmp_path, [200])
     return ImageFile(tmp_path / "200.png")
+
+
+def test_a_unified_model_is_ours_and_reads_traces(generative, tmp_path):
+    encoder = load_encoder(make_unified(generative("qwen2_vl"), tmp_path / "unified", head="mlp"), device="cpu")
+    assert encoder.ours and isinstance(encoder.model, MMEmbedder)
+    plain, traced = encoder([Item("a", role="query"), Item("a", role="query", trace="<think> b </think> c")])
+    assert np.abs(plain - traced).max() > 1e-3
 
 
 def test_items_reach_our_model_with_their_side_and_instruction(checkpoint, picture):

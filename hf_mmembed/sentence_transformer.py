@@ -194,8 +194,17 @@ class MMEmbedder(SentenceTransformer):
         """
         if instruction is not None and prompt is not None:
             raise ValueError("`prompt` and `instruction` are two names of the same thing; give one of them.")
+        if output_value not in ("sentence_embedding", "token_embeddings", None):
+            raise ValueError(
+                f"output_value is {output_value!r}; use 'sentence_embedding', 'token_embeddings' or None."
+            )
         if instruction is None:
             instruction = self._resolve_prompt(prompt, prompt_name)
+        if instruction is not None and not isinstance(instruction, str):
+            raise ValueError(
+                f"the instruction is a {type(instruction).__name__}; give one string for all inputs, or each its own: "
+                '{"text": ..., "instruction": ...}.'
+            )
         singular = self.is_singular_input(inputs)
         items = [inputs] if singular else inputs.tolist() if isinstance(inputs, np.ndarray) else list(inputs)
         messages = [as_messages(item, index=index, instruction=instruction) for index, item in enumerate(items)]

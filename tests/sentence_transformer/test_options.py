@@ -76,10 +76,21 @@ def test_progress_bar(model, capfd):
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("option", [{"batch_size": 0}, {"token_budget": 0}, {"precision": "int4"}, {"tsk": "query"}])
-def test_wrong_options(model, option):
-    with pytest.raises(ValueError, match=r"positive|int4|tsk"):
-        model.encode(["a"], **option)
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"batch_size": 0}, "positive"),
+        ({"token_budget": 0}, "positive"),
+        ({"precision": "int4"}, "int4"),
+        ({"tsk": "query"}, "tsk"),
+        ({"output_value": "token_embedding"}, "output_value is 'token_embedding'; use"),
+        ({"instruction": ["x", "y"]}, "the instruction is a list; give one string for all inputs, or each its own"),
+        ({"prompt": 3}, "the instruction is a int"),
+    ],
+)
+def test_wrong_options(model, option, message):
+    with pytest.raises(ValueError, match=message):
+        model.encode(["a", "b"], **option)
 
 
 def test_nothing_gives_no_rows_of_the_right_width(model):

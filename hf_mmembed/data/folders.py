@@ -80,7 +80,7 @@ def _walk(root: Path, exclude: set[Path], listing: Listing, others: Counter[str]
     while pending:
         folder = pending.pop()
         stat = folder.stat()
-        if (stat.st_dev, stat.st_ino) in visited or folder.resolve() in exclude:
+        if (stat.st_dev, stat.st_ino) in visited or (folder != root and folder.resolve() in exclude):
             continue
         visited.add((stat.st_dev, stat.st_ino))
         try:

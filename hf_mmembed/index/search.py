@@ -150,7 +150,12 @@ class Index:
     def _items(self) -> Any:
         from datasets import load_from_disk
 
-        return load_from_disk(str(self.directory / ITEMS)).remove_columns("embedding")
+        try:
+            return load_from_disk(str(self.directory / ITEMS)).remove_columns("embedding")
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                f"cannot read {self.directory / ITEMS} ({error}): run `hf-mmembed index` again, which says what to do"
+            ) from error
 
     @cached_property
     def _source(self) -> Source:

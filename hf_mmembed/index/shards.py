@@ -157,8 +157,15 @@ def write_dataset_files(directory: Path, shards: Sequence[Shard]) -> None:
 def _read(path: Path) -> pa.Table:
     import pyarrow as pa
 
-    with pa.memory_map(os.fspath(path)) as file, pa.ipc.open_stream(file) as reader:
-        return reader.read_all()
+    with pa.memory_map(os.fspath(path)) as file:
+        try:
+            with pa.ipc.open_stream(file) as reader:
+                return reader.read_all()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(
+                f"{path} is damaged ({error}): delete it and run the same command again, which embeds its rows anew and "
+                "keeps the others"
+            ) from error
 
 
 def _matrix(table: pa.Table) -> np.ndarray:

@@ -291,6 +291,26 @@ def test_a_directory_with_other_files_is_refused(many_pictures, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
+def test_a_damaged_shard_is_named_and_embedded_again_when_it_is_deleted(many_pictures, tmp_path):
+    out = tmp_path / "out"
+    run(many_pictures, out)
+    before = contents(out)
+    shard = min((out / "items").glob("*.arrow"))
+    shard.write_bytes(shard.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=f"{shard.name} is damaged .*: delete it and run the same command again"):
+        run(many_pictures, out)
+    shard.unlink()
+    again = FakeEmbedder()
+    run(many_pictures, out, again)
+    assert 0 < again.embedded <= 6 and contents(out) == before
+
+
+def test_the_input_is_no_place_for_the_output(many_pictures, tmp_path):
+    folder = copy_of(many_pictures, tmp_path)
+    with pytest.raises(ValueError, match="is not empty and holds no embeddings of ours: choose another"):
+        run(folder, folder)
+
+
 def test_a_directory_inside_the_input_is_not_indexed(many_pictures, tmp_path):
     folder = copy_of(many_pictures, tmp_path)
     run(folder, folder / "index")

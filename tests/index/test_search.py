@@ -117,6 +117,16 @@ def test_unusable_directories_say_what_to_do(index_directory, many_pictures, tmp
         Index(copied)
 
 
+def test_a_damaged_file_of_items_is_named(index_directory, tmp_path, fake):
+    copied = shutil.copytree(index_directory, tmp_path / "copied")
+    shard = min((copied / "items").glob("*.arrow"))
+    whole = shard.read_bytes()
+    for length in (0, 100, len(whole) // 2, len(whole) - 1):
+        shard.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"cannot read .*items .*run `hf-mmembed index` again"):
+            Index(copied).search(embed_query(fake, text="a"))
+
+
 def test_pictures_stored_in_a_table_are_read_again(tmp_path, fake):
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
     cells = [Image.new("RGB", (6, 6), color) for color in ("red", "blue")]

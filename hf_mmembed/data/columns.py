@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["Column", "read_csv", "read_jsonl", "read_parquet", "read_saved_dataset"]
 
 
+_CSV_BLOCK = 64 << 20  # bytes; pyarrow reads no row that is longer than a block, which by default is 1 MB
+
+
 @dataclass(frozen=True)
 class Column:
     """One column.
@@ -39,16 +42,17 @@ def read_csv(path: Path) -> dict[str, Column]:
     import pyarrow as pa
     from pyarrow import csv
 
+    read = csv.ReadOptions(block_size=_CSV_BLOCK)
     parse = csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",", newlines_in_values=True)
     try:
-        with csv.open_csv(path, parse_options=parse) as reader:
+        with csv.open_csv(path, read_options=read, parse_options=parse) as reader:
             names = reader.schema.names
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"several columns are called {', '.join(map(repr, twice))}")
         types = dict.fromkeys(names, pa.string())
         convert = csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""])
-        table = csv.read_csv(path, parse_options=parse, convert_options=convert)
+        table = csv.read_csv(path, read_options=read, parse_options=parse, convert_options=convert)
     except ValueError as error:  # pyarrow's errors are ValueErrors
         raise ValueError(f"cannot read {path}: {error}") from error
     return {name: Column(_ArrowCells(table.column(name)), "text") for name in names}

@@ -184,6 +184,12 @@ def test_half_a_surrogate_pair_is_an_error_of_that_row(tmp_path):
     assert source[1].text == "😀" and source.fingerprint(0) != source.fingerprint(1)
 
 
+def test_a_csv_cell_may_be_long(tmp_path):
+    texts = ["a", "x" * 2_500_000, "b"]
+    write_csv(tmp_path / "t.csv", [[text] for text in texts], ["text"])
+    assert [row.text for row in rows_of(open_source(tmp_path / "t.csv"))] == texts
+
+
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), min_size=1), min_size=1))
 def test_any_text_survives_csv_and_jsonl(tmp_path, texts):

@@ -88,6 +88,7 @@ class EmbeddingModel(PreTrainedModel):
             ValueError: If weights are missing or have the wrong shape.
         """
         kwargs["use_safetensors"] = True
+        kwargs["ignore_mismatched_sizes"] = True  # they are an error all the same, but one that names them
         with_info = kwargs.pop("output_loading_info", False)
         path = pretrained_model_name_or_path
         if path is not None:
@@ -96,7 +97,7 @@ class EmbeddingModel(PreTrainedModel):
             model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         except SafetensorError as error:
             raise OSError(f"{path}: the weights cannot be read ({error}); download or copy them again.") from error
-        missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+        missing = sorted(info["missing_keys"]) + sorted(name for name, *_ in info["mismatched_keys"])
         if missing:
             raise ValueError(
                 f"{path}: {len(missing)} weights are missing or have another shape than "

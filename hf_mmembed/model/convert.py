@@ -102,6 +102,8 @@ def convert(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not an empty directory; choose another one or remove it.")
     prompt = prompt if isinstance(prompt, HierarchicalPrompt) else load_prompt(prompt)
+    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ValueError(f"dtype is {dtype!r}; use 'float32', 'bfloat16' or 'float16'.")
     commit = _resolved(base, revision)
     require_safetensors(base)
     config = AutoConfig.from_pretrained(base, revision=commit)
@@ -211,13 +213,21 @@ def _load_inner_model(base: str | Path, **kwargs: Any) -> PreTrainedModel:
     # That the head is left over is the point, so transformers' table of unexpected weights is kept back.
     transformers_logging.set_verbosity_error()
     try:
-        model, info = AutoModel.from_pretrained(base, use_safetensors=True, output_loading_info=True, **kwargs)
+        model, info = AutoModel.from_pretrained(
+            base, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
     except SafetensorError as error:
         raise OSError(f"the weights of {base} cannot be read ({error}); download or copy them again.") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{base} lacks {len(missing)} weights, the first is {missing[0]!r}; download it again.")
+    if misshapen := sorted(info["mismatched_keys"]):
+        name, found, expected = misshapen[0]
+        raise ValueError(
+            f"{len(misshapen)} weights of {base} have another shape than its config.json says, the first is {name!r}: "
+            f"{tuple(found)} instead of {tuple(expected)}; download it again."
+        )
     if unexpected := sorted(key for key in info["unexpected_keys"] if "lm_head" not in key):
         logger.warning("%s holds %d weights that its architecture does not use: %s", base, len(unexpected), unexpected)
     return model

@@ -139,6 +139,14 @@ def test_incomplete_weights_are_named(base, tmp_path):
         convert(base, tmp_path / "out")
 
 
+def test_misshapen_weights_are_named(base, tmp_path):
+    weights = load_file(base / "model.safetensors")
+    name = min(name for name in weights if name.endswith("model.norm.weight"))
+    save_file({**weights, name: torch.zeros(3)}, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"1 weights .* 'language_model.norm.weight': \(3,\) instead of \(32,\)"):
+        convert(base, tmp_path / "out")
+
+
 @pytest.mark.parametrize(("config", "message"), [(BertConfig(), "'bert' model"), (LlamaConfig(), "'llama' model")])
 def test_a_base_that_is_no_multimodal_llm_is_named(base, tmp_path, config, message):
     config.save_pretrained(base)
@@ -158,7 +166,12 @@ def test_a_base_without_chat_template_is_named(base, tmp_path):
 
 
 def test_unknown_choices_are_named_before_anything_is_written(base, tmp_path):
-    for choices, message in (({"prompt": "sahaa"}, "no preset 'sahaa'"), ({"readout": "x"}, "readout is 'x'")):
+    for choices, message in (
+        ({"prompt": "sahaa"}, "no preset 'sahaa'"),
+        ({"readout": "x"}, "readout is 'x'"),
+        ({"dtype": "bf16"}, "dtype is 'bf16'; use 'float32', 'bfloat16' or 'float16'"),
+        ({"dtype": "nn"}, "dtype is 'nn'"),
+    ):
         with pytest.raises(ValueError, match=message):
             convert(base, tmp_path / "new" / "out", **choices)
     assert not (tmp_path / "new").exists()

@@ -11,6 +11,7 @@ that was left out; the rest, full of ties, is scored in float64 throughout.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import faiss
@@ -48,12 +49,16 @@ class Candidates:
 
 
 def as_matrix(embeddings: np.ndarray | torch.Tensor, name: str) -> torch.Tensor:
-    """Embeddings as a tensor of shape ``(rows, dim)``, float32 or float64; half precision is widened.
+    """Embeddings as a tensor of shape ``(rows, dim)``, float32 or float64, without gradient; half precision is widened.
 
     Raises:
         ValueError: The shape is wrong or a value is not finite; the message names the row.
     """
-    matrix = torch.as_tensor(embeddings)
+    if isinstance(embeddings, np.ndarray):  # of which torch takes neither negative strides nor another byte order
+        embeddings = np.ascontiguousarray(embeddings, embeddings.dtype.newbyteorder("="))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing here writes into it
+        matrix = torch.as_tensor(embeddings).detach()
     if matrix.ndim != 2 or not matrix.is_floating_point():
         raise ValueError(f"{name} must be floats of shape (rows, dim), not {matrix.dtype} {tuple(matrix.shape)}")
     if matrix.dtype in (torch.float16, torch.bfloat16):

@@ -116,11 +116,9 @@ class _Finder:
     def __call__(self, queries: np.ndarray, documents: np.ndarray) -> Pools:
         """Candidates of `queries` among `documents`, both given by number."""
         relations = self._relations
-        most = relations.most_related
+        reach = 2 * self._depth + min(2 * self._depth, relations.most_related)
         nearest = nearest_documents(
-            _chosen(self._queries, queries),
-            _chosen(self._documents, documents),
-            2 * self._depth + min(2 * self._depth, most),
+            _chosen(self._queries, queries), _chosen(self._documents, documents), max(reach, _RECALL_AT[-1])
         )
         near = documents.astype(np.int32)[nearest.documents]
         found = np.full((len(queries), self._depth), -1, np.int32)
@@ -128,6 +126,8 @@ class _Finder:
         for block in _blocks(len(queries)):
             own = relations.are_positives(queries[block, None], near[block])
             hits[block] = np.stack([own[:, :depth].any(1) for depth in _RECALL_AT], 1)
+        near = near[:, :reach]
+        for block in _blocks(len(queries)):
             related = relations.are_related(queries[block, None], near[block])
             others = np.argsort(related, axis=1, kind="stable")[:, : self._depth]
             admissible = np.take_along_axis(near[block], others, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from collections import Counter
 
 import numpy as np
@@ -125,6 +126,32 @@ def test_torch_and_numpy_give_the_same(strategy):
     data = one_to_one(100)
     ours = mine(*map(torch.from_numpy, data), strategy=strategy, k=4)
     assert ours.rows.tolist() == mine(*data, strategy=strategy, k=4).rows.tolist()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_embeddings_may_be_stored_in_any_way(strategy, tmp_path):
+    *ids, queries, documents = one_to_one(100)
+    expected = mine(*ids, queries, documents, strategy=strategy, k=4).rows.tolist()
+    np.save(tmp_path / "documents.npy", documents)
+    stored = [
+        (torch.from_numpy(queries).requires_grad_(), torch.nn.Parameter(torch.from_numpy(documents))),
+        (queries[::-1].copy()[::-1], documents.astype(">f4")),
+        (np.asfortranarray(queries), np.load(tmp_path / "documents.npy", mmap_mode="r")),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for both in stored:
+            assert mine(*ids, *both, strategy=strategy, k=4).rows.tolist() == expected
+
+
+@pytest.mark.parametrize(("k", "mult"), [(1, 1), (2, 1), (1, 2)])
+def test_recall_looks_as_deep_as_it_says(k, mult):
+    query_ids, document_ids, queries, documents = one_to_one(60, 4, noise=1.0)
+    scores = queries.astype(float) @ documents.T.astype(float)
+    ranks = (scores > scores.diagonal()[:, None]).sum(1)
+    found = mine(query_ids, document_ids, queries, documents, k=k, mult=mult).recall
+    assert found == {f"recall@{depth}": pytest.approx(np.mean(ranks < depth)) for depth in (1, 5, 10)}
+    assert found["recall@10"] > found["recall@5"]
 
 
 def test_the_seed_decides_and_nothing_else(tmp_path):

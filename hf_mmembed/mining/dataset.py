@@ -104,10 +104,14 @@ def mine_pairs(
         device: Where to search. Defaults to the CPU.
 
     Raises:
-        ValueError: An argument is out of range, or nothing can be embedded.
+        ValueError: An argument is out of range, a subset is not there, or nothing can be embedded.
     """
     out = Path(out)
     ids = content_ids(pairs, canonical_instruction=canonical_instruction)
+    if unknown := sorted(set(label_subsets or {}) - set(ids.subsets)):
+        raise ValueError(
+            f"no subset {unknown[0]!r} to take for labels or not; there are {', '.join(sorted(ids.subsets))}"
+        )
     options: dict[str, Any] = {"model": model, "batch_size": batch_size, "shard_size": shard_size}
     queries = embed_contents(pairs, ids, embedder, out / "embeddings", "queries", **options)
     documents = embed_contents(pairs, ids, embedder, out / "embeddings", "documents", **options)
@@ -170,13 +174,13 @@ def _mine_subset(
     left_over = found.counts["left_over"]
     if left_over > chosen["k"]:
         logger.warning(
-            "subset %s: %d of %d rows fit into no cluster of %d: too many of them share a document (its %d rows have %d "
-            "distinct ones)",
+            "subset %s: %d of %d rows fit into no cluster of %d: too many of them share a query or a document (they have "
+            "%d distinct queries and %d distinct documents)",
             name,
             left_over,
             len(rows),
             chosen["k"] + 1,
-            len(rows),
+            len(own_queries),
             len(own_documents),
         )
     return Clusters(
@@ -192,8 +196,8 @@ def _mine_subset(
 def _joined(parts: Mapping[str, Clusters], strategy: str) -> Clusters:
     """All subsets in one; counts are sums, recalls means over rows, and each subset keeps its own under its name."""
     # Those too small for a cluster were not searched and have nothing to tell.
-    searched = [part for part in parts.values() if len(part)] or list(parts.values())
-    first = searched[0]
+    first = max(parts.values(), key=lambda part: len(part.diagnostics))
+    searched = [part for part in parts.values() if part.diagnostics.keys() == first.diagnostics.keys()]
     total: Counter[str] = Counter()
     for part in parts.values():
         total.update(part.counts)

@@ -110,7 +110,10 @@ def embed_contents(
     rows = ids.query_rows if side == "queries" else ids.document_rows
     salt = hash_parts(side, json.dumps(model, sort_keys=True, default=str))
     starts = range(0, len(rows), shard_size)
-    paths = [_path(folder, salt, digests[start : start + shard_size], start) for start in starts]
+    # The digest of a query holds its instruction, that of a document does not.
+    asked = _instructions_of_documents(pairs, rows) if side == "documents" else []
+    parts = [slice(start, start + shard_size) for start in starts]
+    paths = [_path(folder, salt, digests[part], asked[part], part.start) for part in parts]
     process = world()
     manifest = {
         "format": FORMAT,
@@ -153,8 +156,13 @@ def embed_contents(
     return Embeddings([np.load(path, mmap_mode="r") for path in paths], skipped)
 
 
-def _path(folder: Path, salt: str, digests: np.ndarray, start: int) -> Path:
-    return folder / f"shard-{start:09d}-{hash_parts(salt, digests.tobytes().hex())}.npy"
+def _path(folder: Path, salt: str, digests: np.ndarray, instructions: list[str], start: int) -> Path:
+    return folder / f"shard-{start:09d}-{hash_parts(salt, digests.tobytes().hex(), *instructions)}.npy"
+
+
+def _instructions_of_documents(pairs: Dataset, rows: np.ndarray) -> list[str]:
+    column = pairs.select_columns(["pos_instruction"]).select(rows.tolist()).with_format("arrow")[:]
+    return column.column("pos_instruction").to_pylist()
 
 
 def _inputs(pairs: Dataset, ids: ContentIds, rows: np.ndarray, side: Side) -> list[dict[str, Any]]:

@@ -70,6 +70,38 @@ def test_another_model_or_instruction_takes_nothing_from_the_store(fake, tmp_pat
     assert other.embedded == 20
 
 
+def test_documents_with_another_instruction_are_embedded_anew(fake, tmp_path):
+    pairs = rows(20)
+
+    def asked(words):
+        instructed = pairs.remove_columns("pos_instruction").add_column("pos_instruction", [words] * 20)
+        embedder = FakeEmbedder()
+        mine_pairs(instructed, embedder, tmp_path, model=MODEL, k=3)
+        return embedder.embedded
+
+    assert [asked("Represent the image."), asked("Summarize it."), asked("Represent the image.")] == [40, 20, 0]
+
+
+def test_a_label_subset_that_is_not_there_is_named(fake, tmp_path):
+    with pytest.raises(ValueError, match="no subset 'colour' to take for labels or not; there are s"):
+        mine_pairs(rows(20), fake, tmp_path, model=MODEL, k=3, label_subsets={"colour": True})
+
+
+@pytest.mark.parametrize("first", [1, 4])
+def test_subsets_that_give_no_clusters_are_no_failure(fake, tmp_path, first):
+    pairs = Dataset.from_dict({"query": ["one"] * 4 + ["two"], "positive": list("abcde"), "subset": list("aaaab")})
+    pairs = read_pairs(pairs.select([*range(first, 5), *range(first)]))
+    mined = mine_pairs(pairs, fake, tmp_path, model=MODEL, k=1)
+    assert len(mined.clusters) == 0 and mined.clusters.counts["left_over"] == 5
+
+
+def test_rows_of_one_query_that_fit_nowhere_are_told_apart(fake, tmp_path, caplog):
+    table = {"query": ["one"] * 4, "positive": list("abcd"), "subset": ["s"] * 4}
+    mine_pairs(read_pairs(Dataset.from_dict(table)), fake, tmp_path, model=MODEL, k=1)
+    assert "4 of 4 rows fit into no cluster of 2: too many of them share a query or a document" in caplog.text
+    assert "have 1 distinct queries and 4 distinct documents" in caplog.text
+
+
 def test_subsets_are_kept_apart_and_labels_seen(fake, tmp_path):
     pairs = concatenate_datasets([rows(40), rows(64, "labels", labels=4)])
     rules = FilterRules(rank=0.2)

@@ -7,14 +7,15 @@ place (`prepare_distillation`), or the distilled checkpoint (`distill`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from datasets import Dataset
 
+from hf_mmembed.data.pairs import read_pairs
 from hf_mmembed.processes import world
-from hf_mmembed.training.recipe_files import read_recipe, require_known, with_overrides
+from hf_mmembed.training.recipe_files import read_recipe, require_types, types_of, with_overrides
 from hf_mmembed.training.recipes import FOLDER
 
 from .arguments import NOT_OF_DISTILLATION, DistillationArguments
@@ -65,7 +66,8 @@ def load_distillation_recipe(source: str | Path, overrides: Mapping[str, Any] | 
 
     Raises:
         FileNotFoundError: There is no such recipe or file.
-        ValueError: The recipe has no such part, or a key is unknown; the message names the nearest.
+        ValueError: The recipe has no such part, a key is unknown, of which the message names the nearest, or a value is
+            of another type than it must be.
 
     Example:
         >>> load_distillation_recipe("unime-tiny", {"training.max_steps": 3}).training["max_steps"]
@@ -77,11 +79,16 @@ def load_distillation_recipe(source: str | Path, overrides: Mapping[str, Any] | 
     shared = {"model": recipe.get("model"), "output": str(Path(recipe.get("output", "."), STAGE))}
     values = with_overrides({**shared, **recipe["distillation"]}, overrides)
     part = "distillation."
-    require_known(source, part, values, {item.name for item in fields(DistillationRecipe)})
-    known = {item.name for item in fields(DistillationArguments)} - NOT_OF_DISTILLATION - {"output_dir"}
-    require_known(source, f"{part}training.", values.get("training", {}), known)
+    given = {name: value for name, value in values.items() if value is not None}
+    require_types(source, part, given, get_type_hints(DistillationRecipe))
+    of_training = types_of(DistillationArguments, without={*NOT_OF_DISTILLATION, "output_dir"})
+    require_types(source, f"{part}training.", values.get("training", {}), of_training)
     if missing := {name for name in ("model", "teacher", "data") if not values.get(name)}:
         raise ValueError(f"{source} lacks {', '.join(part + name for name in sorted(missing))}")
+    of_data = types_of(read_pairs) | types_of(read_sentences, without=("options",))
+    require_types(source, f"{part}data.", values["data"], of_data)
+    if "source" not in values["data"]:
+        raise ValueError(f"{source} lacks {part}data.source")
     return DistillationRecipe(**values)
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from datasets import Dataset
@@ -26,12 +26,14 @@ from hf_mmembed.sentence_transformer import MMEmbedder
 
 from .arguments import SaHaTrainingArguments
 from .models import open_embedder, open_for_training
-from .recipe_files import names_in, read_recipe, require_known
+from .recipe_files import names_in, read_recipe, require_types, types_of
 from .trainer import SaHaTrainer
 
 __all__ = ["FOLDER", "Recipe", "load_recipe", "prepare", "recipe_names", "train"]
 
 logger = logging.getLogger(__name__)
+
+_NOT_MINING = ("pairs", "embedder", "out", "model", "rules")  # of `mine_pairs`: not values that YAML has
 
 FOLDER = resources.files("hf_mmembed") / "recipes"
 
@@ -79,18 +81,26 @@ def load_recipe(source: str | Path, overrides: Mapping[str, Any] | None = None) 
 
     Raises:
         FileNotFoundError: There is no such recipe or file.
-        ValueError: The file is no recipe, or a key is unknown; the message names the nearest.
+        ValueError: The file is no recipe, a key is unknown, of which the message names the nearest, or a value is of
+            another type than it must be.
 
     Example:
         >>> load_recipe("saha-tiny", {"training.max_steps": 3}).training["max_steps"]
         3
     """
     values = read_recipe(source, FOLDER, overrides)
-    require_known(source, "", values, {item.name for item in fields(Recipe)})
-    of_training = {item.name for item in fields(SaHaTrainingArguments) if item.name != "output_dir"}
-    require_known(source, "training.", values.get("training", {}), of_training)
+    require_types(source, "", values, get_type_hints(Recipe))
+    require_types(
+        source, "training.", values.get("training", {}), types_of(SaHaTrainingArguments, without=("output_dir",))
+    )
+    require_types(
+        source, "mining.", values.get("mining") or {}, {"model": str, **types_of(mine_pairs, without=_NOT_MINING)}
+    )
     if missing := {"model", "data", "output"} - values.keys():
         raise ValueError(f"{source} lacks {', '.join(sorted(missing))}")
+    require_types(source, "data.", values["data"], types_of(read_pairs))
+    if "source" not in values["data"]:
+        raise ValueError(f"{source} lacks data.source")
     return Recipe(**values)
 
 

@@ -143,6 +143,10 @@ def test_a_recipe_without_a_first_stage_says_so():
         ({"techer": "x"}, "unknown key distillation.techer; did you mean distillation.teacher?"),
         ({"training.loss": "infonce"}, "unknown key distillation.training.loss"),
         ({"teacher": None}, "lacks distillation.teacher"),
+        ({"data": "sentences.txt"}, "distillation.data is 'sentences.txt'; it must be a mapping"),
+        ({"data": {"colum": "text"}}, "unknown key distillation.data.colum; did you mean distillation.data.column?"),
+        ({"data": {"column": "text"}}, "lacks distillation.data.source"),
+        ({"training.max_steps": "many"}, "distillation.training.max_steps is 'many'; it must be int"),
     ],
 )
 def test_a_wrong_part_says_what_is_wrong(overrides, message):

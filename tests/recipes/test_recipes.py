@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+from dataclasses import MISSING, fields
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ from sentence_transformers import SentenceTransformer
 
 from hf_mmembed import PRESETS, MMEmbedder
 from hf_mmembed.mining import Clusters
+from hf_mmembed.training.arguments import SaHaTrainingArguments
 from hf_mmembed.training.recipes import load_recipe, prepare, recipe_names, train
 from tests.training.conftest import make_pairs
 
@@ -120,13 +124,41 @@ def test_another_model_mines_as_it_is(generative, tmp_path, monkeypatch):
         ("training: {learning_rat: 1}", "unknown key training.learning_rat; did you mean training.learning_rate?"),
         ("training: {output_dir: x}", "unknown key training.output_dir"),
         ("model: x", "lacks data, output"),
+        ("data: pairs.jsonl", "data is 'pairs.jsonl'; it must be a mapping"),
+        ("{model: x, output: y, data: {split: z}}", "lacks data.source"),
+        (
+            "{model: x, output: y, data: {source: z, colums: {}}}",
+            "unknown key data.colums; did you mean data.columns?",
+        ),
+        ("mining: [saha]", "mining is ['saha']; it must be a mapping or none"),
+        ("mining: {kk: 3}", "unknown key mining.kk; did you mean mining.k?"),
+        ("mining: {k: many}", "mining.k is 'many'; it must be int"),
+        ("mining: {strategy: sahara}", "mining.strategy is 'sahara'; it must be 'saha' or 'saha-paper' or 'random'"),
+        ("training: {max_steps: 1.5}", "training.max_steps is 1.5; it must be int"),
+        ("training: {learning_rate: high}", "training.learning_rate is 'high'; it must be float"),
+        ("training: {bf16: 1}", "training.bf16 is 1; it must be bool"),
+        ("training: {lora_target_modules: q_proj}", "lora_target_modules is 'q_proj'; it must be a list of str"),
+        ("training: {global_batch_size: true}", "global_batch_size is True; it must be int or none"),
+        ("image_size: 448", "image_size is 448; it must be a mapping or none"),
     ],
 )
 def test_a_wrong_recipe_says_what_is_wrong(tmp_path, text, message):
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
-    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+    with pytest.raises(ValueError, match=re.escape(message)):
         load_recipe(path)
+
+
+def test_a_value_that_has_no_parts_is_named():
+    with pytest.raises(ValueError, match=re.escape("model.name: model is 'mmembed-tiny', which has no parts")):
+        load_recipe("saha-tiny", {"model.name": "x"})
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_type_of_value_that_the_arguments_have_by_default_is_known(name):
+    defaults = {f"training.{item.name}": item.default for item in fields(SaHaTrainingArguments)
+                if item.name != "output_dir" and item.default is not MISSING}  # fmt: skip
+    assert load_recipe(name, defaults).training["max_steps"] == -1
 
 
 def test_a_number_needs_no_point(tmp_path):

@@ -32,6 +32,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
+from hf_mmembed.data.pairs import PAIR_FEATURES
 from hf_mmembed.files import write_atomically
 from hf_mmembed.mining import Clusters, ContentIds, content_ids
 from hf_mmembed.processes import world
@@ -105,6 +106,14 @@ class SaHaTrainer(SentenceTransformerTrainer):
         args = SaHaTrainingArguments("tmp_trainer") if args is None else args
         if train_dataset is None:
             raise ValueError("there is nothing to train on: give train_dataset, as read_pairs returns it.")
+        if not isinstance(train_dataset, Dataset) or not PAIR_FEATURES.keys() <= set(train_dataset.column_names):
+            columns = getattr(train_dataset, "column_names", None)
+            raise ValueError(
+                f"train_dataset is a {type(train_dataset).__name__} with the columns {columns}, no pairs: give what "
+                "`hf_mmembed.data.pairs.read_pairs` makes of it; it takes a Dataset, too."
+            )
+        if not len(train_dataset):
+            raise ValueError("train_dataset has no rows.")
         if args.remine_every_epoch and mine is None:
             raise ValueError(
                 "remine_every_epoch needs `mine`, a function that saves new clusters of a model in a directory."
@@ -120,14 +129,16 @@ class SaHaTrainer(SentenceTransformerTrainer):
             require_public_base(model, args)
         self._sampler: SaHaBatchSampler | None = None
         self._staging: Path | None = None
-        self._sums: dict[str, Tensor] = {}
+        self._values: dict[str, list[Tensor]] = {}
         self._rows_of_step: list[int] = []
-        self._steps_summed = self._pairs_seen = 0
+        self._pairs_seen = 0
         self._since = time.monotonic()
         super().__init__(
             model=model,
             args=args,
-            train_dataset=train_dataset.with_format(None).add_column(ROW, np.arange(len(train_dataset))),
+            train_dataset=train_dataset.select_columns([name for name in train_dataset.column_names if name != ROW])
+            .with_format(None)
+            .add_column(ROW, np.arange(len(train_dataset))),
             loss=loss,
             evaluator=evaluator,
             data_collator=PairCollator(self.ids),
@@ -231,8 +242,7 @@ class SaHaTrainer(SentenceTransformerTrainer):
             raise
         self._rows_of_step = rows
         for name, value in self.loss.metrics.items():
-            self._sums[name] = self._sums.get(name, 0) + value.detach()
-        self._steps_summed += 1
+            self._values.setdefault(name, []).append(value.detach())
         self._pairs_seen += len(rows) * self.args.world_size
         return loss
 
@@ -272,11 +282,12 @@ class SaHaTrainer(SentenceTransformerTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in transformers, with the loss's metrics, pairs per second and seconds since the last time."""
-        if "loss" in logs and self._steps_summed:
-            names = sorted(self._sums)
-            means = torch.stack([self._sums[name].float() for name in names]) / self._steps_summed
+        if "loss" in logs and self._values:
+            names = sorted(self._values)
+            # What a batch has nothing of, such as the hardness of a single pair, is NaN there and does not count.
+            means = torch.stack([torch.stack(self._values[name]).float().nanmean() for name in names])
             if self.args.world_size > 1:
-                means = all_gather(means[None]).mean(dim=0)
+                means = all_gather(means[None]).nanmean(dim=0)
             now = time.monotonic()
             logs = {
                 **logs,
@@ -284,7 +295,7 @@ class SaHaTrainer(SentenceTransformerTrainer):
                 "pairs_per_second": round(self._pairs_seen / (now - self._since), 2),
                 "seconds": round(now - self._since, 3),
             }
-            self._sums, self._steps_summed, self._pairs_seen, self._since = {}, 0, 0, now
+            self._values, self._pairs_seen, self._since = {}, 0, now
         super().log(logs, start_time)
 
     # Runs

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 from transformers import Trainer
 
@@ -30,6 +31,16 @@ def test_a_run_trains_logs_saves_and_draws(uninterrupted):
     assert sorted(path.name for path in directory.glob("checkpoint-*")) == [f"checkpoint-{i}" for i in range(1, 7)]
     assert not (directory / ".unfinished").exists()
     assert not list(directory.rglob("training_args.bin")) and not list(directory.rglob("assets"))
+
+
+def test_a_batch_without_negatives_does_not_hide_the_hardness_of_the_others(embedder, tmp_path):
+    options = {"save_strategy": "no", "num_train_epochs": 1, "logging_steps": 10}
+    trainer = SaHaTrainer(
+        embedder("qwen2_vl"), arguments(tmp_path, **options), make_pairs(5)
+    )  # 4 pairs, and one alone
+    trainer.train()
+    [entry] = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert np.isfinite([entry[name] for name in ("positive", "hardest_negative", "hardness", "masked")]).all()
 
 
 def test_gradient_checkpointing_changes_nothing(embedder, tmp_path):
@@ -143,3 +154,25 @@ def test_trainer_says_what_is_missing(embedder, tmp_path):
         SaHaTrainer(embedder("qwen2_vl"), arguments(tmp_path, remine_every_epoch=True), make_pairs())
     with pytest.raises(ValueError, match="its linear layers are"):
         SaHaTrainer(embedder("qwen2_vl"), arguments(tmp_path, lora_target_modules=["wi"]), make_pairs())
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            lambda: Dataset.from_dict({"anchor": ["a"], "positive": ["b"]}),
+            r"Dataset with the columns \['anchor', 'pos",
+        ),
+        (lambda: make_pairs(4).to_iterable_dataset(), "train_dataset is a IterableDataset .* no pairs: give what"),
+        (lambda: make_pairs(4).select([]), "train_dataset has no rows"),
+    ],
+)
+def test_what_is_no_pairs_is_told_so_before_a_model_is_opened(data, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        SaHaTrainer(str(tmp_path / "no model"), arguments(tmp_path), data())
+
+
+def test_more_columns_do_no_harm(embedder, tmp_path):
+    pairs = make_pairs().add_column("row", ["mine"] * 12).add_column("source", [None] * 12)
+    trainer = SaHaTrainer(embedder("qwen2_vl"), arguments(tmp_path, save_strategy="no", max_steps=1), pairs)
+    assert trainer.train().global_step == 1

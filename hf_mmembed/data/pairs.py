@@ -56,6 +56,11 @@ def read_pairs(
     """
     if isinstance(source, Dataset):
         return check_pairs(as_pairs(source, columns, root=None, name=subset or "pairs"), "the dataset")
+    if not isinstance(source, (str, Path)):
+        raise ValueError(
+            f"cannot read pairs from a {type(source).__name__}: give a path, the id of a dataset on the Hub, or a "
+            "datasets.Dataset (one split, not streamed)"
+        )
     path = Path(source)
     if not path.exists():
         return check_pairs(_read_hub(str(source), columns, split, subset), str(source))

@@ -190,6 +190,16 @@ def test_what_is_wrong_is_named(table, columns, message):
         read_pairs(raw, columns=columns)
 
 
+@pytest.mark.parametrize(
+    "source",
+    [DatasetDict({"train": Dataset.from_dict({"query": ["a"], "positive": ["b"]})}),
+     Dataset.from_dict({"query": ["a"], "positive": ["b"]}).to_iterable_dataset(), [{"query": "a", "positive": "b"}]],
+)  # fmt: skip
+def test_sources_of_another_kind_are_named(source):
+    with pytest.raises(ValueError, match=f"cannot read pairs from a {type(source).__name__}: give a path"):
+        read_pairs(source)
+
+
 def test_paths_that_are_none(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such input"):
         read_pairs(tmp_path / "nowhere")

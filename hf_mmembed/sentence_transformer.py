@@ -198,6 +198,8 @@ class MMEmbedder(SentenceTransformer):
             raise ValueError(
                 f"output_value is {output_value!r}; use 'sentence_embedding', 'token_embeddings' or None."
             )
+        if truncate_dim is not None and truncate_dim < 1:
+            raise ValueError(f"truncate_dim is {truncate_dim}; it is how many dimensions to keep, at least 1.")
         if instruction is None:
             instruction = self._resolve_prompt(prompt, prompt_name)
         if instruction is not None and not isinstance(instruction, str):

@@ -53,6 +53,12 @@ def test_token_embeddings_are_the_last_hidden_states_of_real_tokens(model):
     assert_same(model.encode(INPUTS[1], output_value="token_embeddings"), rows[1])
 
 
+@pytest.mark.parametrize("dims", [0, -1])
+def test_there_is_no_truncating_to_nothing(model, dims):
+    with pytest.raises(ValueError, match=f"truncate_dim is {dims}; it is how many dimensions to keep"):
+        model.encode(INPUTS, truncate_dim=dims)
+
+
 def test_output_value_none_gives_all_features_of_each_input(model):
     features = model.encode(INPUTS, output_value=None)
     assert_same(torch.stack([row["sentence_embedding"] for row in features]), model.encode(INPUTS))

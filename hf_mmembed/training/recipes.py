@@ -94,7 +94,10 @@ def load_recipe(source: str | Path, overrides: Mapping[str, Any] | None = None) 
         source, "training.", values.get("training", {}), types_of(SaHaTrainingArguments, without=("output_dir",))
     )
     require_types(
-        source, "mining.", values.get("mining") or {}, {"model": str, **types_of(mine_pairs, without=_NOT_MINING)}
+        source,
+        "mining.",
+        values.get("mining") or {},
+        {"model": str | None, **types_of(mine_pairs, without=_NOT_MINING)},
     )
     if missing := {"model", "data", "output"} - values.keys():
         raise ValueError(f"{source} lacks {', '.join(sorted(missing))}")

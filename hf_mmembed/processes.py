@@ -9,10 +9,13 @@ import logging
 import os
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar, cast
 
 __all__ = ["World", "world"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # What `accelerate launch` sets for more than one process, and what it or MPI sets if it starts them.
 _LEFT_ALONE = ({"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"}, {"WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"})
@@ -38,6 +41,14 @@ class World:
         from accelerate.utils import gather_object
 
         return next((one for one in gather_object([failure]) if one is not None), None)
+
+    def share(self, value: T) -> T:
+        """The main process's value, on all of them."""
+        if self.size == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        return cast(T, broadcast_object_list([value])[0])
 
 
 @cache

@@ -44,7 +44,8 @@ def embed_items(
     here = world()
     digests = [digest(item) for item in tqdm(items, desc=f"{name}: reading", delay=2, disable=None, leave=False)]
     item_of = dict(zip(reversed(digests), reversed(items), strict=True))
-    missing = sorted(one for one in item_of if one not in cache)
+    # The main process decides: another may be ahead, with files that not every process has seen yet.
+    missing = here.share(sorted(one for one in item_of if one not in cache))
     shards = [missing[start : start + shard] for start in range(0, len(missing), shard)]
     failure = None
     with tqdm(total=len(item_of), initial=len(item_of) - len(missing), desc=name, unit=" inputs", disable=None) as bar:

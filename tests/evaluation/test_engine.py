@@ -1,0 +1,60 @@
+"""Items are shared out among processes, whatever each of them has seen of the cache."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from hf_mmembed.evaluation import engine
+from hf_mmembed.evaluation.cache import EmbeddingCache
+from hf_mmembed.evaluation.items import Item, digest
+
+ITEMS = [Item(text=f"text {number}") for number in range(20)]
+
+
+def encode(items):
+    return np.array([[1.0, float(item.text.split()[1])] for item in items], np.float32)
+
+
+class TwoThreads:
+    """A world of two processes that are threads."""
+
+    size = 2
+
+    def __init__(self, rank: int, barrier: threading.Barrier, told: queue.Queue) -> None:
+        self.rank, self.main, self.barrier, self.told = rank, rank == 0, barrier, told
+
+    def agree(self, failure):
+        self.barrier.wait(timeout=20)
+        return failure
+
+    def share(self, value):
+        if self.main:
+            self.told.put(value)
+            return value
+        return self.told.get(timeout=20)
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_process_that_has_seen_more_of_the_cache_leaves_no_gap(tmp_path, monkeypatch, ahead):
+    caches = [None, None]
+    caches[1 - ahead] = EmbeddingCache(tmp_path)
+    caches[1 - ahead].add([digest(item) for item in ITEMS[:5]], encode(ITEMS[:5]) / 10)
+    caches[ahead] = EmbeddingCache(tmp_path)
+    barrier, told, here = threading.Barrier(2), queue.Queue(), threading.local()
+    monkeypatch.setattr(engine, "world", lambda: here.world)
+
+    def process(rank):
+        here.world = TwoThreads(rank, barrier, told)
+        return engine.embed_items(ITEMS, encode, caches[rank], name="test", shard=2)
+
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(process, range(2)))
+    expected = encode(ITEMS)
+    for vectors, places in results:
+        found = vectors[places]
+        np.testing.assert_allclose(found[:, 1] / found[:, 0], expected[:, 1], rtol=1e-5)

@@ -18,7 +18,15 @@ from .mmeb_train import is_mmeb_train, read_mmeb_train
 from .pair_schema import NEGATIVE_FEATURES, PAIR_FEATURES, as_pairs, check_pairs
 from .tables import METADATA_NAMES, TABLE_READERS, has_lone_surrogate
 
-__all__ = ["NEGATIVE_FEATURES", "PAIR_FEATURES", "document_of", "negatives_of", "query_of", "read_pairs"]
+__all__ = [
+    "NEGATIVE_FEATURES",
+    "PAIR_FEATURES",
+    "document_of",
+    "negatives_of",
+    "query_of",
+    "read_pairs",
+    "require_pairs",
+]
 
 
 def read_pairs(
@@ -73,6 +81,26 @@ def read_pairs(
         return concatenate_datasets(parts)
     rows, root = _read_local(path, split)
     return check_pairs(as_pairs(rows, columns, root=root, name=subset or path.stem), str(source))
+
+
+def require_pairs(pairs: Any, name: str) -> None:
+    """Checks that something is what `read_pairs` returns.
+
+    Args:
+        pairs: Anything.
+        name: Of the argument, for messages.
+
+    Raises:
+        ValueError: It is no `datasets.Dataset` with the columns of pairs, or it has no rows.
+    """
+    if not isinstance(pairs, Dataset) or not PAIR_FEATURES.keys() <= set(pairs.column_names):
+        columns = getattr(pairs, "column_names", None)
+        raise ValueError(
+            f"{name} is a {type(pairs).__name__} with the columns {columns}, no pairs: give what "
+            "`hf_mmembed.data.pairs.read_pairs` makes of it; it takes a Dataset, too."
+        )
+    if not len(pairs):
+        raise ValueError(f"{name} has no rows.")
 
 
 def query_of(row: Mapping[str, Any]) -> dict[str, Any]:

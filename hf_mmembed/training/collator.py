@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 
 from hf_mmembed.data.pairs import document_of, negatives_of, query_of
 from hf_mmembed.duplicates import unique_inputs
@@ -19,10 +20,16 @@ from hf_mmembed.mining.ids import ContentIds
 
 from .chunks import Facts, Side
 
-__all__ = ["ROW", "PairCollator"]
+__all__ = ["ROW", "PairCollator", "numbered"]
 
 ROW = "row"
 """The column that holds the number of a row, by which its ids are found."""
+
+
+def numbered(pairs: Dataset) -> Dataset:
+    """Pairs with their row numbers in the column `ROW`, in place of any column of that name."""
+    named = pairs.select_columns([name for name in pairs.column_names if name != ROW])
+    return named.with_format(None).add_column(ROW, np.arange(len(pairs)))
 
 
 class PairCollator:

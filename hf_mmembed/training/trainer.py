@@ -32,7 +32,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
-from hf_mmembed.data.pairs import PAIR_FEATURES
+from hf_mmembed.data.pairs import require_pairs
 from hf_mmembed.files import write_atomically
 from hf_mmembed.mining import Clusters, ContentIds, content_ids
 from hf_mmembed.processes import world
@@ -43,7 +43,7 @@ from .callbacks import BeginEpoch, LogWhatIsSaved, Progress, Values
 from .checkpoints import STAGING, last_complete, publish, what_is_missing
 from .choices import make_loss
 from .chunks import NonFiniteLossError
-from .collator import ROW, PairCollator
+from .collator import PairCollator, numbered
 from .gather import any_process
 from .models import open_for_training, save_embedder, save_result
 from .plot import plot_training
@@ -106,18 +106,9 @@ class SaHaTrainer(SentenceTransformerTrainer):
         args = SaHaTrainingArguments("tmp_trainer") if args is None else args
         if train_dataset is None:
             raise ValueError("there is nothing to train on: give train_dataset, as read_pairs returns it.")
-        if not isinstance(train_dataset, Dataset) or not PAIR_FEATURES.keys() <= set(train_dataset.column_names):
-            columns = getattr(train_dataset, "column_names", None)
-            raise ValueError(
-                f"train_dataset is a {type(train_dataset).__name__} with the columns {columns}, no pairs: give what "
-                "`hf_mmembed.data.pairs.read_pairs` makes of it; it takes a Dataset, too."
-            )
-        if not len(train_dataset):
-            raise ValueError("train_dataset has no rows.")
+        require_pairs(train_dataset, "train_dataset")
         if args.remine_every_epoch and mine is None:
-            raise ValueError(
-                "remine_every_epoch needs `mine`, a function that saves new clusters of a model in a directory."
-            )
+            raise ValueError("remine_every_epoch needs `mine`, which saves new clusters of a model in a directory.")
         self.ids = content_ids(train_dataset) if ids is None else ids
         if len(self.ids.query_ids) != len(train_dataset):
             raise ValueError(f"ids are of {len(self.ids.query_ids)} rows, but there are {len(train_dataset)} pairs.")
@@ -136,9 +127,7 @@ class SaHaTrainer(SentenceTransformerTrainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=train_dataset.select_columns([name for name in train_dataset.column_names if name != ROW])
-            .with_format(None)
-            .add_column(ROW, np.arange(len(train_dataset))),
+            train_dataset=numbered(train_dataset),
             loss=loss,
             evaluator=evaluator,
             data_collator=PairCollator(self.ids),

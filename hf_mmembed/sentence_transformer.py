@@ -86,7 +86,13 @@ class MMEmbedder(SentenceTransformer):
 
     def __init__(self, model_name_or_path: str | os.PathLike[str] | None = None, **kwargs: Any) -> None:
         # sentence-transformers takes strings alone.
-        super().__init__(None if model_name_or_path is None else os.fspath(model_name_or_path), **kwargs)
+        name = None if model_name_or_path is None else os.fspath(model_name_or_path)
+        try:
+            super().__init__(name, **kwargs)
+        except json.JSONDecodeError as error:  # of which file, it does not say
+            raise ValueError(
+                f"{_invalid_json(Path(name or ''))} is not valid JSON ({error}); copy or download the checkpoint again."
+            ) from error
 
     def _post_init(self) -> None:
         super()._post_init()
@@ -259,9 +265,12 @@ class MMEmbedder(SentenceTransformer):
         if given is not None:
             if think != "never":
                 raise ValueError("`traces` are there already: leave `think` at 'never', or `traces` out.")
-            if isinstance(given, str) or len(given) != len(messages):
-                raise ValueError(f"there must be one trace, or None, per input: {len(messages)} in a list.")
-            return list(given)
+            found = [given] if isinstance(given, str) else list(given)
+            if isinstance(given, str) or len(found) != len(messages):
+                raise ValueError(
+                    f"there must be one trace, or None, per input: {len(messages)} in a list, not {len(found)}."
+                )
+            return found
         if think == "never":
             return [None] * len(messages)
         if self.thinker is None:
@@ -354,6 +363,16 @@ class MMEmbedder(SentenceTransformer):
             yield states
         finally:
             hook.remove()
+
+
+def _invalid_json(directory: Path) -> str:
+    """The first file of a checkpoint that breaks off or is none of JSON."""
+    for file in sorted(directory.glob("**/*.json")):
+        try:
+            json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            return str(file)
+    return f"a file of {directory}"
 
 
 def _read_out(features: dict[str, Any], output_value: str | None, to_cpu: bool) -> Iterable[Any]:

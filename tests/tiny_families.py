@@ -125,6 +125,13 @@ FAMILIES: dict[str, Family] = {
                 "patch_size": 4, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]},
         image_processor=("Qwen2VLImageProcessorPil", {**_QWEN_PIXELS, **_QWEN_SIZE}),
     ),
+    "qwen3_vl_moe": Family(
+        "Qwen3VLMoeConfig", "Qwen3VLProcessor", _QWEN, _QWEN_TOKENS, _QWEN_IDS,
+        text={**_TEXT, **_MROPE, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+        vision={"depth": 2, "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32, "num_heads": 4,
+                "patch_size": 4, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]},
+        image_processor=("Qwen2VLImageProcessorPil", {**_QWEN_PIXELS, **_QWEN_SIZE}),
+    ),
     "idefics3": Family(
         "Idefics3Config", "Idefics3Processor", _IDEFICS, _IDEFICS_TOKENS, {"image_token_id": "<image>"},
         text={**_TEXT, "model_type": "llama"},

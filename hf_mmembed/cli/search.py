@@ -25,7 +25,7 @@ __all__ = ["search"]
 def search(
     index: Annotated[Path, typer.Argument(help="Directory that `hf-mmembed index` wrote.")],
     text: Annotated[str | None, typer.Option(help="Words to search for, or about the picture.")] = None,
-    image: Annotated[Path | None, typer.Option(help="Picture file to search for.")] = None,
+    image: Annotated[str | None, typer.Option(metavar="<file>", help="Picture file to search for.")] = None,
     instruction: Annotated[str | None, typer.Option(help="What kind of match is wanted.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Number of hits.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -51,6 +51,11 @@ def search(
     """
     if text is None and image is None:
         raise typer.BadParameter("give --text, --image or both")
+    from hf_mmembed.model.images_mmembed import is_url
+
+    if is_url(image):
+        raise typer.BadParameter(f"--image {image} is a URL; download the picture and give the file")
+    picture = None if image is None else Path(image)
     from hf_mmembed.index import Index, embed_query
 
     from .embed import load
@@ -65,19 +70,19 @@ def search(
     opened.check(identity)
     trace = None
     if think is not None:
-        trace = _think(think, max_new_tokens, device, text=text, image=image, instruction=instruction)
+        trace = _think(think, max_new_tokens, device, text=text, image=picture, instruction=instruction)
         typer.echo(f"trace: {_printable(trace)}", err=True)
-    query = embed_query(embedder, text=text, image=image, instruction=instruction, trace=trace)
+    query = embed_query(embedder, text=text, image=picture, instruction=instruction, trace=trace)
     hits = opened.search(query, k)
     if as_json:
-        asked = {"text": text, "image": None if image is None else str(image), "instruction": instruction}
+        asked = {"text": text, "image": image, "instruction": instruction}
         asked |= {} if trace is None else {"trace": trace}
         found = {"index": str(index), "query": asked, "hits": [hit.as_dict() for hit in hits]}
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
     else:
         _print_table(hits)
     if html is not None or png is not None:
-        _write_sheets(opened, hits, text=text, image=image, instruction=instruction, html=html, png=png)
+        _write_sheets(opened, hits, text=text, image=picture, instruction=instruction, html=html, png=png)
 
 
 def _think(

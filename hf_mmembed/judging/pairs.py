@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -188,6 +189,10 @@ def _with_negatives(
 
 def _digest(item: dict[str, Any]) -> str:
     image = item.get("image")
+    if isinstance(image, str):
+        # A file that cannot be read is reported when it is opened to be judged.
+        with suppress(OSError, ValueError):
+            image = Path(image).read_bytes()
     picture = hashlib.blake2b(image, digest_size=16).hexdigest() if isinstance(image, bytes) else image
     return hash_parts(item.get("text"), item.get("instruction"), picture)
 

@@ -31,11 +31,12 @@ CAUSAL_FAMILIES = frozenset(
         "qwen2_5_vl",
         "qwen2_vl",
         "qwen3_vl",
+        "qwen3_vl_moe",
         "smolvlm",
     }
 )
 # Positions of these are three-dimensional and follow from the whole row.
-MULTIMODAL_ROPE = frozenset({"qwen2_5_vl", "qwen2_vl", "qwen3_vl"})
+MULTIMODAL_ROPE = frozenset({"qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe"})
 # The attention implementations in which queries that are fewer than the keys were tested.
 ATTENTION = frozenset({"eager", "sdpa"})
 # Arguments that name parts of a row, and those that are about images and stay whole.

@@ -20,7 +20,9 @@ from transformers.activations import QuickGELUActivation
 __all__ = ["InPlaceQuickGELU", "LinearPatchConv", "attend_by_length", "feed_forward", "run_lean"]
 
 # Vision attentions that have the same parts and take the same arguments.
-QWEN_ATTENTIONS = frozenset({"VisionAttention", "Qwen2_5_VLVisionAttention", "Qwen3VLVisionAttention"})
+QWEN_ATTENTIONS = frozenset(
+    {"VisionAttention", "Qwen2_5_VLVisionAttention", "Qwen3VLVisionAttention", "Qwen3VLMoeVisionAttention"}
+)
 
 
 def run_lean(backbone: nn.Module) -> None:

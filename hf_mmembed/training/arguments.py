@@ -134,6 +134,11 @@ class SaHaTrainingArguments(SentenceTransformerTrainingArguments):
     def __post_init__(self) -> None:
         if self.save_as not in ("adapter", "merged"):
             raise ValueError(f"save_as is {self.save_as!r}; use 'adapter' or 'merged'.")
+        for name in ("mini_batch_size", "mini_batch_num_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; something has to go through the model: at least 1."
+                )
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():

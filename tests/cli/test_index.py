@@ -129,6 +129,7 @@ def test_strict_stops(model, pictures, tmp_path, capsys):
     [
         (["search", "nowhere", "--text", "x"], 1, "no index at nowhere"),
         (["search", "nowhere"], 2, "give --text, --image or both"),
+        (["search", "nowhere", "--image", "https://host/a.png"], 2, "https://host/a.png is a URL"),
         (["index", "./no-model", "{pictures}", "out"], 1, "no checkpoint directory at ./no-model"),
         (["index", "{model}", "{pictures}/0.png/x", "out"], 1, "no such input"),
         (["embed", "{model}", "{pictures}", "out", "--text-column", "text"], 1, "has no columns"),

@@ -8,7 +8,7 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_mmembed.data.pairs import negatives_of, read_pairs
+from hf_mmembed.data.pairs import negatives_of, query_of, read_pairs
 from hf_mmembed.judging import judge_pairs, sampled
 from hf_mmembed.judging.candidates import mined, of_pairs
 from hf_mmembed.training.soft_labels import SoftLabelLoss
@@ -122,6 +122,24 @@ def test_what_is_judged_already_reads_each_candidate_once(tmp_path, monkeypatch)
     monkeypatch.setattr(type(pool), "inputs", None)  # no question is put together anew
     again = judge_pairs(pairs, Formula(dies_after=0), pool, tmp_path, rows_per_file=2)
     np.testing.assert_array_equal(again.scores, first.scores)
+
+
+def test_a_picture_file_counts_by_what_it_holds(tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(name.encode())
+    picture = {"path": str(tmp_path / "a.png"), "bytes": None}
+    pairs = read_pairs(Dataset.from_list([{**make_pairs(1, pictures=False)[0], "query_image": picture}]))
+    assert query_of(pairs[0])["image"] == picture["path"]
+    pool = mined(pairs, Words(), tmp_path, model={"name": "words"}, depth=1)
+
+    def asked():
+        judge = Formula()
+        judge_pairs(pairs, judge, pool, tmp_path)
+        return judge.asked
+
+    assert (asked(), asked()) == (1, 0)
+    (tmp_path / "b.png").replace(tmp_path / "a.png")
+    assert asked() == 1
 
 
 def test_what_cannot_be_judged_names_its_rows_and_keeps_the_others(tmp_path):

@@ -17,7 +17,7 @@ from transformers.activations import QuickGELUActivation
 
 from hf_mmembed.model.vision_mmembed import QWEN_ATTENTIONS, InPlaceQuickGELU, LinearPatchConv
 
-QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 
 
 def noise(width: int, height: int) -> Image.Image:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import shutil
 import threading
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from hf_mmembed import MMEmbedder, tiny
 from tests.sentence_transformer.reference import noise
 
 
@@ -48,6 +51,14 @@ def test_the_error_names_the_input(model, bad, message):
     assert "inputs[72]" in str(raised.value)
     with pytest.raises(ValueError, match=message):
         model.encode(bad)
+
+
+@pytest.mark.parametrize("name", ["modules.json", "tokenizer.json", "sentence_bert_config.json"])
+def test_a_checkpoint_with_a_file_that_breaks_off_names_it(tmp_path, name):
+    copy = Path(shutil.copytree(tiny.checkpoint_path(), tmp_path / "copy"))
+    copy.joinpath(name).write_text(copy.joinpath(name).read_text()[:100])
+    with pytest.raises(ValueError, match=f"{name} is not valid JSON.*again"):
+        MMEmbedder(copy, device="cpu")
 
 
 def test_a_picture_that_breaks_off_is_found_while_the_model_runs(model):

@@ -128,6 +128,8 @@ def test_another_loss_can_be_given(embedder, tmp_path):
     [
         ({"global_batch_size": 5, "gradient_accumulation_steps": 2}, "choose a multiple of 2"),
         ({"save_as": "pickle"}, "use 'adapter' or 'merged'"),
+        ({"mini_batch_size": 0}, "mini_batch_size is 0"),
+        ({"mini_batch_num_tokens": 0}, "mini_batch_num_tokens is 0"),
     ],
 )
 def test_arguments_say_what_is_wrong(tmp_path, options, message):

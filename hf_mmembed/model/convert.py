@@ -220,6 +220,11 @@ def _load_inner_model(base: str | Path, **kwargs: Any) -> PreTrainedModel:
         raise OSError(f"the weights of {base} cannot be read ({error}); download or copy them again.") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
+    if model.get_output_embeddings() is not None:
+        raise ValueError(
+            f"{base} is a {model.config.model_type!r} model, which transformers has as {type(model).__name__} only, not "
+            "without its head; convert a model of another family."
+        )
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{base} lacks {len(missing)} weights, the first is {missing[0]!r}; download it again.")
     if misshapen := sorted(info["mismatched_keys"]):

@@ -154,6 +154,13 @@ def test_a_base_that_is_no_multimodal_llm_is_named(base, tmp_path, config, messa
         convert(base, tmp_path / "out")
 
 
+def test_a_family_that_has_no_model_without_head_is_named(base, tmp_path, monkeypatch):
+    # So it is with Llama 4, the only one.
+    monkeypatch.setattr("hf_mmembed.model.convert.AutoModel", AutoModelForImageTextToText)
+    with pytest.raises(ValueError, match="'qwen2_vl' model, which .* has as Qwen2VLForConditionalGeneration only"):
+        convert(base, tmp_path / "out")
+
+
 def test_an_embedder_is_not_converted_again(embedder, tmp_path):
     with pytest.raises(ValueError, match="is an embedder already"):
         convert(embedder("qwen2_vl"), tmp_path / "out")

@@ -178,19 +178,15 @@ def _rules(strategy: str, **flags: str | None) -> FilterRules | None:
     given = {name: value for name, value in flags.items() if value is not None}
     if not given:
         return None
-    from dataclasses import replace
+    from hf_mmembed.mining import changed_rules
 
-    from hf_mmembed.mining import DEFAULT_RULES
-
-    if strategy not in DEFAULT_RULES:
-        raise typer.BadParameter(f"{strategy} has no rules to change", param_hint=f"--{next(iter(given))}")
-    values: dict[str, Any] = {}
+    values: dict[str, float | None] = {}
     for name, value in given.items():
         try:
             values[name] = None if value == "off" else float(value)
         except ValueError:
             raise typer.BadParameter(f"{value!r} is neither a number nor 'off'", param_hint=f"--{name}") from None
-    return replace(DEFAULT_RULES[strategy], **values)
+    return changed_rules(strategy, values)
 
 
 def _instructions(items: list[str]) -> str | dict[str, str] | None:

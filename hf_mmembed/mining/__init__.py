@@ -10,7 +10,7 @@ from .clusters import Clusters
 from .dataset import Mined, mine_pairs
 from .filters import FilterRules
 from .ids import ContentIds, canonical_instructions, content_ids
-from .saha import DEFAULT_RULES
+from .saha import DEFAULT_RULES, changed_rules
 from .strategies import STRATEGIES, Strategy, mine
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Mined",
     "Strategy",
     "canonical_instructions",
+    "changed_rules",
     "content_ids",
     "mine",
     "mine_pairs",

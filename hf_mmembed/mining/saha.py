@@ -17,6 +17,10 @@ mutual      nearest documents whose owners have the anchor's document among thei
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -26,7 +30,7 @@ from .cover import Pools, build_cover
 from .filters import RULES, FalseNegativeFilter, FilterRules
 from .relations import Relations
 
-__all__ = ["DEFAULT_RULES", "mine_filtered"]
+__all__ = ["DEFAULT_RULES", "changed_rules", "mine_filtered"]
 
 DEFAULT_RULES = {
     "saha": FilterRules(query_similarity=0.95, margin=0.0, document_similarity=0.95),
@@ -40,6 +44,25 @@ _RANK = np.uint8(1 << RULES.index("rank"))
 _NOT_MUTUAL = np.uint8(1 << len(RULES))
 _MOST_CHECKED = 8  # owners and documents that the mutual strategy looks at
 _BLOCK_ROWS = 65_536
+
+
+def changed_rules(strategy: str, changes: Mapping[str, Any]) -> FilterRules:
+    """The rules of a strategy, some of them changed.
+
+    Args:
+        strategy: A key of `DEFAULT_RULES`.
+        changes: By name; None switches a rule off.
+
+    Raises:
+        ValueError: The strategy has no rules, or a value is out of range.
+
+    Example:
+        >>> changed_rules("saha", {"margin": None, "rank": 0.05})
+        FilterRules(rank=0.05, query_similarity=0.95, margin=None, document_similarity=0.95, centre=True)
+    """
+    if strategy not in DEFAULT_RULES:
+        raise ValueError(f"{strategy} has no rules to change; {', '.join(DEFAULT_RULES)} have")
+    return replace(DEFAULT_RULES[strategy], **changes)
 
 
 def mine_filtered(

@@ -20,7 +20,7 @@ from datasets import Dataset
 
 from hf_mmembed.data.pairs import read_pairs
 from hf_mmembed.identity import prompt_hash
-from hf_mmembed.mining import Clusters, content_ids, mine_pairs
+from hf_mmembed.mining import Clusters, FilterRules, changed_rules, content_ids, mine_pairs
 from hf_mmembed.model.presets import load_prompt
 from hf_mmembed.sentence_transformer import MMEmbedder
 
@@ -33,7 +33,7 @@ __all__ = ["FOLDER", "Recipe", "load_recipe", "prepare", "recipe_names", "train"
 
 logger = logging.getLogger(__name__)
 
-_NOT_MINING = ("pairs", "embedder", "out", "model", "rules")  # of `mine_pairs`: not values that YAML has
+_NOT_MINING = ("pairs", "embedder", "out", "model")  # of `mine_pairs`: not matters of a recipe
 
 FOLDER = resources.files("hf_mmembed") / "recipes"
 
@@ -49,8 +49,9 @@ class Recipe:
         prompt: Of the result. Defaults to that of the embedder, and to ``"saha"`` for a multimodal LLM.
         dtype: Of the frozen weights. Defaults to ``"auto"``, that of the checkpoint.
         image_size: ``size`` of the family's image processor, kept with the result. Defaults to that of the checkpoint.
-        mining: Arguments of the mining, and optionally ``model``, the embedder that mines. Defaults to those of
-            ``hf-mmembed mine``; None for random batches.
+        mining: Arguments of the mining, and optionally ``model``, the embedder that mines. ``rules`` holds fields of
+            `FilterRules` that differ from those of the strategy. Defaults to those of ``hf-mmembed mine``; None for
+            random batches.
         training: `SaHaTrainingArguments`, but for the output directory.
         distillation: A first stage, which ``hf-mmembed distill`` reads and the training does not; see
             `hf_mmembed.distillation.DistillationRecipe`.
@@ -93,12 +94,14 @@ def load_recipe(source: str | Path, overrides: Mapping[str, Any] | None = None) 
     require_types(
         source, "training.", values.get("training", {}), types_of(SaHaTrainingArguments, without=("output_dir",))
     )
-    require_types(
-        source,
-        "mining.",
-        values.get("mining") or {},
-        {"model": str | None, **types_of(mine_pairs, without=_NOT_MINING)},
-    )
+    mining = values.get("mining") or {}
+    types = types_of(mine_pairs, without=_NOT_MINING)
+    require_types(source, "mining.", mining, {**types, "model": str | None, "rules": Mapping | None})
+    require_types(source, "mining.rules.", mining.get("rules") or {}, get_type_hints(FilterRules))
+    try:
+        _rules(mining)
+    except ValueError as error:
+        raise ValueError(f"{source}: mining.rules: {error}") from error
     if missing := {"model", "data", "output"} - values.keys():
         raise ValueError(f"{source} lacks {', '.join(sorted(missing))}")
     require_types(source, "data.", values["data"], types_of(read_pairs))
@@ -156,7 +159,13 @@ def mine_clusters(model: MMEmbedder, directory: Path, *, pairs: Dataset, options
         "image_size": str(model.processor.image_processor.size),
     }
     chosen = {name: value for name, value in options.items() if name != "model"}
-    return mine_pairs(pairs, model, directory, model=identity, **chosen).clusters
+    return mine_pairs(pairs, model, directory, model=identity, **{**chosen, "rules": _rules(options)}).clusters
+
+
+def _rules(mining: Mapping[str, Any]) -> FilterRules | None:
+    """None: those of the strategy."""
+    changes = mining.get("rules")
+    return changed_rules(mining.get("strategy", "saha"), changes) if changes else None
 
 
 def _miner(recipe: Recipe, model: MMEmbedder) -> MMEmbedder:

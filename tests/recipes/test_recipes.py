@@ -75,6 +75,7 @@ def test_mine_and_train_and_open(generative, tmp_path):
             "model": str(generative("qwen2_vl")),
             "output": str(tmp_path / "run"),
             "mining.k": 1,
+            "mining.rules": {"rank": 0.1, "margin": None},
             "prompt": "e5v",
             "image_size": {"shortest_edge": 256, "longest_edge": 1024},
             "training.use_cpu": True,
@@ -92,7 +93,10 @@ def test_mine_and_train_and_open(generative, tmp_path):
     processor = MMEmbedder(result, device="cpu").processor
     assert processor.prompt == PRESETS["e5v"] and processor.image_processor.size.longest_edge == 1024
     for epoch in (0, 1):
-        assert Clusters.load(tmp_path / "run" / "clusters" / f"epoch-{epoch}").strategy == "saha"
+        clusters = Clusters.load(tmp_path / "run" / "clusters" / f"epoch-{epoch}")
+        assert clusters.strategy == "saha"
+        assert {name: clusters.settings["rules"][name] for name in ("rank", "query_similarity", "margin")} == {
+            "rank": 0.1, "query_similarity": 0.95, "margin": None}  # fmt: skip
 
 
 def test_another_model_mines_as_it_is(generative, tmp_path, monkeypatch):
@@ -132,6 +136,10 @@ def test_another_model_mines_as_it_is(generative, tmp_path, monkeypatch):
         ),
         ("mining: [saha]", "mining is ['saha']; it must be a mapping or none"),
         ("mining: {kk: 3}", "unknown key mining.kk; did you mean mining.k?"),
+        ("mining: {rules: {rang: 0.1}}", "unknown key mining.rules.rang; did you mean mining.rules.rank?"),
+        ("mining: {rules: {rank: low}}", "mining.rules.rank is 'low'; it must be float or none"),
+        ("mining: {rules: {rank: 2}}", "mining.rules: rank is a share, at least 0 and below 1, got 2"),
+        ("mining: {strategy: random, rules: {rank: 0.1}}", "mining.rules: random has no rules to change"),
         ("mining: {k: many}", "mining.k is 'many'; it must be int"),
         ("mining: {strategy: sahara}", "mining.strategy is 'sahara'; it must be 'saha' or 'saha-paper' or 'random'"),
         ("training: {max_steps: 1.5}", "training.max_steps is 1.5; it must be int"),

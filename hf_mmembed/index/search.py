@@ -7,6 +7,7 @@ then `Hit` objects, best first, with cosine similarities.
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -136,10 +137,15 @@ class Index:
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
         self.manifest = read_manifest(self.directory)
-        again = f"hf-mmembed index {self.manifest.model.name} {self.manifest.input['path']} {directory}"
+        again = _index_command(self.manifest, self.directory)
         if not self.manifest.complete:
             raise ValueError(f"{directory} is unfinished; this goes on where it stopped: {again}")
         if self.manifest.faiss is None:
+            if (self.manifest.task, self.manifest.instruction) != ("document", None):
+                raise ValueError(
+                    f"{directory} holds embeddings of task {self.manifest.task!r} and instruction "
+                    f"{self.manifest.instruction!r}, which are not to be searched; index into another directory."
+                )
             raise ValueError(f"{directory} holds embeddings without an index; this adds it: {again}")
         self._faiss = vectors.load(self.directory / _FAISS)
 
@@ -156,6 +162,10 @@ class Index:
             raise ValueError(
                 f"cannot read {self.directory / ITEMS} ({error}): run `hf-mmembed index` again, which says what to do"
             ) from error
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        return np.asarray(self._items["row"])
 
     @cached_property
     def _source(self) -> Source:
@@ -215,7 +225,19 @@ class Index:
             return open_image(Path(hit.path))
         if self.manifest.input["image_column"] is None:
             return None
-        if len(self._source) <= hit.row:
+        indexed = self._items[int(np.searchsorted(self._rows, hit.row))]["fingerprint"]
+        if len(self._source) <= hit.row or self._source.fingerprint(hit.row) != indexed:
             raise ValueError(f"{self.manifest.input['path']} has changed since it was indexed")
         image = self._source[hit.row].image
         return None if image is None else open_image(image)
+
+
+def _index_command(manifest: Manifest, directory: Path) -> str:
+    """What indexes the same input into the same directory."""
+    settings = manifest.input
+    words = ["hf-mmembed", "index", manifest.model.name, str(settings["path"]), str(directory)]
+    if settings["kind"] not in ("file", "folder"):
+        for option in ("image_column", "text_column"):
+            if settings[option] is not None:
+                words += [f"--{option.replace('_', '-')}", str(settings[option])]
+    return shlex.join(words)

@@ -104,6 +104,12 @@ def test_unusable_directories_say_what_to_do(index_directory, many_pictures, tmp
     for fields, message in (
         ({"complete": False}, "is unfinished; this goes on where it stopped: hf-mmembed index fake"),
         ({"faiss": None}, "embeddings without an index; this adds it: hf-mmembed index fake"),
+        ({"faiss": None, "input": {**manifest["input"], "path": "my pics"}}, "hf-mmembed index fake 'my pics'"),
+        (
+            {"faiss": None, "input": {**manifest["input"], "kind": "table", "text_column": "a b"}},
+            "--text-column 'a b'",
+        ),
+        ({"faiss": None, "task": "query"}, "task 'query' .* index into another directory"),
         ({"format": "other"}, "format is not"),
         ({"format_version": 99}, "format version 99"),
         ({"model": {}}, "cannot use .*manifest.json"),
@@ -139,6 +145,9 @@ def test_pictures_stored_in_a_table_are_read_again(tmp_path, fake):
     assert (hits[0].path, hits[0].text, hits[0].name) == (None, None, "t.parquet row 1")
     assert index.picture(hits[0]).getpixel((0, 0)) == (0, 0, 255)
     table.select([0]).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match="has changed since it was indexed"):
+        Index(out).picture(hits[0])
+    table.select([1, 0]).to_parquet(tmp_path / "t.parquet")
     with pytest.raises(ValueError, match="has changed since it was indexed"):
         Index(out).picture(hits[0])
 

@@ -83,10 +83,14 @@ def local_checkpoint(model: str | Path, revision: str | None = None) -> tuple[Pa
         revision: Branch, tag or commit on the Hub. Defaults to its main branch.
 
     Raises:
-        ValueError: `model` looks like a path and does not exist.
+        ValueError: `model` looks like a path and does not exist, or is a directory and a revision is given.
     """
     path = Path(model)
     if path.is_dir():
+        if revision is not None:
+            raise ValueError(
+                f"{model} is a directory: it has no revision {revision!r}, only a model of the Hub has one"
+            )
         return path.resolve(), None
     if str(model).count("/") > 1 or str(model).startswith((".", "/", "~")) or path.exists():
         raise ValueError(f"no checkpoint directory at {model}")

@@ -24,6 +24,7 @@ __all__ = [
     "ImageColumnOption",
     "InputArgument",
     "ModelArgument",
+    "RevisionOption",
     "ShardSizeOption",
     "StrictOption",
     "TextColumnOption",
@@ -45,6 +46,10 @@ TextColumnOption = Annotated[str | None, typer.Option(help="Column with texts. D
 BatchSizeOption = Annotated[int, typer.Option(min=1, help="Items per forward pass, at most.")]
 ShardSizeOption = Annotated[int, typer.Option(min=1, help="Items per file: what a killed run loses at most.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the best there is.")]
+RevisionOption = Annotated[
+    str | None,
+    typer.Option(help="Branch, tag or commit of MODEL on the Hub. Default: the one OUT was begun with, or main."),
+]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Stop at the first item that cannot be read.")]
 
 _SHOWN = 20  # skipped items listed on the screen; the file has them all
@@ -64,6 +69,7 @@ def embed(
     batch_size: BatchSizeOption = 32,
     shard_size: ShardSizeOption = 256,
     device: DeviceOption = None,
+    revision: RevisionOption = None,
     strict: StrictOption = False,
     config: ConfigOption = None,
 ) -> None:
@@ -85,6 +91,7 @@ def embed(
         batch_size=batch_size,
         shard_size=shard_size,
         device=device,
+        revision=revision,
         strict=strict,
     )
     typer.echo(f"dataset: {out / 'items'} (datasets.load_from_disk)")
@@ -95,10 +102,11 @@ def embed(
     list_skipped(report, out)
 
 
-def load(model: str, device: str | None = None) -> tuple[MMEmbedder, ModelIdentity]:
-    """Loads the embedder that MODEL means, and works out its identity.
+def load(model: str, device: str | None = None, *, revision: str | None = None) -> tuple[MMEmbedder, ModelIdentity]:
+    """Loads the embedder that MODEL means, of that revision on the Hub, and works out its identity.
 
-    On a CPU it computes in float32, whatever the checkpoint is stored in: faster there, and more exact.
+    On a CPU it computes in float32, whatever the checkpoint is stored in: more exact, and faster unless the CPU
+    multiplies bfloat16 in matrix units (AMX).
     """
     from sentence_transformers.util import get_device_name
     from transformers.utils.logging import disable_progress_bar
@@ -110,7 +118,7 @@ def load(model: str, device: str | None = None) -> tuple[MMEmbedder, ModelIdenti
 
     if not sys.stderr.isatty():
         disable_progress_bar()
-    directory, revision = local_checkpoint(resolve(model))
+    directory, revision = local_checkpoint(resolve(model), revision)
     device = device or get_device_name()
     dtype = {"dtype": "float32"} if device == "cpu" else {}
     embedder = MMEmbedder(str(directory), device=device, model_kwargs=dtype)
@@ -130,6 +138,7 @@ def embed_input(
     batch_size: int,
     shard_size: int,
     device: str | None,
+    revision: str | None,
     strict: bool,
 ) -> tuple[Report, MMEmbedder, ModelIdentity]:
     """What `embed` and `index` share: opens the input, loads the model, embeds, says what was done."""
@@ -140,7 +149,7 @@ def embed_input(
         typer.echo(note, err=True)
     from hf_mmembed.index import embed_source
 
-    embedder, identity = load(model, device)
+    embedder, identity = load(model, device, revision=revision or _revision_of(out, model))
     try:
         report = embed_source(
             source,
@@ -162,6 +171,16 @@ def embed_input(
     kept = f" ({earlier} of them in an earlier run)" if earlier else ""
     typer.echo(f"embedded {manifest.embedded} of {manifest.rows} items{kept}, {identity.dimension} dimensions{speed}")
     return report, embedder, identity
+
+
+def _revision_of(out: Path, model: str) -> str | None:
+    """The commit of the Hub that an earlier run into OUT read this model at."""
+    from hf_mmembed.index import read_manifest
+
+    if not (out / "manifest.json").exists():
+        return None
+    begun = read_manifest(out).model
+    return begun.revision if begun.name == model else None
 
 
 def list_skipped(report: Report, out: Path) -> None:

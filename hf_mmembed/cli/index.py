@@ -18,6 +18,7 @@ from .embed import (
     ImageColumnOption,
     InputArgument,
     ModelArgument,
+    RevisionOption,
     ShardSizeOption,
     StrictOption,
     TextColumnOption,
@@ -41,6 +42,7 @@ def index(
     batch_size: BatchSizeOption = 32,
     shard_size: ShardSizeOption = 256,
     device: DeviceOption = None,
+    revision: RevisionOption = None,
     strict: StrictOption = False,
     config: ConfigOption = None,
 ) -> None:
@@ -60,6 +62,7 @@ def index(
         batch_size=batch_size,
         shard_size=shard_size,
         device=device,
+        revision=revision,
         strict=strict,
     )
     from hf_mmembed.index import build_index

@@ -61,8 +61,10 @@ def search(
     from .embed import load
 
     opened = Index(index)
+    built = opened.manifest.model
+    name = model or built.name
     try:
-        embedder, identity = load(model or opened.manifest.model.name, device)
+        embedder, identity = load(name, device, revision=built.revision if name == built.name else None)
     except ValueError as error:
         if model is not None:
             raise

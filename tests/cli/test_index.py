@@ -92,6 +92,24 @@ def test_a_model_that_has_moved_is_named_again(index, model, tmp_path, capsys):
     assert run("search", moved, "--text", "x", "--device", "cpu", "--model", model) == 0
 
 
+def test_a_model_of_the_hub_stays_at_its_revision(model, embedder, pictures, tmp_path, monkeypatch, capsys):
+    commits = {"a" * 40: model, "b" * 40: embedder("qwen2_vl", prompt="plain")}
+    for commit, directory in commits.items():
+        (tmp_path / commit).symlink_to(directory)
+    main = "a" * 40
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda _, revision, **__: tmp_path / (revision or main))
+    index = ("index", "me/emb", pictures, tmp_path / "out", "--device", "cpu")
+    assert run(*index) == 0
+    main = "b" * 40
+    assert run("search", tmp_path / "out", "--text", "x", "--device", "cpu") == 0
+    assert run(*index) == 0
+    assert "(7 of them in an earlier run)" in capsys.readouterr().out
+    assert run(*index, "--revision", main) == 1
+    assert "what differs: the prompt" in capsys.readouterr().err
+    assert run("embed", model, pictures, tmp_path / "other", "--revision", "main") == 1
+    assert "is a directory: it has no revision 'main'" in capsys.readouterr().err
+
+
 def test_bad_files_are_listed_and_the_exit_code_says_so(model, pictures, tmp_path, capsys):
     table = tmp_path / "t.csv"
     table.write_text(f"image,text\n{pictures}/1.png,one\nhttps://x.org/a.png,two\ngone.png,\n,only words\n")

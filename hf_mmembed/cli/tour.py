@@ -122,6 +122,9 @@ def draw_folder(directory: Path) -> dict[str, Scene]:
 
     All are of the test split: the shipped model has seen none of these graphs. The same 300 every time; a file that
     already has the right content is left alone, so that an index over the folder stays valid.
+
+    Raises:
+        ValueError: `directory` holds something else; only drawn pictures can be judged.
     """
     rng = Random(_SEED)
     scenes = [_scene_of(things, stands, rng) for search in SEARCHES for things, stands in search.planted]
@@ -129,6 +132,12 @@ def draw_folder(directory: Path) -> dict[str, Scene]:
     rng.shuffle(scenes)
     directory.mkdir(parents=True, exist_ok=True)
     named = {f"{number:03}.png": scene for number, scene in enumerate(scenes)}
+    foreign = sorted(item.name for item in directory.iterdir() if item.name not in named and item.name[0] != ".")
+    if foreign:
+        raise ValueError(
+            f"{directory} holds {', '.join(foreign[:5])}{' ...' if foreign[5:] else ''}, which the quickstart did not "
+            "draw: move what is yours elsewhere, or choose another directory with --out"
+        )
     for name, scene in named.items():
         buffer = io.BytesIO()
         draw(scene, rng).save(buffer, "PNG")

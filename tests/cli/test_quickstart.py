@@ -45,6 +45,14 @@ def test_the_same_pictures_every_time_and_no_file_touched_twice(folder):
     assert {file: file.stat().st_mtime_ns for file in directory.iterdir()} == before
 
 
+def test_a_file_of_the_users_own_is_refused_by_name(tmp_path):
+    (tmp_path / ".DS_Store").touch()
+    (tmp_path / "001.jpg").touch()
+    with pytest.raises(ValueError, match="holds 001.jpg, which the quickstart did not draw"):
+        tour.draw_folder(tmp_path)
+    assert not (tmp_path / "000.png").exists()
+
+
 def test_every_search_has_a_right_answer_and_many_wrong_ones(folder):
     _, scenes = folder
     assert len(tour.SEARCHES) == 4

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import struct
 import sys
 import urllib.request
@@ -68,7 +69,7 @@ def open_image(source: Any, *, allow_urls: bool = False, max_pixels: int = MAX_I
         `PIL.Image.Image`: Mode RGB, EXIF orientation applied, first frame of an animation, transparency on white.
 
     Raises:
-        ImageError: If there is no such file, it is no image of a known format, is broken or breaks off, has more
+        ImageError: If there is no such regular file, it is no image of a known format, is broken or breaks off, has more
             than `max_pixels` pixels or sides more than 200 times apart, or is a URL and `allow_urls` is off.
 
     Example:
@@ -92,15 +93,20 @@ def open_image(source: Any, *, allow_urls: bool = False, max_pixels: int = MAX_I
         raise ImageError("the path of the picture is empty; leave the picture out where there is none.")
     path = Path(source)
     try:
-        stream = path.open("rb")
+        state = path.stat()
+        # Opening a named pipe waits for a writer, for ever if there is none.
+        stream = path.open("rb") if stat.S_ISREG(state.st_mode) else None
     except FileNotFoundError as error:
         raise ImageError(f"there is no file {path}.") from error
     except OSError as error:
         raise ImageError(f"{path} cannot be opened ({error.strerror}).") from error
     except ValueError as error:  # a NUL byte in the name
         raise ImageError(f"{str(path)!r} is no valid file name ({error}).") from error
+    if stream is None:
+        kind = "folder" if stat.S_ISDIR(state.st_mode) else "pipe, socket or device"
+        raise ImageError(f"{path} is a {kind}, not a picture file.")
     with stream:
-        if path.stat().st_size == 0:
+        if state.st_size == 0:
             raise ImageError(f"{path} is empty (0 bytes).")
         return _read(stream, str(path), max_pixels)
 

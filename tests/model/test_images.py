@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 
@@ -145,6 +146,7 @@ def test_a_bomb_is_refused_by_its_header(tmp_path, side):
 def test_what_is_no_image_is_named(tmp_path):
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("hello")
+    os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "a.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     (tmp_path / "a.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     for name, message in {
@@ -153,7 +155,8 @@ def test_what_is_no_image_is_named(tmp_path):
         "a.svg": "not a readable image",
         "a.eps": "not a readable image",
         "absent.png": "there is no file",
-        ".": "cannot be opened",
+        ".": "is a folder, not a picture file",
+        "pipe.png": "pipe.png is a pipe, socket or device, not a picture file",
     }.items():
         with pytest.raises(ImageError, match=message):
             open_image(tmp_path / name)

@@ -106,11 +106,17 @@ def prepare(
                 try:
                     embedder[0].preprocess([messages], **options)
                 except ValueError as error:
-                    raise ValueError(f"inputs[{conversation.index}]: {error}") from error
+                    raise ValueError(_named(error, conversation.index)) from error
             raise
         except Exception as error:  # whatever it is, it is raised as it is
             error.add_note(f"raised while preparing inputs {sorted(row.index for row in chosen)}")
             raise
+
+
+def _named(error: ValueError, index: int) -> str:
+    """The message of the processor, to which the input was the first of its batch, with the caller's number."""
+    named = str(error).replace("input 0", f"inputs[{index}]", 1)
+    return named if named != str(error) else f"inputs[{index}]: {error}"
 
 
 def _with_pictures(conversation: Conversation, *, allow_urls: bool) -> list[dict[str, Any]]:

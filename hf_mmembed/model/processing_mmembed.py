@@ -329,7 +329,8 @@ class MMEmbedProcessor(ProcessorMixin):
         found.setdefault("padding", True)
         wanted = found.pop("truncation", True) not in (False, None, "do_not_truncate")
         limit = found.pop("max_length", None) or self.tokenizer.model_max_length
-        text_options = {**text_options, "padding": found["padding"], "truncation": False}
+        # What will be cut is nothing to warn of; what is too long and will not be, is.
+        text_options = {"verbose": not wanted, **text_options, "padding": found["padding"], "truncation": False}
         if found["padding"] == "max_length":
             text_options["max_length"] = limit
         if "return_tensors" in found:
@@ -358,9 +359,7 @@ class MMEmbedProcessor(ProcessorMixin):
         """`row` with its trace cut at the start, or without one its text at the end, by about `length - limit` tokens."""
         if row.trace:
             # The end of a trace is its conclusion.
-            offsets = self.tokenizer(row.trace, add_special_tokens=False, return_offsets_mapping=True)[
-                "offset_mapping"
-            ]
+            offsets = self._tokens_of(row.trace)["offset_mapping"]
             over = int(length - limit)
             return replace(row, trace=row.trace[max(1, offsets[over][0]) :] if over < len(offsets) else None)
         text = self._neutralised(row.text or "")
@@ -370,10 +369,13 @@ class MMEmbedProcessor(ProcessorMixin):
                 f"images), but the limit is {limit:g}. Use fewer or smaller images, a shorter instruction or a higher "
                 "max_length."
             )
-        tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        tokens = self._tokens_of(text)
         keep = len(tokens["input_ids"]) - int(length - limit)
         end = tokens["offset_mapping"][keep - 1][1] if keep > 0 else 0
         return replace(row, text=text[: min(end, len(text) - 1)])
+
+    def _tokens_of(self, words: str) -> Any:
+        return self.tokenizer(words, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
 
 
 def _longer_than(limit: float, batch: BatchFeature) -> dict[int, int]:

@@ -264,6 +264,18 @@ def test_truncation_can_be_switched_off_and_defaults_to_the_tokenizers_limit(pro
     assert len(tokens(processor, text=[long])[0]) == 500
 
 
+@pytest.mark.parametrize("family", ["qwen2_vl", "smolvlm"])
+def test_only_a_text_that_stays_too_long_is_warned_of(processors, family, monkeypatch):
+    processor = processors(family)
+    warned = {}  # transformers notes here what it has warned of, once for each tokenizer
+    monkeypatch.setattr(processor.tokenizer, "deprecation_warnings", warned)
+    monkeypatch.setattr(processor.tokenizer, "model_max_length", 200)
+    processor(text=["word " * 300], trace=["word " * 300])
+    assert not warned
+    processor(text=["word " * 300], truncation=False)
+    assert any("sequence-length-is-longer" in note for note in warned)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_images_that_do_not_fit_are_an_error_that_names_the_row(processors, family):
     processor = processors(family)

@@ -61,6 +61,19 @@ def test_a_checkpoint_with_a_file_that_breaks_off_names_it(tmp_path, name):
         MMEmbedder(copy, device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mmembed-tiny", r"in Python it is hf_mmembed\.tiny\.checkpoint_path\(\)"),
+        ("embedder", "there is no directory embedder, and the Hub"),
+        ("nobody/embedder", "there is no directory nobody/embedder, and the Hub"),
+    ],
+)
+def test_a_name_of_nothing_is_called_that(name, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        MMEmbedder(name, device="cpu")
+
+
 def test_a_picture_that_breaks_off_is_found_while_the_model_runs(model):
     buffer = io.BytesIO()
     noise(1).save(buffer, "PNG")
@@ -73,7 +86,7 @@ def test_a_picture_that_breaks_off_is_found_while_the_model_runs(model):
 def test_pictures_that_leave_no_room_are_named(model, monkeypatch):
     monkeypatch.setattr(model.tokenizer, "model_max_length", 150)
     many = {"image": [noise(seed, 48, 48) for seed in range(8)]}
-    with pytest.raises(ValueError, match=r"inputs\[1\].*limit"):
+    with pytest.raises(ValueError, match=r"^inputs\[1\] takes \d+ tokens without its text.*limit"):
         model.encode(["a", many, "c"])
 
 

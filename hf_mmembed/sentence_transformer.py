@@ -13,7 +13,7 @@ import copy
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from .duplicates import unique_inputs
 from .inputs import as_messages, with_trace
 from .model import registration  # noqa: F401 - from here on, checkpoints open with the installed classes
 from .model.prefix_mmembed import PrefixMemory
+from .opening import invalid_json, no_embedder
 from .preparation import Conversation, estimate_tokens, prepare
 
 __all__ = ["TOKEN_BUDGET", "MMEmbedder"]
@@ -69,6 +70,7 @@ class MMEmbedder(SentenceTransformer):
         **kwargs: see `sentence_transformers.SentenceTransformer`.
 
     Raises:
+        OSError: there is no such directory, and the Hub does not give it.
         ValueError: the checkpoint is no embedder (it was never converted), or cannot read chat messages.
 
     Example:
@@ -90,9 +92,7 @@ class MMEmbedder(SentenceTransformer):
         try:
             super().__init__(name, **kwargs)
         except json.JSONDecodeError as error:  # of which file, it does not say
-            raise ValueError(
-                f"{_invalid_json(Path(name or ''))} is not valid JSON ({error}); copy or download the checkpoint again."
-            ) from error
+            raise invalid_json(Path(name or ""), error) from error
 
     def _post_init(self) -> None:
         super()._post_init()
@@ -109,11 +109,7 @@ class MMEmbedder(SentenceTransformer):
         where |= {name: kwargs[name] for name in ("token", "revision", "local_files_only")}
         file = find_adapter_config_file(model_name_or_path, **where)
         if file is None:
-            raise ValueError(
-                f"{model_name_or_path} has no modules.json, so it is not an embedder: sentence-transformers would "
-                "average its hidden states, with the wrong prompt. Convert it first: `hf-mmembed convert "
-                f"{model_name_or_path} OUT`."
-            )
+            raise no_embedder(model_name_or_path, **where)
         adapter = json.loads(Path(file).read_text(encoding="utf-8"))
         modules, module_kwargs = self._load_config_modules(
             adapter["base_model_name_or_path"], **{**kwargs, "revision": adapter.get("revision")}
@@ -121,6 +117,12 @@ class MMEmbedder(SentenceTransformer):
         transformer = next(iter(modules.values()))
         transformer.model.load_adapter(model_name_or_path, adapter_kwargs=where)
         return modules, module_kwargs
+
+    def is_singular_input(self, inputs: Any) -> bool:
+        """Whether this is one input; a generator, a `pandas.Series`, a column of a dataset and the like are many."""
+        one = (str, bytes, Mapping, np.ndarray, Tensor, list, tuple)  # the last two by what is in them
+        many = isinstance(inputs, Iterable) and not isinstance(inputs, one)
+        return not many and super().is_singular_input(inputs)
 
     def get_model_kwargs(self) -> list[str]:
         """Names of the further keyword arguments of `encode`, as in `SentenceTransformer`."""
@@ -166,7 +168,8 @@ class MMEmbedder(SentenceTransformer):
         Args:
             inputs: a string (always text), a picture (PIL image, array, tensor), a dict with some of the keys
                 ``text``, ``image`` (a picture, a local path, or a list) and ``instruction``, or chat messages; or a
-                list that mixes them. An empty string is embedded as the prompt with nothing in it.
+                list, or anything else to go through, that mixes them. An empty string is embedded as the prompt with
+                nothing in it.
             prompt_name: name of a prompt stored in the checkpoint, used as the instruction. `encode_query` takes
                 ``"query"``, `encode_document` ``"document"``. Defaults to ``default_prompt_name``, usually none.
             prompt: the instruction, as sentence-transformers calls it.
@@ -363,16 +366,6 @@ class MMEmbedder(SentenceTransformer):
             yield states
         finally:
             hook.remove()
-
-
-def _invalid_json(directory: Path) -> str:
-    """The first file of a checkpoint that breaks off or is none of JSON."""
-    for file in sorted(directory.glob("**/*.json")):
-        try:
-            json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            return str(file)
-    return f"a file of {directory}"
 
 
 def _read_out(features: dict[str, Any], output_value: str | None, to_cpu: bool) -> Iterable[Any]:

@@ -31,6 +31,7 @@ RANK = {
     "batching": 1,
     "duplicates": 1,
     "inputs": 1,
+    "opening": 1,
     "preparation": 2,
     "sentence_transformer": 3,
     "identity": 4,

@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 
 from hf_mmembed import MMEmbedder
@@ -72,6 +73,19 @@ def odd_strings(picture_file: str) -> list[str]:
         "../../etc/passwd",
         "sound.mp3",
     ]
+
+
+def test_whatever_can_be_gone_through_is_a_list(model):
+    texts = {"a": "a red circle", "b": "two"}
+    expected = model.encode(list(texts.values()))
+    for several in (
+        texts.values(),
+        iter(texts.values()),
+        (text for text in texts.values()),
+        Dataset.from_dict({"t": list(texts.values())})["t"],
+    ):
+        np.testing.assert_array_equal(model.encode(several), expected)
+    np.testing.assert_array_equal(model.encode_query(texts.values()), model.encode_query(list(texts.values())))
 
 
 def test_odd_strings_are_text_and_nothing_else(model, picture_file, monkeypatch):

@@ -1,0 +1,48 @@
+"""Why something does not open as an embedder, in words that name it and say what to do.
+
+In: what `MMEmbedder` was given and could not open. Out: the error to raise.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import cached_file
+
+__all__ = ["invalid_json", "no_embedder"]
+
+SHIPPED = "mmembed-tiny"
+PREFIX = "sentence-transformers/"  # which sentence-transformers puts before a name without a slash
+
+
+def invalid_json(directory: Path, error: json.JSONDecodeError) -> ValueError:
+    """The error for a checkpoint with a file of JSON that breaks off, which `error` does not name."""
+    for file in sorted(directory.glob("**/*.json")):
+        try:
+            json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            return ValueError(f"{file} is not valid JSON ({error}); copy or download the checkpoint again.")
+    return ValueError(f"a file of {directory} is not valid JSON ({error}); copy or download the checkpoint again.")
+
+
+def no_embedder(name: str, **where: Any) -> ValueError | OSError:
+    """The error for a directory or Hub id without ``modules.json`` and without an adapter.
+
+    Args:
+        name: As sentence-transformers passes it on.
+        **where: Arguments of transformers' `cached_file`: ``cache_dir``, ``token``, ``revision``, ``local_files_only``.
+    """
+    given = name.removeprefix(PREFIX)
+    if given == SHIPPED and not Path(name).is_dir():
+        return ValueError(f"{SHIPPED} is a name for commands; in Python it is hf_mmembed.tiny.checkpoint_path().")
+    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
+    if not Path(name).is_dir() and cached_file(name, "config.json", **where, **quiet) is None:
+        return OSError(
+            f"there is no directory {given}, and the Hub, as far as it can be reached, has no model {name}."
+        )
+    return ValueError(
+        f"{name} has no modules.json, so it is not an embedder: sentence-transformers would average its hidden states, "
+        f"with the wrong prompt. Convert it first: `hf-mmembed convert {name} OUT`."
+    )

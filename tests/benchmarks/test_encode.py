@@ -1,0 +1,24 @@
+"""The benchmark runs: its contenders embed the same, and every workload gets a line for each. Nothing is timed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hf_mmembed import tiny
+from tests.benchmarks import encode
+
+
+def test_contenders_agree_and_are_listed(capsys):
+    options = {"items": 3, "largest_side": 64, "batch_size": 2, "repeats": 1, "seed": 0, "rate": 1e9}
+    encode.run("tiny", tiny.generative_path(), **options)
+    lines = capsys.readouterr().out.splitlines()[2:]  # below the title and the columns
+    assert len(lines) == 1 + 3 * len(encode.workloads(3, 64, 0))
+    assert all("1.00x" in line for line in lines if " ours " in line)
+
+
+def test_a_contender_that_embeds_something_else_is_found():
+    texts = [{"text": "a red circle"}]
+    contenders = {"one": lambda inputs: np.ones((1, 2)), "other": lambda inputs: np.zeros((1, 2))}
+    with pytest.raises(ValueError, match="other embeds something else"):
+        encode.measure(contenders, texts, repeats=1)

@@ -18,6 +18,7 @@ from .contact import Panel, Tile
 __all__ = ["write_contact_page"]
 
 _THUMBNAIL = 384  # pixels; twice what is shown, for dense screens
+_MOST = 1_000  # characters of a text
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #f4f3f0; --card: #fff; --edge: #e4e2dd; --well: #efeeeb; --ink: #1c1b1a;
@@ -60,7 +61,8 @@ li.wrong { --tone: var(--wrong); }
 
 
 def write_contact_page(panels: Sequence[Panel], *, title: str, subtitle: str = "") -> str:
-    """The page as a string; its pictures are thumbnails of at most 384 pixels, embedded as data URIs.
+    """The page as a string; its pictures are thumbnails of at most 384 pixels, embedded as data URIs, and of
+    texts it holds the first 1,000 characters.
 
     Args:
         panels: Queries with their results.
@@ -95,7 +97,7 @@ def _panel(panel: Panel) -> str:
         query.append(f'<img src="{_data_uri(panel.picture)}" alt="the picture of the query">')
     for css, text in (("words", panel.text), ("instruction", panel.instruction), ("remark", panel.remark)):
         if text:
-            query.append(f'<p class="{css}">{_escape(text)}</p>')
+            query.append(f'<p class="{css}">{_words(text)}</p>')
     tiles = "\n".join(_tile(tile) for tile in panel.tiles) or "<li>nothing found</li>"
     return f'<section>\n<div class="query">{"".join(query)}</div>\n<ol>\n{tiles}\n</ol>\n</section>\n'
 
@@ -103,10 +105,10 @@ def _panel(panel: Panel) -> str:
 def _tile(tile: Tile) -> str:
     hit = tile.hit
     if tile.picture is not None:
-        inside = f'<img src="{_data_uri(tile.picture)}" alt="{_escape(hit.text or hit.name)}" loading="lazy">'
+        inside = f'<img src="{_data_uri(tile.picture)}" alt="{_words(hit.text or hit.name)}" loading="lazy">'
     else:
         css = "note" if tile.note else "text"
-        inside = f'<p class="{css}">{_escape(tile.note or hit.text or "")}</p>'
+        inside = f'<p class="{css}">{_words(tile.note or hit.text or "")}</p>'
     verdict = "" if tile.right is None else "right" if tile.right else "wrong"
     score = max(0.0, min(1.0, hit.score))
     return (
@@ -124,6 +126,10 @@ def _data_uri(picture: Image.Image) -> str:
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=86, method=4)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def _words(text: str) -> str:
+    return _escape(text if len(text) <= _MOST else f"{text[: _MOST - 1]}…")
 
 
 def _escape(text: str) -> str:

@@ -106,6 +106,11 @@ def test_the_page_is_self_contained_and_escapes_everything():
     assert thumbnail.size == (384, 256)
 
 
+def test_a_page_holds_the_beginning_of_a_long_text():
+    page = write_contact_page([panel(tile(picture=None, text="x" * 2_000), text="y" * 1_000)], title="t")
+    assert "x" * 999 + "…" in page and "x" * 1_000 not in page and "y" * 1_000 in page
+
+
 def test_the_page_follows_the_readers_colours_and_width():
     text = write_contact_page([panel(tile())], title="T")
     assert "prefers-color-scheme: dark" in text and "max-width: 48rem" in text and 'name="viewport"' in text

@@ -61,8 +61,9 @@ li.wrong { --tone: var(--wrong); }
 
 
 def write_contact_page(panels: Sequence[Panel], *, title: str, subtitle: str = "") -> str:
-    """The page as a string; its pictures are thumbnails of at most 384 pixels, embedded as data URIs, and of
-    texts it holds the first 1,000 characters.
+    """The page as a string, with pictures as data URIs.
+
+    It holds thumbnails of at most 384 pixels and the first 1,000 characters of each text.
 
     Args:
         panels: Queries with their results.

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from .model.images_mmembed import DECODING_ERRORS, FORMATS, check_size, is_url, open_image
+from .model.rows_mmembed import image_source
 
 __all__ = ["as_messages", "check_unicode", "picture_size", "pictures", "texts", "with_trace"]
 
@@ -32,8 +33,8 @@ def as_messages(item: Any, *, index: int = 0, instruction: str | None = None) ->
     Args:
         item: a ``str`` (always text), a picture (PIL image, ``np.ndarray`` or ``torch.Tensor`` of three axes), a dict
             with some of the keys ``text``, ``image`` and ``instruction``, where ``image`` is a picture, a local path,
-            the bytes of an image file or a list of these, or chat messages (one ``{"role", "content"}`` dict or a list of them), which are
-            passed on as they are. A key whose value is None counts as absent. An empty string is a valid text: the
+            the bytes of an image file or a list of these, or chat messages (one ``{"role", "content"}`` dict or a list
+            of them), whose pictures may also be called ``path``, ``url`` or ``image_url``. A key whose value is None counts as absent. An empty string is a valid text: the
             model reads its prompt with nothing in it.
         index: the position of ``item`` among the inputs, for error messages.
         instruction: what to do with the input, where it does not say so itself (its own ``instruction``, the empty
@@ -179,21 +180,28 @@ def _from_mapping(item: Mapping[str, Any], index: int, instruction: str | None) 
 
 
 def _checked_turns(turns: list[Mapping[str, Any]], index: int) -> Messages:
+    checked = []
     for turn in turns:
         content = turn["content"]
         if isinstance(content, str):
             check_unicode(content, f"the {turn['role']} turn of inputs[{index}]")
-            continue
-        if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
+        elif isinstance(content, list) and all(isinstance(part, Mapping) for part in content):
+            content = [_checked_part(part, index) for part in content]
+        else:
             raise ValueError(f"inputs[{index}] has a {turn['role']} turn whose content is neither text nor parts.")
-        for part in content:
-            if part.get("type") == "text" and not isinstance(part.get("text"), str):
-                raise ValueError(f"inputs[{index}] has a text part whose text is {_describe(part.get('text'))}.")
-            if part.get("type") == "text":
-                check_unicode(part["text"], f"a text part of inputs[{index}]")
-            if part.get("type") == "image" and "image" in part:
-                _checked_image(part["image"], index)
-    return [dict(turn) for turn in turns]
+        checked.append({**turn, "content": content})
+    return checked
+
+
+def _checked_part(part: Mapping[str, Any], index: int) -> Mapping[str, Any]:
+    """A part of a turn; pictures, which chats hold under several names, under one."""
+    if part.get("type") == "text":
+        if not isinstance(part.get("text"), str):
+            raise ValueError(f"inputs[{index}] has a text part whose text is {_describe(part.get('text'))}.")
+        check_unicode(part["text"], f"a text part of inputs[{index}]")
+    if part.get("type") in ("image", "image_url"):
+        return {"type": "image", "image": _checked_image(image_source(part), index)}
+    return part
 
 
 def _checked_image(image: Any, index: int) -> Any:

@@ -98,6 +98,7 @@ def test_the_input_s_own_instruction_wins(item, instruction):
         ({"role": "user", "content": ["a"]}, "neither text nor parts"),
         ([{"role": "user", "content": [{"type": "text", "text": None}]}], "text is None"),
         ([{"role": "user", "content": [{"type": "image", "image": 5}]}], "int '5' for a picture"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "None for a picture"),
         ("a \ud800", r"character 2 is '\\ud800', half of a surrogate pair"),
         ({"text": "\udfff"}, r"\['text'\] is not valid Unicode"),
         ({"text": "a", "instruction": "\ud800"}, r"\['instruction'\] is not valid Unicode"),
@@ -115,6 +116,23 @@ def test_the_caller_s_chat_is_not_changed():
     chat = [{"role": "user", "content": "a"}]
     as_messages(chat, instruction="Find.").append({})
     assert chat == [{"role": "user", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image", "path": "a.png"},
+        {"type": "image", "url": "a.png"},
+        {"type": "image_url", "image_url": {"url": "a.png"}},
+        {"type": "image_url", "image_url": "a.png"},
+    ],
+)
+def test_pictures_of_a_chat_have_one_name(part):
+    chat = [{"role": "user", "content": [part, {"type": "text", "text": "a"}]}]
+    assert as_messages(chat) == [
+        {"role": "user", "content": [{"type": "image", "image": "a.png"}, chat[0]["content"][1]]}
+    ]
+    assert chat[0]["content"][0] is part
 
 
 def test_picture_sizes_come_from_the_header(tmp_path):

@@ -173,11 +173,7 @@ class MMEmbedModel(EmbeddingModel):
             [`MMEmbedOutput`].
         """
         if num_images_per_sample is not None:
-            if "batch_num_images" in kwargs:
-                kwargs["batch_num_images"] = num_images_per_sample[num_images_per_sample > 0]
-            if int(num_images_per_sample.sum()) == 0:
-                for name in IMAGE_INPUTS:
-                    kwargs.pop(name, None)
+            kwargs = self._images_of_rows(input_ids, num_images_per_sample, kwargs)
         if self.config.backbone_config.model_type in TILED_WITHOUT_GRID:
             kwargs.pop("image_grid_thw", None)
         kwargs.setdefault("use_cache", False)
@@ -204,6 +200,32 @@ class MMEmbedModel(EmbeddingModel):
         return MMEmbedOutput(
             embeddings=embeddings, pooler_output=embeddings, last_hidden_state=states if whole_states else None
         )
+
+    def _images_of_rows(
+        self, input_ids: torch.Tensor | None, counts: torch.Tensor, inputs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The inputs, with image tensors that fit the rows, which may be a piece of a batch.
+
+        sentence-transformers counts only pictures that stand in a block of type `image` of their own: `counts` may be
+        too low, so that the tokens decide whether there are pictures.
+        """
+        token = getattr(self.config.backbone_config, "image_token_id", None)
+        if input_ids is None or token is None:
+            has_images = bool(counts.any())
+        else:
+            has_images = bool((input_ids == token).any())
+        if not has_images:
+            return {name: value for name, value in inputs.items() if name not in IMAGE_INPUTS}
+        if inputs.get("pixel_values") is None:
+            raise ValueError(
+                f"the rows hold image tokens, but num_images_per_sample is {counts.tolist()} and there are no "
+                "pixel_values: a batch was cut into pieces by counts that miss pictures. Give pictures as "
+                '{"image": ...}, not inside of a chat, where a batch is cut (cached losses).'
+            )
+        # Of a piece, the family's own `batch_num_images` is cut by rows; here are those of all its pictures.
+        if "batch_num_images" in inputs and int(counts.sum()) == len(inputs["pixel_values"]):
+            return {**inputs, "batch_num_images": counts[counts > 0]}
+        return inputs
 
 
 MMEmbedModel.register_for_auto_class("AutoModel")

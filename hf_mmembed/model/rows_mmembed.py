@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["HierarchicalPrompt", "Row", "row_of_conversation", "rows_of_lists"]
+__all__ = ["HierarchicalPrompt", "Row", "image_source", "row_of_conversation", "rows_of_lists"]
 
 TASKS = ("query", "document")
 IMAGE_STYLES = ("template", "inline", "bare")
@@ -183,16 +183,12 @@ def row_of_conversation(conversation: Sequence[Mapping[str, Any]], index: int) -
                     "{'type': 'text', 'text': ...}, or as the content itself."
                 )
             kind = block.get("type")
-            link = block.get("image_url")
-            link = link.get("url") if isinstance(link, Mapping) else link
-            source = next((block[key] for key in ("image", "path", "url") if block.get(key) is not None), None)
+            source = image_source(block)
             if kind == "text" and isinstance(block.get("text"), str):
                 words[role].append(block["text"])
-            elif kind == "image" and role == "user" and source is not None:
+            elif source is not None and role == "user":
                 images.append(source)
-            elif kind == "image_url" and role == "user" and link is not None:
-                images.append(link)
-            else:
+            elif kind not in ("text", "image") or block.get(kind, "") is not None:  # None: as if it were not there
                 raise ValueError(
                     f"input {index} has a block of type {kind!r} with {sorted(set(block) - {'type'})} in a {role} "
                     "message; give text as {'type': 'text', 'text': ...} and images, in user messages only, as "
@@ -204,6 +200,22 @@ def row_of_conversation(conversation: Sequence[Mapping[str, Any]], index: int) -
     if text is None and not images:
         raise ValueError(f"input {index} has neither a text nor an image; leave it out.")
     return Row(tuple(images), text, "\n".join(words["system"]) or None, "\n".join(words["assistant"]) or None)
+
+
+def image_source(block: Mapping[str, Any]) -> Any:
+    """The picture that a block of a chat holds, under any of the names that chats give it; None where it has none.
+
+    Example:
+
+        >>> image_source({"type": "image_url", "image_url": {"url": "a.png"}}), image_source({"type": "text", "text": ""})
+        ('a.png', None)
+    """
+    if block.get("type") == "image_url":
+        link = block.get("image_url")
+        return link.get("url") if isinstance(link, Mapping) else link
+    if block.get("type") == "image":
+        return next((block[key] for key in ("image", "path", "url") if block.get(key) is not None), None)
+    return None
 
 
 def _check_words(value: Any, name: str, index: int) -> None:

@@ -111,3 +111,5 @@ def test_splitting_a_batch_by_its_number_of_images_loses_nothing(alone, family):
         part = model(**head, **empty, num_images_per_sample=counts[:1]).embeddings
     assert (together - vectors[indices]).abs().max() <= TOLERANCE
     assert (part - vectors[:1]).abs().max() <= TOLERANCE
+    with pytest.raises(ValueError, match=r"hold image tokens, but num_images_per_sample is \[0, 0, 0, 0\]"):
+        model(batch["input_ids"], batch["attention_mask"], num_images_per_sample=torch.zeros(4, dtype=torch.long))

@@ -52,6 +52,8 @@ def test_a_conversation_is_one_row():
                 {"type": "image_url", "image_url": {"url": "u"}},
                 {"type": "image_url", "image_url": "v"},
                 {"type": "text", "text": "b"},
+                {"type": "text", "text": None},
+                {"type": "image", "image": None},
             ],
         },
     ]

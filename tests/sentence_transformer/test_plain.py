@@ -80,6 +80,34 @@ def test_equals_the_wrapper(plain, directory):
             )
 
 
+# Tiles in one stack, tiles by image, tiles by row, and patches.
+@pytest.mark.parametrize("family", ["internvl", "llava_onevision", "idefics3", "qwen2_vl"])
+def test_pictures_in_a_chat_are_seen_whatever_stands_beside_it(family, embedder, tmp_path):
+    """sentence-transformers counts no picture of a chat among other inputs, and none of type `image_url`."""
+    first, second, path = noise(1), noise(2, 90, 20), str(tmp_path / "a.png")
+    first.save(path)
+    wrapper = MMEmbedder(str(embedder(family)), device="cpu")
+    plain = SentenceTransformer(str(embedder(family)), device="cpu")
+    expected = wrapper.encode([{"image": first}, {"image": second, "text": "b"}, "a", {"image": [first, second]}])
+    parts = [{"type": "image", "image": first}, {"type": "text", "text": "b"}, {"type": "image", "image": second}]
+    url = {"type": "image_url", "image_url": {"url": path}}
+    chats = [[{"role": "user", "content": [parts[i] for i in places]}] for places in ([0], [2, 1], [0, 2])]
+    linked = [[{"role": "user", "content": content}] for content in ([url], [url, parts[2]])]
+    for inputs, rows in [
+        (["a", chats[0]], [2, 0]),
+        ([first, chats[1]], [0, 1]),
+        ([{"text": None, "image": first}, chats[1], "a"], [0, 1, 2]),
+        ([linked[0]], [0]),
+        ([linked[0], linked[1], [{"role": "user", "content": "a"}]], [0, 3, 2]),
+        ([chats[2], "a", linked[0]], [3, 2, 0]),
+    ]:
+        for model in (plain, wrapper):
+            np.testing.assert_allclose(model.encode(inputs), expected[rows], rtol=0, atol=TOLERANCE)
+    web = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}]}]
+    with pytest.raises(ValueError, match=r"inputs\[1\]: this is a https URL, and URLs are not fetched"):
+        wrapper.encode(["a", web])
+
+
 def test_options(plain):
     inputs = [f"a red circle {number}" for number in range(120)]
     rows = plain.encode(inputs)

@@ -31,9 +31,19 @@ MAX_IMAGE_PIXELS = 89_478_485  # Pillow's own threshold for a possible decompres
 MAX_ASPECT_RATIO = 200  # the limit of Qwen's image processors
 MAX_DOWNLOAD_BYTES = 50_000_000
 UPRIGHT = 1  # of the EXIF orientations
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # JPEG opens MPO, the multi-picture JPEG, too
-# What Pillow's decoders raise on broken files.
-DECODING_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, struct.error, zlib.error)
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # JPEG opens MPO, the multi-picture JPEG, too
+# What Pillow's decoders raise on broken files, and (LookupError) a Pillow that does not know all of these formats.
+DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
 
 
 class ImageError(ValueError):
@@ -118,7 +128,8 @@ def _read(stream: BinaryIO, name: str, max_pixels: int) -> Image.Image:
         raise ImageError(f"{name} has too many pixels: {error}") from error
     except DECODING_ERRORS as error:
         raise ImageError(
-            f"{name} is not a readable image of one of the formats {', '.join(FORMATS)} ({type(error).__name__})."
+            f"{name} is not a readable image of one of the formats {', '.join(FORMATS)} ({type(error).__name__}); "
+            "convert a picture of another format, such as HEIC, to JPEG."
         ) from error
     return _decoded(image, max_pixels)
 

@@ -113,7 +113,7 @@ def test_a_sliver_is_refused():
         open_image(Image.new("RGB", (1, 4000)))
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "tiff"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "tiff", "avif"])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_a_file_that_breaks_off_is_refused(tmp_path, suffix, share):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
@@ -143,15 +143,33 @@ def test_a_bomb_is_refused_by_its_header(tmp_path, side):
             open_image(source)
 
 
+def test_avif_is_read_and_a_broken_one_refused():
+    encoded = io.BytesIO()
+    Image.new("RGB", (32, 32), RED).save(encoded, "AVIF")
+    data = encoded.getvalue()
+    assert np.abs(np.subtract(open_image(data).getpixel((9, 9)), RED)).max() < 9
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        broken = bytearray(data)
+        for place in rng.integers(0, len(data), 5):
+            broken[place] = rng.integers(256)
+        try:
+            open_image(bytes(broken))  # by luck it may still be a picture
+        except ImageError as error:
+            assert "broken or breaks off" in str(error) or "convert" in str(error) or "pixels" in str(error)
+
+
 def test_what_is_no_image_is_named(tmp_path):
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "a.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     (tmp_path / "a.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     for name, message in {
         "empty.png": "is empty",
         "text.png": "not a readable image",
+        "photo.heic": "not a readable image .* such as HEIC, to JPEG",
         "a.svg": "not a readable image",
         "a.eps": "not a readable image",
         "absent.png": "there is no file",

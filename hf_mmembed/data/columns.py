@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from datasets import Dataset, DatasetDict
 
-__all__ = ["Column", "read_csv", "read_jsonl", "read_parquet", "read_saved_dataset"]
+__all__ = ["Column", "load_saved", "read_csv", "read_jsonl", "read_parquet", "read_saved_dataset"]
 
 
 _CSV_BLOCK = 64 << 20  # bytes; pyarrow reads no row that is longer than a block, which by default is 1 MB
@@ -26,7 +27,8 @@ class Column:
 
     Attributes:
         cells: Values by row number, None where there is none.
-        holds: ``"text"`` (strings), ``"image"`` (encoded pictures) or the name of another type.
+        holds: ``"text"`` (strings; in JSONL, some cells may be something else), ``"image"`` (encoded pictures) or the
+            name of another type. A column without values holds text.
     """
 
     cells: Sequence[Any]
@@ -54,7 +56,9 @@ def read_csv(path: Path) -> dict[str, Column]:
         convert = csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""])
         table = csv.read_csv(path, read_options=read, parse_options=parse, convert_options=convert)
     except ValueError as error:  # pyarrow's errors are ValueErrors
-        raise ValueError(f"cannot read {path}: {error}") from error
+        foreign = isinstance(error, UnicodeDecodeError) or "invalid UTF8" in str(error)
+        advice = "; save it as UTF-8" if foreign else ""
+        raise ValueError(f"cannot read {path}: {error}{advice}") from error
     return {name: Column(_ArrowCells(table.column(name)), "text") for name in names}
 
 
@@ -71,6 +75,8 @@ def read_jsonl(path: Path) -> dict[str, Column]:
                 continue
             try:
                 row = json.loads(line)
+            except UnicodeDecodeError as error:
+                raise ValueError(f"cannot read {path}: line {number} is not UTF-8; save it as UTF-8") from error
             except ValueError as error:
                 raise ValueError(f"cannot read {path}: line {number} is not JSON: {error}") from error
             if not isinstance(row, dict):
@@ -98,14 +104,28 @@ def read_parquet(path: Path) -> dict[str, Column]:
 
 
 def read_saved_dataset(path: Path) -> dict[str, Column]:
-    """Opens a directory written by ``datasets.Dataset.save_to_disk``, memory-mapped."""
-    from datasets import load_from_disk
-
-    table = load_from_disk(str(path)).with_format("arrow")
+    """Opens a directory written by ``datasets.Dataset.save_to_disk``, memory-mapped; see `load_saved`."""
+    table = load_saved(path).with_format("arrow")
     return {
         field.name: Column(_DatasetCells(table, field.name), _kind_of_type(field.type))
         for field in table.features.arrow_schema
     }
+
+
+def load_saved(path: Path) -> Dataset | DatasetDict:
+    """``datasets.load_from_disk``, with an error that names the directory.
+
+    Raises:
+        ValueError: One of its files is broken.
+    """
+    from datasets import load_from_disk
+
+    try:
+        return load_from_disk(str(path))
+    except (ValueError, KeyError, TypeError) as error:  # JSON files that hold something else
+        raise ValueError(
+            f"cannot read {path} ({type(error).__name__}: {error}): save the dataset again with save_to_disk"
+        ) from error
 
 
 class _ArrowCells(Sequence[Any]):
@@ -160,7 +180,12 @@ def _kind_of_type(kind: pa.DataType) -> str:
     import pyarrow as pa
 
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value):
+    if (
+        pa.types.is_null(kind)
+        or pa.types.is_string(value)
+        or pa.types.is_large_string(value)
+        or pa.types.is_string_view(value)
+    ):
         return "text"
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return "image"
@@ -171,4 +196,4 @@ def _kind_of_type(kind: pa.DataType) -> str:
 
 def _kind_of_values(rows: list[dict[str, Any]], name: str) -> str:
     kinds = {type(row[name]).__name__ for row in rows if row.get(name) is not None}
-    return "text" if kinds <= {"str"} else " or ".join(sorted(kinds))
+    return "text" if not kinds or "str" in kinds else " or ".join(sorted(kinds))

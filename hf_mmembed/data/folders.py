@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
-from .rows import IMAGE_SUFFIXES, Listing, Row, Unreadable, file_state, hash_parts
+from .rows import IMAGE_SUFFIXES, Listing, Row, file_state, has_lone_surrogate, hash_parts
 
-__all__ = ["FolderSource", "open_folder", "open_image_file"]
+__all__ = ["FolderSource", "list_pictures", "open_folder", "open_image_file"]
 
 
 class FolderSource:
@@ -59,57 +59,59 @@ def open_folder(path: Path, exclude: Collection[Path] = ()) -> FolderSource:
     Raises:
         ValueError: There is no picture file below `path`.
     """
-    listing = Listing()
-    others: Counter[str] = Counter()
-    files = sorted(_walk(path, {item.resolve() for item in exclude}, listing, others))
-    if others:
-        kinds = ", ".join(f"{suffix or 'no extension'} {count}" for suffix, count in sorted(others.items()))
-        listing.notes.append(f"left out {sum(others.values())} files that are no pictures by extension ({kinds})")
+    files, listing = list_pictures(path, exclude)
     if not files and not listing.unreadable:
-        found = f"it holds {listing.notes[0].removeprefix('left out ')}" if others else "it is empty"
+        found = f"it holds {listing.notes[0].removeprefix('left out ')}" if listing.notes else "it is empty"
         raise ValueError(
             f"no picture in {path}: {found}. Looked for {', '.join(sorted(IMAGE_SUFFIXES))}, in sub-folders too"
         )
     return FolderSource("folder", path, path, files, listing)
 
 
-def _walk(root: Path, exclude: set[Path], listing: Listing, others: Counter[str]) -> list[str]:
+def list_pictures(root: Path, exclude: Collection[Path] = ()) -> tuple[list[str], Listing]:
+    """Picture files below a directory: sorted relative paths, and what was left out; see `open_folder`.
+
+    Raises:
+        OSError: `root` itself cannot be listed; what lies below it is reported as unreadable.
+    """
+    excluded = {item.resolve() for item in exclude}
+    listing = Listing()
     files: list[str] = []
+    others: Counter[str] = Counter()
     visited: set[tuple[int, int]] = set()
     pending = [root]
     while pending:
         folder = pending.pop()
-        stat = folder.stat()
-        if (stat.st_dev, stat.st_ino) in visited or (folder != root and folder.resolve() in exclude):
-            continue
-        visited.add((stat.st_dev, stat.st_ino))
         try:
+            stat = folder.stat()
+            if (stat.st_dev, stat.st_ino) in visited or (folder != root and folder.resolve() in excluded):
+                continue
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except PermissionError as error:
+        except OSError as error:
             if folder == root:
                 raise
-            name = folder.relative_to(root).as_posix()
-            listing.unreadable.append(Unreadable(None, name, f"the folder cannot be listed: {error.strerror}"))
+            listing.refuse(folder.relative_to(root).as_posix(), f"the folder cannot be listed: {error.strerror}")
             continue
+        visited.add((stat.st_dev, stat.st_ino))
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             name = Path(entry.path).relative_to(root).as_posix()
-            if not _is_utf8(name):
-                shown = os.fsencode(name).decode("utf-8", "backslashreplace")
-                listing.unreadable.append(Unreadable(None, shown, "the name is not valid UTF-8: rename it"))
-            elif Path(entry.path).is_dir():
+            suffix = Path(name).suffix.lower()
+            try:
+                is_folder = entry.is_dir()
+            except OSError as error:  # a link to what cannot even be looked at
+                listing.refuse(name, f"it cannot be reached: {error.strerror}")
+                continue
+            if has_lone_surrogate(name):
+                listing.refuse(name, "the name is not valid UTF-8: rename it")
+            elif is_folder:
                 pending.append(Path(entry.path))
-            elif Path(name).suffix.lower() in IMAGE_SUFFIXES:
+            elif suffix in IMAGE_SUFFIXES:
                 files.append(name)  # a broken link too: reading it says so
             else:
-                others[Path(name).suffix.lower()] += 1
-    return files
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+                others[suffix] += 1
+    if others:
+        kinds = ", ".join(f"{suffix or 'no extension'} {count}" for suffix, count in sorted(others.items()))
+        listing.notes.append(f"left out {sum(others.values())} files that are no pictures by extension ({kinds})")
+    return sorted(files), listing

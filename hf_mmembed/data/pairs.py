@@ -12,11 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, concatenate_datasets, load_from_disk
+from datasets import Dataset, DatasetDict, concatenate_datasets
 
+from .columns import load_saved
 from .mmeb_train import is_mmeb_train, read_mmeb_train
 from .pair_schema import NEGATIVE_FEATURES, PAIR_FEATURES, as_pairs, check_pairs
-from .tables import METADATA_NAMES, TABLE_READERS, has_lone_surrogate
+from .rows import has_lone_surrogate, require_utf8
+from .tables import METADATA_NAMES, TABLE_READERS
 
 __all__ = [
     "NEGATIVE_FEATURES",
@@ -73,6 +75,7 @@ def read_pairs(
     if not path.exists():
         return check_pairs(_read_hub(str(source), columns, split, subset), str(source))
     path = path.resolve()
+    require_utf8(path)
     if columns is None and is_mmeb_train(path):
         parts = [
             check_pairs(as_pairs(rows, None, root=root, name=name), f"{path.name}/{name}")
@@ -137,7 +140,7 @@ def _input(text: str | None, image: Any, instruction: str | None) -> dict[str, A
 def _read_local(path: Path, split: str) -> tuple[Dataset, Path]:
     """Raw rows of a path that is no MMEB-train folder, and the directory that its picture paths are relative to."""
     if path.is_dir() and any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
-        loaded = load_from_disk(str(path))
+        loaded = load_saved(path)
         return _one_split(loaded, split, path) if isinstance(loaded, DatasetDict) else loaded, path
     if path.is_dir():
         metadata = [path / name for name in METADATA_NAMES if (path / name).is_file()]

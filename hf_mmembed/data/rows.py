@@ -11,9 +11,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["IMAGE_SUFFIXES", "Listing", "Row", "Source", "Unreadable", "file_state", "hash_parts"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Listing",
+    "Row",
+    "Source",
+    "Unreadable",
+    "file_state",
+    "has_lone_surrogate",
+    "hash_parts",
+    "require_utf8",
+]
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+_READ = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")
+_REFUSED = (".heic", ".heif")  # meant as pictures: opening them says what to do
+IMAGE_SUFFIXES = frozenset({*_READ, *_REFUSED})
 
 
 @dataclass(frozen=True)
@@ -90,6 +102,10 @@ class Listing:
     notes: list[str] = field(default_factory=list)
     unreadable: list[Unreadable] = field(default_factory=list)
 
+    def refuse(self, name: str, reason: str) -> None:
+        """Notes an item that cannot become a row."""
+        self.unreadable.append(Unreadable(None, _printable(name), reason))
+
 
 def file_state(path: Path) -> str:
     """Size, modification time and readability of a file, without reading it; ``"missing"`` when it is not there."""
@@ -98,6 +114,26 @@ def file_state(path: Path) -> str:
     except (OSError, ValueError):  # ValueError: a NUL byte in the name
         return "missing"
     return f"{stat.st_size} {stat.st_mtime_ns} {'readable' if os.access(path, os.R_OK) else 'locked'}"
+
+
+def has_lone_surrogate(text: str) -> bool:
+    """Whether a text holds half of a surrogate pair, which cannot be encoded."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def require_utf8(path: Path) -> None:
+    """Raises `ValueError` for a path that cannot be written down, in an index or a message, as text."""
+    if has_lone_surrogate(str(path)):
+        raise ValueError(f"the name of {_printable(path)} is not valid UTF-8: rename it")
+
+
+def _printable(name: str | Path) -> str:
+    """A file's name with the bytes that are not UTF-8, lone surrogates to Python, spelled out."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def hash_parts(*parts: str | None) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from .folders import open_folder, open_image_file
-from .rows import IMAGE_SUFFIXES, Source
+from .rows import IMAGE_SUFFIXES, Source, require_utf8
 from .tables import METADATA_NAMES, TABLE_SUFFIXES, open_imagefolder, open_saved_dataset, open_table
 
 __all__ = ["open_source"]
@@ -34,12 +34,14 @@ def open_source(
 
     Raises:
         FileNotFoundError: There is nothing at `path`.
-        ValueError: It is none of the kinds above, holds nothing to embed, or lacks a named column.
+        ValueError: It is none of the kinds above, holds nothing to embed, lacks a named column, or its name is not
+            valid UTF-8.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no such input: {path}")
     path = path.resolve()
+    require_utf8(path)
     columns = {"image_column": image_column, "text_column": text_column}
     if path.is_dir():
         if (path / "dataset_dict.json").is_file():

@@ -8,20 +8,20 @@ stores it.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from .columns import Column, read_csv, read_jsonl, read_parquet, read_saved_dataset
-from .folders import open_folder
-from .rows import Row, Unreadable, file_state, hash_parts
+from .folders import FolderSource, list_pictures, open_folder
+from .rows import Row, Unreadable, file_state, has_lone_surrogate, hash_parts
 
 __all__ = [
     "METADATA_NAMES",
     "TABLE_READERS",
     "TABLE_SUFFIXES",
     "TableSource",
-    "has_lone_surrogate",
     "open_imagefolder",
     "open_saved_dataset",
     "open_table",
@@ -63,7 +63,7 @@ class TableSource:
         text_column: str | None,
     ) -> None:
         if image_column is None and text_column is None:
-            image_column, text_column = _find_image_column(columns), _find_text_column(columns)
+            image_column, text_column = _find_image_column(path, columns), _find_text_column(path, columns)
             if image_column is None and text_column is None:
                 raise ValueError(
                     f"{path} has no column that looks like texts or pictures; it has {_listed(columns)}. Name one "
@@ -90,8 +90,11 @@ class TableSource:
         return self._length
 
     def __getitem__(self, row: int) -> Row:
-        text = None if self._texts is None else self._texts[row]
-        image = None if self._images is None else resolve_image(self._images[row], self._root)
+        text = None if self._texts is None else _as_text(self._texts[row], self.text_column)
+        picture = None if self._images is None else self._images[row]
+        if self._images_are_paths:
+            picture = _as_text(picture, self.image_column)
+        image = resolve_image(picture, self._root)
         if text is not None and has_lone_surrogate(text):
             raise ValueError("the text is not valid Unicode (it holds half of a surrogate pair)")
         if image is None and not (text and text.strip()):
@@ -101,16 +104,18 @@ class TableSource:
     def name(self, row: int) -> str:
         """The picture's path as the table gives it, else the table's name and the row number, from 0."""
         cell = self._images[row] if self._images is not None and self._images_are_paths else None
-        return cell if cell and not has_lone_surrogate(cell) else f"{self.path.name} row {row}"
+        if isinstance(cell, str) and cell and not has_lone_surrogate(cell):
+            return cell
+        return f"{self.path.name} row {row}"
 
     def fingerprint(self, row: int) -> str:
         """Text by content, picture path by the file's size and modification time, stored picture by the table's."""
-        text = None if self._texts is None else self._texts[row]
+        text = None if self._texts is None else _hashable(self._texts[row])
         if self._images is None:
             return hash_parts(text)
         if not self._images_are_paths:
             return hash_parts(text, self._state, str(row))
-        cell = self._images[row]
+        cell = _hashable(self._images[row])
         return hash_parts(text, cell, file_state(self._root / cell) if cell else None)
 
 
@@ -129,21 +134,29 @@ def open_table(path: Path, *, image_column: str | None, text_column: str | None)
 
 def open_imagefolder(
     metadata: Path, *, image_column: str | None, text_column: str | None, exclude: Collection[Path] = ()
-) -> TableSource:
-    """Opens a folder whose ``metadata.jsonl`` (csv, parquet) names its pictures, as ``datasets`` lays it out."""
+) -> TableSource | FolderSource:
+    """Opens a folder whose ``metadata.jsonl`` (csv, parquet) names its pictures, as ``datasets`` lays it out.
+
+    A file of that name which names no pictures says nothing about them: the folder is then read without it.
+    """
+    root = metadata.parent
+    columns = TABLE_READERS[metadata.suffix](metadata)
+    if image_column is None and text_column is None and _find_image_column(metadata, columns) is None:
+        folder = open_folder(root, exclude)
+        folder.notes.append(f"{metadata.name} names no pictures, so it is not used; it has {_listed(columns)}")
+        return folder
     source = TableSource(
         "imagefolder",
-        metadata.parent,
-        TABLE_READERS[metadata.suffix](metadata),
-        root=metadata.parent,
+        root,
+        columns,
+        root=root,
         state=file_state(metadata),
         image_column=image_column,
         text_column=text_column,
     )
     if source.image_column is not None:
-        pictures = open_folder(metadata.parent, exclude)
-        named = {source.name(row) for row in range(len(source))}
-        unnamed = sum(pictures.name(row) not in named for row in range(len(pictures)))
+        named = {os.path.normpath(root / source.name(row)) for row in range(len(source))}
+        unnamed = sum(os.path.normpath(root / name) not in named for name in list_pictures(root, exclude)[0])
         if unnamed:
             source.notes.append(f"left out {unnamed} pictures that {metadata.name} does not name")
     return source
@@ -151,14 +164,21 @@ def open_imagefolder(
 
 def open_saved_dataset(path: Path, *, image_column: str | None, text_column: str | None) -> TableSource:
     """Opens a directory written by ``datasets.Dataset.save_to_disk``; see `open_source`."""
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    files = [path / item["filename"] for item in state["_data_files"]]
+    file = path / "state.json"
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+        parts = [path / item["filename"] for item in state["_data_files"]]
+        fingerprint = state["_fingerprint"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"cannot read {file} ({type(error).__name__}: {error}): save the dataset again with save_to_disk"
+        ) from error
     return TableSource(
         "dataset",
         path,
         read_saved_dataset(path),
         root=path,
-        state=hash_parts(state["_fingerprint"], *(str(file.stat().st_size) for file in files)),
+        state=hash_parts(fingerprint, *(str(part.stat().st_size) for part in parts)),
         image_column=image_column,
         text_column=text_column,
     )
@@ -183,16 +203,32 @@ def resolve_image(cell: Any, root: Path) -> Path | bytes | None:
     return root / cell
 
 
-def _find_image_column(columns: Mapping[str, Column]) -> str | None:
-    for name in _IMAGE_NAMES:
-        if name in columns and columns[name].holds in ("text", "image"):
-            return name
+def _find_image_column(path: Path, columns: Mapping[str, Column]) -> str | None:
     stored = [name for name, column in columns.items() if column.holds == "image"]
-    return stored[0] if len(stored) == 1 else None
+    usual = _find_usual(path, columns, _IMAGE_NAMES, ("text", "image"))
+    return usual or (stored[0] if len(stored) == 1 else None)
 
 
-def _find_text_column(columns: Mapping[str, Column]) -> str | None:
-    return next((name for name in _TEXT_NAMES if name in columns and columns[name].holds == "text"), None)
+def _find_text_column(path: Path, columns: Mapping[str, Column]) -> str | None:
+    return _find_usual(path, columns, _TEXT_NAMES, ("text",))
+
+
+def _find_usual(
+    path: Path, columns: Mapping[str, Column], names: tuple[str, ...], kinds: tuple[str, ...]
+) -> str | None:
+    """The first of the usual names whose column can be embedded, None where there is no such column.
+
+    Raises:
+        ValueError: There are such columns, and none of them can be embedded.
+    """
+    there = [name for name in names if name in columns]
+    fit = [name for name in there if columns[name].holds in kinds]
+    if there and not fit:
+        raise ValueError(
+            f"column {there[0]!r} of {path} holds {columns[there[0]].holds}, not {' or '.join(kinds)}: name the columns "
+            "to embed with --text-column and --image-column"
+        )
+    return fit[0] if fit else None
 
 
 def _checked(path: Path, columns: Mapping[str, Column], name: str, kinds: tuple[str, ...]) -> Column:
@@ -214,10 +250,13 @@ def _describe(image_column: str | None, text_column: str | None, columns: Mappin
     return " and ".join(used) + (f"; not embedded: {', '.join(rest)}" if rest else "")
 
 
-def has_lone_surrogate(text: str) -> bool:
-    """Whether a text holds half of a surrogate pair, which cannot be encoded."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return True
-    return False
+def _as_text(cell: Any, column: str | None) -> str | None:
+    """A cell that should be a text or a path; in a JSONL file it may be anything."""
+    if cell is None or isinstance(cell, str):
+        return cell
+    raise ValueError(f"column {column!r} holds {type(cell).__name__} {json.dumps(cell)[:40]}, not text")
+
+
+def _hashable(cell: Any) -> str | None:
+    """A cell that should be text, for a fingerprint: the text itself, or what no text looks like."""
+    return cell if cell is None or isinstance(cell, str) else f"\0{json.dumps(cell)}"

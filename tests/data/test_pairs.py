@@ -208,6 +208,10 @@ def test_paths_that_are_none(tmp_path):
     with pytest.raises(ValueError, match="is no folder of pairs: it needs one of metadata.jsonl"):
         read_pairs(tmp_path)
     (tmp_path / "a.txt").write_text("x")
+    Dataset.from_dict(TABLE).save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved/dataset_info.json").write_text("{broken")
+    with pytest.raises(ValueError, match="cannot read .*saved .*save the dataset again"):
+        read_pairs(tmp_path / "saved")
     with pytest.raises(ValueError, match="cannot read pairs from .*a.txt"):
         read_pairs(tmp_path / "a.txt")
 

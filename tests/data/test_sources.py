@@ -24,8 +24,23 @@ def names(source) -> list[str]:
 def test_a_folder_is_read_recursively_in_the_order_of_names(tmp_path):
     for name in ("b.png", "a b/ü 漢.jpg", "a b/c/Z.WEBP", "t.tiff", "x.gif", "y.bmp", "z.jpeg", "w.tif"):
         save(tmp_path / name)
+    for name in ("c.avif", "d.jfif", "e.jpe", "f.HEIC"):
+        (tmp_path / name).touch()
     source = open_source(tmp_path)
-    assert names(source) == ["a b/c/Z.WEBP", "a b/ü 漢.jpg", "b.png", "t.tiff", "w.tif", "x.gif", "y.bmp", "z.jpeg"]
+    assert names(source) == [
+        "a b/c/Z.WEBP",
+        "a b/ü 漢.jpg",
+        "b.png",
+        "c.avif",
+        "d.jfif",
+        "e.jpe",
+        "f.HEIC",
+        "t.tiff",
+        "w.tif",
+        "x.gif",
+        "y.bmp",
+        "z.jpeg",
+    ]
     assert source[1] == Row("a b/ü 漢.jpg", image=tmp_path / "a b/ü 漢.jpg")
     assert source.notes == [] and source.kind == "folder"
 
@@ -69,6 +84,28 @@ def test_a_name_that_is_not_utf8_is_reported(tmp_path):
     assert names(source) == ["a.png"]
     assert [item.name for item in source.unreadable] == ["caf\\xe9.png"]
     assert "rename" in source.unreadable[0].reason
+
+
+def test_an_input_whose_name_is_not_utf8_is_to_be_renamed(tmp_path):
+    save(tmp_path / os.fsdecode(b"q_\xff") / "a.png")
+    with pytest.raises(ValueError, match=r"q_\\xff is not valid UTF-8: rename it"):
+        open_source(tmp_path / os.fsdecode(b"q_\xff"))
+
+
+def test_what_cannot_be_reached_is_reported_and_the_rest_listed(tmp_path, monkeypatch):
+    save(tmp_path / "a.png")
+    (tmp_path / "far.png").symlink_to("x" * 300)
+    monkeypatch.chdir(tmp_path)
+    for _ in range(4096 // 251 + 1):
+        os.mkdir("d" * 250)
+        os.chdir("d" * 250)
+    os.chdir(tmp_path)
+    source = open_source(tmp_path)
+    assert names(source) == ["a.png"]
+    assert [(item.name[:7], item.reason.partition(": ")) for item in source.unreadable] == [
+        ("far.png", ("it cannot be reached", ": ", "File name too long")),
+        ("ddddddd", ("the folder cannot be listed", ": ", "File name too long")),
+    ]
 
 
 def test_one_picture_is_a_source(tmp_path):

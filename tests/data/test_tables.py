@@ -130,6 +130,57 @@ def test_an_imagefolder_follows_its_metadata(pictures):
     assert "left out 1 pictures that metadata.jsonl does not name" in source.notes
 
 
+def test_paths_in_metadata_may_be_written_in_any_way(pictures):
+    names = ["./pics/a.png", f"{pictures}/pics/../pics/b.png"]
+    (pictures / "metadata.jsonl").write_text("\n".join(json.dumps({"file_name": name}) for name in names))
+    source = open_source(pictures)
+    assert source.notes == ["pictures from column 'file_name'"] and len(source) == 2
+
+
+def test_metadata_may_name_pictures_elsewhere(pictures):
+    (pictures / "table").mkdir()
+    write_csv(pictures / "table/metadata.csv", [["../pics/a.png"]], ["file_name"])
+    assert open_source(pictures / "table")[0].image == pictures / "table/../pics/a.png"
+
+
+def test_unrelated_metadata_leaves_a_plain_folder(pictures):
+    write_csv(pictures / "metadata.csv", [["1", "May"]], ["id", "text"])
+    source = open_source(pictures)
+    assert (source.kind, [source.name(row) for row in range(len(source))]) == ("folder", ["pics/a.png", "pics/b.png"])
+    assert "metadata.csv names no pictures, so it is not used; it has 'id' (text), 'text' (text)" in source.notes
+
+
+def test_an_odd_cell_is_an_error_of_its_row(pictures):
+    odd = [
+        {"text": "a red star", "image": "pics/a.png"},
+        {"text": 5},
+        {"text": "b", "image": ["pics/b.png"]},
+        {"text": "5"},
+    ]
+    (pictures / "t.jsonl").write_text("\n".join(map(json.dumps, odd)))
+    source = open_source(pictures / "t.jsonl")
+    assert source[0].image == pictures / "pics/a.png" and source[3].text == "5"
+    with pytest.raises(ValueError, match="column 'text' holds int 5, not text"):
+        source[1]
+    with pytest.raises(ValueError, match=r"column 'image' holds list .*b.png.*, not text"):
+        source[2]
+    assert source.name(2) == "t.jsonl row 2"
+    assert len({source.fingerprint(row) for row in range(4)}) == 4
+
+
+def test_a_column_without_values_is_no_obstacle(pictures):
+    datasets.Dataset.from_dict({"image": ["pics/a.png"], "text": [None]}).to_parquet(pictures / "t.parquet")
+    assert open_source(pictures / "t.parquet")[0].image == pictures / "pics/a.png"
+
+
+@pytest.mark.parametrize("content", ["{broken", "[]", "{}"])
+def test_a_broken_saved_dataset_names_the_file(tmp_path, content):
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "d")
+    (tmp_path / "d/state.json").write_text(content)
+    with pytest.raises(ValueError, match=r"cannot read .*d/state.json .*save the dataset again"):
+        open_source(tmp_path / "d")
+
+
 def test_fingerprints_follow_texts_and_picture_files(pictures):
     write_csv(pictures / "t.csv", [["pics/a.png", "one"], ["pics/b.png", "two"]], ["image", "text"])
     before = [open_source(pictures / "t.csv").fingerprint(row) for row in range(2)]
@@ -147,10 +198,13 @@ def test_fingerprints_follow_texts_and_picture_files(pictures):
         ("t.csv", "", "cannot read .*t.csv"),
         ("t.csv", "text,text\na,b\n", "several columns are called 'text'"),
         ("t.csv", "text\na,b\n", "cannot read .*t.csv"),
-        ("t.csv", b"text\n\xff\xfe\n", "cannot read .*t.csv"),
+        ("t.csv", "text\nü\n".encode("latin-1"), "cannot read .*t.csv.*; save it as UTF-8"),
+        ("t.csv", "tëxt\na\n".encode("latin-1"), "cannot read .*t.csv.*; save it as UTF-8"),
+        ("t.jsonl", '{"text": "ü"}\n'.encode("latin-1"), "line 1 is not UTF-8; save it as UTF-8"),
         ("t.jsonl", '{"text": "a"}\n{"text": \n', "line 2 is not JSON"),
         ("t.jsonl", '{"text": "a"}\n["b"]\n', "line 2 is a list, not a JSON object"),
-        ("t.jsonl", '{"caption": 5}\n{"caption": "a"}\n', "looks like.*'caption' .int or str."),
+        ("t.jsonl", '{"caption": 5, "image": "a.png"}\n', "column 'caption' of .* holds int, not text: name the"),
+        ("t.jsonl", '{"text": "a", "image": ["a.png"]}\n', "column 'image' of .* holds list, not text or image"),
         ("t.parquet", "no parquet", "cannot read .*t.parquet"),
     ],
 )

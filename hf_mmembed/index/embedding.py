@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from hf_mmembed.batching import prefetch
 from hf_mmembed.data import Row, Source, Unreadable
 from hf_mmembed.data.rows import hash_parts
-from hf_mmembed.files import write_atomically
+from hf_mmembed.files import replacing, write_atomically
 from hf_mmembed.identity import ModelIdentity
 from hf_mmembed.model.images_mmembed import open_image
 
@@ -31,6 +30,7 @@ from .manifest import Manifest, read_manifest, remove_leftovers, write_manifest
 from .shards import (
     Embedded,
     Shard,
+    is_dataset_of,
     plan_shards,
     read_embeddings,
     read_skipped,
@@ -45,12 +45,13 @@ if TYPE_CHECKING:
 
     from hf_mmembed.sentence_transformer import MMEmbedder
 
-__all__ = ["ITEMS", "SKIPPED", "Report", "embed_source", "write_npy"]
+__all__ = ["ITEMS", "SKIPPED", "Report", "check_directory", "embed_source", "write_npy"]
 
 logger = logging.getLogger(__name__)
 
 ITEMS = "items"
 SKIPPED = "skipped.jsonl"
+_NPY = "embeddings.npy"
 _OPEN_PIXELS = 64_000_000  # decoded pictures held at once, about 200 MB; and as much again in the making
 _OPEN_ROWS = 256
 _OPEN_WORKERS = 4
@@ -109,29 +110,35 @@ def embed_source(
         instruction: Instruction for every row, if any.
         batch_size: Rows per forward pass, at most. Defaults to 32.
         shard_size: Rows per file: what at most is lost when the process dies. Defaults to 256.
-        strict: Stop at the first row that cannot be read.
+        strict: Stop at the first row that cannot be read, now or in an earlier run.
 
     Raises:
-        ValueError: `out` holds something else, another process is writing to it, or (`strict`) a row cannot be read,
+        ValueError: `out` is a file or holds something else, another process is writing to it, or (`strict`) a row cannot be read,
             or no row can.
+        OSError: A file cannot be written; finished shards are kept.
     """
-    _claim(out)
+    check_directory(out)
+    out.mkdir(parents=True, exist_ok=True)
     with only_writer(out):
         manifest = _begin(source, identity, out, task=task, instruction=instruction, shard_size=shard_size)
         items = out / ITEMS
-        items.mkdir(exist_ok=True)
         salt = hash_parts(identity.fingerprint, identity.prompt_hash, task, instruction)
         shards = plan_shards(source, salt=salt, size=shard_size)
-        if strict and source.unreadable:
-            raise ValueError(_stopped(source.unreadable[0]))
+        finished = [shard for shard in shards if shard.path(items).exists()]
+        if strict and (first := next(_skipped(source, items, finished), None)):
+            raise ValueError(_stopped(first))
+        if not is_dataset_of(items, shards):
+            manifest = manifest.changed(faiss=None)
+        write_manifest(out, manifest)
+        items.mkdir(exist_ok=True)
         todo = [shard for shard in shards if not shard.path(items).exists()]
         known = recall_rows(items, shards, salt=salt) if todo else {}
         encode = _encoder(embedder, task=task, instruction=instruction, batch_size=batch_size)
         total = len(source)
-        finished = total - sum(shard.stop - shard.start for shard in todo)
+        kept = sum(shard.stop - shard.start for shard in finished)
         new = 0
         started = time.perf_counter()
-        with tqdm(total=total, initial=finished, unit=" items", desc="embedding", disable=None, smoothing=0.1) as bar:
+        with tqdm(total=total, initial=kept, unit=" items", desc="embedding", disable=None, smoothing=0.1) as bar:
             for shard in todo:
                 rows: list[Embedded] = []
                 skipped: list[Unreadable] = []
@@ -151,25 +158,27 @@ def embed_source(
 
 def write_npy(report: Report, out: Path) -> Path:
     """Writes all embeddings as `embeddings.npy`, shape ``(rows, dim)``, float32, in the order of the Arrow dataset."""
-    path = out / "embeddings.npy"
-    temporary = out / f".{path.name}.{os.getpid()}.tmp"
+    path = out / _NPY
     shape = (report.manifest.embedded, report.manifest.model.dimension)
-    try:
-        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-        start = 0
+    # Not through a memory map: on a full disk, writing to one kills the process.
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
         for block in read_embeddings(out / ITEMS, report.shards):
-            array[start : start + len(block)] = block
-            start += len(block)
-        array.flush()
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            file.write(block.astype("<f4").tobytes())
     return path
 
 
-def _claim(out: Path) -> None:
-    """Creates the directory, or makes sure that it is ours: a run killed early leaves its lock and a temporary file."""
-    out.mkdir(parents=True, exist_ok=True)
+def check_directory(out: Path) -> None:
+    """Makes sure that a directory may be written to: it is not there yet, is empty, or is ours.
+
+    Raises:
+        ValueError: It is a file, or holds something else.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise ValueError(f"{out} is a file: choose a directory for the embeddings")
+    # A run killed early leaves its lock and a temporary file.
     foreign = any(item.name != LOCK and item.suffix != ".tmp" for item in out.iterdir())
     if foreign and not (out / "manifest.json").exists():
         raise ValueError(f"{out} is not empty and holds no embeddings of ours: choose another directory")
@@ -178,7 +187,7 @@ def _claim(out: Path) -> None:
 def _begin(
     source: Source, identity: ModelIdentity, out: Path, *, task: str, instruction: str | None, shard_size: int
 ) -> Manifest:
-    """Begins the directory anew, or makes sure that it was begun in the same way."""
+    """The manifest to begin with; makes sure that what is there was begun in the same way."""
     named = {
         "kind": source.kind,
         "path": str(source.path),
@@ -199,13 +208,13 @@ def _begin(
                 f"{out} was built from something else; what differs: {'; '.join(found)}. Choose another directory, or "
                 "delete this one"
             )
-    write_manifest(out, manifest)
+        manifest = manifest.changed(faiss=earlier.faiss)
     return manifest
 
 
 def _finish(source: Source, out: Path, manifest: Manifest, shards: list[Shard], new: int, seconds: float) -> Report:
     items = out / ITEMS
-    skipped = [*source.unreadable, *(item for shard in shards for item in read_skipped(items, shard))]
+    skipped = list(_skipped(source, items, shards))
     lines = [json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in skipped]
     write_atomically(out / SKIPPED, "".join(lines).encode("utf-8"))
     lost = sum(item.row is not None for item in skipped)
@@ -213,11 +222,21 @@ def _finish(source: Source, out: Path, manifest: Manifest, shards: list[Shard], 
     if embedded == 0:
         first = f"; the first: {skipped[0].name}: {skipped[0].reason}" if skipped else ""
         raise ValueError(f"nothing in {source.path} could be embedded ({len(skipped)} items skipped{first})")
+    if (out / _NPY).exists() and not is_dataset_of(items, shards):
+        (out / _NPY).unlink()
+        logger.info("removed %s: it held the embeddings before this change", out / _NPY)
     write_dataset_files(items, shards)
     manifest = manifest.changed(embedded=embedded, skipped=len(skipped), complete=True)
     write_manifest(out, manifest)
     remove_stale(items, shards)
     return Report(manifest, shards, skipped, new, seconds)
+
+
+def _skipped(source: Source, items: Path, shards: Iterable[Shard]) -> Iterator[Unreadable]:
+    """What could not be listed, and what was skipped in finished shards."""
+    yield from source.unreadable
+    for shard in shards:
+        yield from read_skipped(items, shard)
 
 
 def _embed_shard(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Embedded",
     "Shard",
+    "is_dataset_of",
     "plan_shards",
     "read_embeddings",
     "read_skipped",
@@ -35,6 +36,8 @@ __all__ = [
     "write_dataset_files",
     "write_shard",
 ]
+
+_STATE = "state.json"
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,16 @@ def write_dataset_files(directory: Path, shards: Sequence[Shard]) -> None:
 
     schema = _read(shards[0].path(directory)).schema.remove_metadata()
     DatasetInfo(features=Features.from_arrow_schema(schema)).write_to_directory(str(directory))
+    write_atomically(directory / _STATE, _state(directory, shards))
+
+
+def is_dataset_of(directory: Path, shards: Sequence[Shard]) -> bool:
+    """Whether the dataset in `directory` is made of exactly these shards."""
+    path = directory / _STATE
+    return path.exists() and path.read_bytes() == _state(directory, shards)
+
+
+def _state(directory: Path, shards: Sequence[Shard]) -> bytes:
     state: dict[str, Any] = {
         "_data_files": [{"filename": shard.path(directory).name} for shard in shards],
         "_fingerprint": hash_parts(*(shard.digest for shard in shards)),
@@ -151,7 +164,7 @@ def write_dataset_files(directory: Path, shards: Sequence[Shard]) -> None:
         "_output_all_columns": False,
         "_split": None,
     }
-    write_atomically(directory / "state.json", json.dumps(state, indent=2).encode() + b"\n")
+    return json.dumps(state, indent=2).encode() + b"\n"
 
 
 def _read(path: Path) -> pa.Table:

@@ -15,6 +15,8 @@ import faiss
 import numpy as np
 from tqdm import tqdm
 
+from hf_mmembed.files import replacing
+
 __all__ = ["FLAT_LIMIT", "HNSW_LIMIT", "Kind", "build", "choose_kind", "describe", "load", "save"]
 
 Kind = Literal["flat", "hnsw", "ivf"]
@@ -49,7 +51,7 @@ def build(
 
     Returns:
         The index and its description: ``kind``, ``metric``, ``vectors`` and ``recall_at_10`` (against exact search,
-        over 100 of the vectors; 1.0 for a flat index).
+        over at most 100 of the vectors; 1.0 for a flat index).
     """
     kind = kind or choose_kind(rows)
     index: faiss.Index
@@ -79,18 +81,20 @@ def describe(info: dict[str, Any]) -> str:
     limit = FLAT_LIMIT if info["kind"] == "hnsw" else HNSW_LIMIT
     return (
         f"{name} over {info['vectors']:,} vectors, approximate (default above {limit:,} vectors): finds "
-        f"{100 * info['recall_at_10']:.1f} % of the exact top {_RECALL_DEPTH}, measured on {_RECALL_QUERIES} of them"
+        f"{100 * info['recall_at_10']:.1f} % of the exact top {_RECALL_DEPTH}, measured on "
+        f"{min(_RECALL_QUERIES, info['vectors'])} of them"
     )
 
 
 def save(index: faiss.Index, path: Path) -> None:
-    """Writes the index to a temporary name and renames it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        faiss.write_index(index, os.fspath(temporary))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Writes the index to a temporary name and renames it.
+
+    Raises:
+        OSError: It cannot be written; the message names `path`.
+    """
+    # FAISS itself does not notice where a full disk swallows the last bytes of a file.
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
 
 
 def load(path: Path) -> faiss.Index:

@@ -214,6 +214,16 @@ def test_a_killed_update_loses_nothing_either(many_pictures, tmp_path, monkeypat
     assert again.embedded == 1
 
 
+@pytest.mark.parametrize("changes", [False, True])
+def test_an_index_and_an_array_last_as_long_as_their_embeddings(many_pictures, tmp_path, changes):
+    folder, out = copy_of(many_pictures, tmp_path), tmp_path / "out"
+    write_npy(run(folder, out), out)
+    if changes:
+        Image.new("RGB", (9, 9), "navy").save(folder / "zz new.png")
+    embed_source(open_source(folder), FakeEmbedder(), identity(), out, shard_size=6)
+    assert (read_manifest(out).faiss is None, (out / "embeddings.npy").exists()) == (changes, not changes)
+
+
 def test_another_shard_size_reuses_every_row(many_pictures, tmp_path):
     run(many_pictures, tmp_path / "out")
     again = FakeEmbedder()
@@ -227,6 +237,10 @@ def test_strict_stops_at_the_first_bad_file_and_keeps_what_is_finished(many_pict
         run(many_pictures, tmp_path / "out", strict=True)
     assert len(list((tmp_path / "out/items").glob("data-*.arrow"))) == 1
     assert run(many_pictures, tmp_path / "out").new == 18 - 6
+    finished = contents(tmp_path / "out")
+    with pytest.raises(ValueError, match="05 cut.png: .*breaks off.*--strict"):
+        run(many_pictures, tmp_path / "out", strict=True)
+    assert contents(tmp_path / "out") == finished
 
 
 def test_an_input_that_the_model_refuses_is_found_and_skipped(tmp_path):
@@ -305,6 +319,12 @@ def test_a_damaged_shard_is_named_and_embedded_again_when_it_is_deleted(many_pic
     assert 0 < again.embedded <= 6 and contents(out) == before
 
 
+def test_a_file_is_no_place_for_the_output(many_pictures, tmp_path):
+    (tmp_path / "out").write_text("precious")
+    with pytest.raises(ValueError, match="out is a file: choose a directory"):
+        run(many_pictures, tmp_path / "out")
+
+
 def test_the_input_is_no_place_for_the_output(many_pictures, tmp_path):
     folder = copy_of(many_pictures, tmp_path)
     with pytest.raises(ValueError, match="is not empty and holds no embeddings of ours: choose another"):
@@ -331,6 +351,20 @@ def test_npy_has_the_rows_of_the_dataset(many_pictures, tmp_path):
     array = np.load(write_npy(report, tmp_path / "out"), allow_pickle=False)
     assert array.shape == (18, DIM) and array.dtype == np.float32
     np.testing.assert_array_equal(array, np.stack(list(vectors_by_name(tmp_path / "out").values())))
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(many_pictures, tmp_path, full_disk):
+    report = run(many_pictures, tmp_path / "out", shard_size=100)
+    before = contents(tmp_path / "out")
+    writes = {
+        "embeddings.npy": lambda: write_npy(report, tmp_path / "out"),
+        "index.faiss": lambda: build_index(tmp_path / "out", report),
+        "other/items/data-": lambda: run(many_pictures, tmp_path / "other", shard_size=100),
+    }
+    for name, write in writes.items():
+        with full_disk(1000), pytest.raises(OSError, match=f"File too large.*{name}"):
+            write()
+    assert contents(tmp_path / "out") == before
 
 
 def test_groups_of_opened_pictures_are_bounded(many_pictures, tmp_path, monkeypatch):

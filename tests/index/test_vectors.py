@@ -63,7 +63,8 @@ def test_what_is_said_about_an_index():
     flat = {"kind": "flat", "vectors": 300, "recall_at_10": 1.0}
     assert vectors.describe(flat) == "flat FAISS index over 300 vectors, exact"
     said = vectors.describe({"kind": "hnsw", "vectors": 300_000, "recall_at_10": 0.987})
-    assert "approximate" in said and "98.7 %" in said and "200,000" in said
+    assert "approximate" in said and "98.7 %" in said and "200,000" in said and said.endswith("100 of them")
+    assert vectors.describe({"kind": "ivf", "vectors": 12, "recall_at_10": 1.0}).endswith("measured on 12 of them")
 
 
 def test_sizes_choose_the_kind():

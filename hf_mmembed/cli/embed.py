@@ -7,12 +7,15 @@ when asked for), ``manifest.json`` and ``skipped.jsonl``. Exit code 1 when somet
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from .config import ConfigOption
+from .printable import printable
 
 if TYPE_CHECKING:
     from hf_mmembed.index import ModelIdentity, Report
@@ -24,20 +27,34 @@ __all__ = [
     "ImageColumnOption",
     "InputArgument",
     "ModelArgument",
+    "OutArgument",
     "RevisionOption",
     "ShardSizeOption",
     "StrictOption",
     "TextColumnOption",
     "embed",
     "embed_input",
+    "keeping",
     "list_skipped",
     "load",
 ]
 
+
+def _path(value: object) -> Path:
+    """Refuses an empty name, which pathlib takes for the working directory."""
+    if value == "":
+        raise typer.BadParameter("an empty name; is a variable of the shell not set?")
+    return Path(str(value))
+
+
 ModelArgument = Annotated[str, typer.Argument(help="Embedder: a directory, a Hub id, or mmembed-tiny.")]
 InputArgument = Annotated[
-    Path, typer.Argument(help="Picture, folder, CSV, TSV, JSONL or Parquet file, or saved `datasets` directory.")
+    Path,
+    typer.Argument(
+        parser=_path, help="Picture, folder, CSV, TSV, JSONL or Parquet file, or saved `datasets` directory."
+    ),
 ]
+OutArgument = Annotated[Path, typer.Argument(parser=_path, help="Directory to write to.")]
 ImageColumnOption = Annotated[
     str | None,
     typer.Option(help="Column with picture paths or pictures. Default: looked for by name; texts too, if there."),
@@ -58,7 +75,7 @@ _SHOWN = 20  # skipped items listed on the screen; the file has them all
 def embed(
     model: ModelArgument,
     input: InputArgument,
-    out: Annotated[Path, typer.Argument(help="Directory for the embeddings.")],
+    out: OutArgument,
     image_column: ImageColumnOption = None,
     text_column: TextColumnOption = None,
     task: Annotated[
@@ -76,7 +93,8 @@ def embed(
     """Embed pictures and texts into an Arrow dataset; run it again to go on after an interruption.
 
     Files that cannot be read are skipped, listed at the end and in OUT/skipped.jsonl, and the exit code is 1. Items
-    that changed since an earlier run (texts by content, files by size and modification time) are embedded again.
+    that changed since an earlier run (texts by content, files by size and modification time) are embedded again. A text
+    longer than the model reads is cut at its end.
 
     Example: hf-mmembed embed mmembed-tiny photos vectors --npy
     """
@@ -98,7 +116,8 @@ def embed(
     if npy:
         from hf_mmembed.index import write_npy
 
-        typer.echo(f"array:   {write_npy(report, out)}")
+        with keeping(out):
+            typer.echo(f"array:   {write_npy(report, out)}")
     list_skipped(report, out)
 
 
@@ -107,6 +126,9 @@ def load(model: str, device: str | None = None, *, revision: str | None = None) 
 
     On a CPU it computes in float32, whatever the checkpoint is stored in: more exact, and faster unless the CPU
     multiplies bfloat16 in matrix units (AMX).
+
+    Raises:
+        typer.BadParameter: This machine has no such device.
     """
     from sentence_transformers.util import get_device_name
     from transformers.utils.logging import disable_progress_bar
@@ -116,14 +138,31 @@ def load(model: str, device: str | None = None, *, revision: str | None = None) 
 
     from .models import embedder as resolve
 
+    if device:
+        _check_device(device)
+    device = device or get_device_name()
     if not sys.stderr.isatty():
         disable_progress_bar()
     directory, revision = local_checkpoint(resolve(model), revision)
-    device = device or get_device_name()
     dtype = {"dtype": "float32"} if device == "cpu" else {}
     embedder = MMEmbedder(str(directory), device=device, model_kwargs=dtype)
     name = str(directory) if Path(model).is_dir() else model
     return embedder, identify(name, directory, revision, embedder)
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise typer.BadParameter(f"--device {device} is none: give cpu, cuda, cuda:1 or mps") from None
+    there, count = torch.accelerator.current_accelerator(check_available=True), torch.accelerator.device_count()
+    if wanted.type != "cpu" and (there is None or wanted.type != there.type or (wanted.index or 0) >= count):
+        found = "no accelerator" if there is None else f"{count} of the kind {there.type}"
+        raise typer.BadParameter(
+            f"--device {device}: this machine has {found}; leave it out to take the best there is"
+        )
 
 
 def embed_input(
@@ -146,11 +185,13 @@ def embed_input(
 
     source = open_source(input, image_column=image_column, text_column=text_column, exclude=[out])
     for note in source.notes:
-        typer.echo(note, err=True)
+        typer.echo(printable(note), err=True)
     from hf_mmembed.index import embed_source
+    from hf_mmembed.index.embedding import check_directory
 
+    check_directory(out)  # before a large model is loaded
     embedder, identity = load(model, device, revision=revision or _revision_of(out, model))
-    try:
+    with keeping(out):
         report = embed_source(
             source,
             embedder,
@@ -162,15 +203,24 @@ def embed_input(
             shard_size=shard_size,
             strict=strict,
         )
-    except KeyboardInterrupt:
-        typer.echo(f"\nstopped; finished shards are kept in {out}: the same command goes on from there", err=True)
-        raise typer.Exit(1) from None
     manifest = report.manifest
     speed = f", {report.new / report.seconds:.1f} items/s" if report.new else ""
     earlier = manifest.embedded - report.new
     kept = f" ({earlier} of them in an earlier run)" if earlier else ""
     typer.echo(f"embedded {manifest.embedded} of {manifest.rows} items{kept}, {identity.dimension} dimensions{speed}")
     return report, embedder, identity
+
+
+@contextmanager
+def keeping(out: Path) -> Iterator[None]:
+    """Says how to go on where work is interrupted or a disk is full."""
+    kept = f"finished shards are kept in {out}: the same command goes on from there"
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(kept) from None
+    except OSError as error:
+        raise OSError(f"{error}; {kept}") from error
 
 
 def _revision_of(out: Path, model: str) -> str | None:
@@ -189,7 +239,7 @@ def list_skipped(report: Report, out: Path) -> None:
         return
     typer.echo(f"skipped {len(report.skipped)} (all in {out / 'skipped.jsonl'}):", err=True)
     for item in report.skipped[:_SHOWN]:
-        typer.echo(f"  {item.name}: {item.reason}", err=True)
+        typer.echo(printable(f"  {item.name}: {item.reason}"), err=True)
     if len(report.skipped) > _SHOWN:
         typer.echo(f"  ... and {len(report.skipped) - _SHOWN} more", err=True)
     raise typer.Exit(1)

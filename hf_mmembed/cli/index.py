@@ -6,7 +6,6 @@ to be skipped.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -18,11 +17,13 @@ from .embed import (
     ImageColumnOption,
     InputArgument,
     ModelArgument,
+    OutArgument,
     RevisionOption,
     ShardSizeOption,
     StrictOption,
     TextColumnOption,
     embed_input,
+    keeping,
     list_skipped,
 )
 
@@ -32,7 +33,7 @@ __all__ = ["index"]
 def index(
     model: ModelArgument,
     input: InputArgument,
-    out: Annotated[Path, typer.Argument(help="Directory for the index.")],
+    out: OutArgument,
     image_column: ImageColumnOption = None,
     text_column: TextColumnOption = None,
     faiss: Annotated[
@@ -49,7 +50,8 @@ def index(
     """Build a searchable index of pictures and texts; run it again to go on after an interruption.
 
     Files that cannot be read are skipped, listed at the end and in OUT/skipped.jsonl, and the exit code is 1. Run it
-    again after files were added, changed or removed: only those are embedded anew.
+    again after files were added, changed or removed: only those are embedded anew. A text longer than the model reads
+    is cut at its end.
 
     Example: hf-mmembed index mmembed-tiny photos photos-index
     """
@@ -68,7 +70,8 @@ def index(
     from hf_mmembed.index import build_index
     from hf_mmembed.index.vectors import describe
 
-    manifest = build_index(out, report, kind=None if faiss == "auto" else faiss)
+    with keeping(out):
+        manifest = build_index(out, report, kind=None if faiss == "auto" else faiss)
     assert manifest.faiss is not None
     typer.echo(f"index: {out} ({describe(manifest.faiss)})")
     list_skipped(report, out)

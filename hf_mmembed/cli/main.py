@@ -27,6 +27,7 @@ from .export import export
 from .index import index
 from .judge import judge
 from .mine import mine
+from .printable import printable
 from .prompt import prompt
 from .push import push
 from .quickstart import quickstart
@@ -93,7 +94,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code.
 
     Bad input (``ValueError``), files (``OSError``) and missing packages (``ImportError``) end in one line on stderr and
-    exit code 1; wrong usage ends in code 2. Anything else is a bug and keeps its traceback.
+    exit code 1; wrong usage ends in code 2, Ctrl-C in code 130. Anything else is a bug and keeps its traceback.
 
     Args:
         args: The words after the program's name. Defaults to those of the process.
@@ -107,10 +108,16 @@ def main(args: Sequence[str] | None = None) -> None:
         logger.debug("where it happened", exc_info=True)
         typer.echo(f"error: {_one_line(error)}", err=True)
         sys.exit(1)
+    except SystemExit as stop:
+        # Typer turns Ctrl-C into an exit code without a word.
+        interrupt = getattr(stop.__context__, "__cause__", None)
+        if isinstance(interrupt, KeyboardInterrupt):
+            typer.echo("; ".join(["\nstopped", *map(str, interrupt.args)]), err=True)
+        raise
 
 
 def _one_line(error: Exception) -> str:
-    message = " ".join(str(error).split()) or type(error).__name__
+    message = printable(" ".join(str(error).split())) or type(error).__name__
     if "torchvision" in message or (isinstance(error, ImportError) and "transformers" in message):
         message += " (run `hf-mmembed doctor` to see what is broken and the pip line that mends it)"
     return message

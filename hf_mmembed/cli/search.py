@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .config import ConfigOption
+from .printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from hf_mmembed.index import Hit, Index
 
 __all__ = ["search"]
+
+_SHOWN = 200  # characters of a text in the table; JSON has it all
 
 
 def search(
@@ -55,6 +58,11 @@ def search(
 
     if is_url(image):
         raise typer.BadParameter(f"--image {image} is a URL; download the picture and give the file")
+    if image == "":
+        raise typer.BadParameter("--image is empty; is a variable of the shell not set?")
+    for sheet in (html, png):
+        if sheet is not None and sheet.is_dir():
+            raise typer.BadParameter(f"{sheet} is a directory; give a file for the contact sheet")
     picture = None if image is None else Path(image)
     from hf_mmembed.index import Index, embed_query
 
@@ -73,7 +81,7 @@ def search(
     trace = None
     if think is not None:
         trace = _think(think, max_new_tokens, device, text=text, image=picture, instruction=instruction)
-        typer.echo(f"trace: {_printable(trace)}", err=True)
+        typer.echo(f"trace: {printable(trace)}", err=True)
     query = embed_query(embedder, text=text, image=picture, instruction=instruction, trace=trace)
     hits = opened.search(query, k)
     if as_json:
@@ -83,6 +91,13 @@ def search(
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
     else:
         _print_table(hits)
+    if len(hits) < min(k, len(opened)):
+        kind = (opened.manifest.faiss or {})["kind"]
+        typer.echo(
+            f"found {len(hits)} of the {k} asked for: an index of the kind {kind} does not look at every item; "
+            "one built with --faiss flat does",
+            err=True,
+        )
     if html is not None or png is not None:
         _write_sheets(opened, hits, text=text, image=picture, instruction=instruction, html=html, png=png)
 
@@ -121,15 +136,15 @@ def _print_table(hits: Sequence[Hit]) -> None:
     for column, justify in zip(table.columns, ("right", "right", "left"), strict=False):
         column.justify, column.overflow = justify, "fold"  # type: ignore[assignment]
     for hit in hits:
-        cells = [str(hit.rank), f"{hit.score:.4f}", hit.path or hit.name, *([hit.text or ""] if has_text else [])]
-        table.add_row(*(Text(_printable(cell)) for cell in cells))
-    # Into a pipe or a file, lines are not broken.
-    Console(width=None if sys.stdout.isatty() else 100_000).print(table)
-
-
-def _printable(text: str) -> str:
-    """Names and texts come from anywhere: no control character reaches the terminal."""
-    return "".join(char if char.isprintable() else " " for char in text)
+        text = hit.text or ""
+        text = text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+        cells = [str(hit.rank), f"{hit.score:.4f}", hit.path or hit.name, *([text] if has_text else [])]
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    # Into a pipe or a file, lines are neither broken nor filled up.
+    console = Console(width=None if sys.stdout.isatty() else 100_000)
+    with console.capture() as captured:
+        console.print(table)
+    typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def _write_sheets(

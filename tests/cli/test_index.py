@@ -15,6 +15,7 @@ from PIL import Image
 from hf_mmembed import MMEmbedder
 from hf_mmembed.cli import main as cli
 from hf_mmembed.data.scenes import draw, random_scene
+from hf_mmembed.index import Index
 
 
 def run(*arguments) -> int:
@@ -126,13 +127,35 @@ def test_bad_files_are_listed_and_the_exit_code_says_so(model, pictures, tmp_pat
     assert "(2 of them in an earlier run)" in capsys.readouterr().out
 
 
-def test_ctrl_c_says_how_to_go_on(model, pictures, tmp_path, monkeypatch, capsys):
-    def interrupted(*arguments, **options):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [(KeyboardInterrupt(), 130, "stopped"), (OSError(28, "No space left on device", "a.arrow"), 1, "'a.arrow'")],
+)
+def test_what_ends_a_run_says_how_to_go_on(model, pictures, tmp_path, monkeypatch, capsys, error, code, message):
+    def stopped(*arguments, **options):
+        raise error
 
-    monkeypatch.setattr("hf_mmembed.index.embed_source", interrupted)
-    assert run("embed", model, pictures, tmp_path / "out", "--device", "cpu") == 1
-    assert "the same command goes on from there" in capsys.readouterr().err
+    monkeypatch.setattr("hf_mmembed.index.embed_source", stopped)
+    assert run("embed", model, pictures, tmp_path / "out", "--device", "cpu") == code
+    assert f"{message}; finished shards are kept in {tmp_path}/out: the same command" in capsys.readouterr().err
+
+
+def test_the_table_shows_what_can_be_shown(model, tmp_path, capsys):
+    (tmp_path / "t.jsonl").write_text(json.dumps({"text": "a\x1b[2J" + 300 * "b"}) + "\n" + json.dumps({"text": "c"}))
+    assert run("index", model, tmp_path / "t.jsonl", tmp_path / "out", "--device", "cpu") == 0
+    capsys.readouterr()
+    assert run("search", tmp_path / "out", "--text", "a", "--device", "cpu") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line == line.rstrip() for line in lines)
+    [long] = [line.rpartition("  ")[2] for line in lines if "b" in line]
+    assert long == "a [2J" + 194 * "b" + "…"
+
+
+def test_an_approximate_index_says_when_it_finds_too_few(index, pictures, tmp_path, monkeypatch, capsys):
+    found = Index.search
+    monkeypatch.setattr(Index, "search", lambda self, query, k: found(self, query, 2))
+    assert run("search", index, "--text", "x", "-k", 5, "--device", "cpu") == 0
+    assert "found 2 of the 5 asked for: an index of the kind flat" in capsys.readouterr().err
 
 
 def test_strict_stops(model, pictures, tmp_path, capsys):
@@ -146,10 +169,16 @@ def test_strict_stops(model, pictures, tmp_path, capsys):
     ("arguments", "code", "message"),
     [
         (["search", "nowhere", "--text", "x"], 1, "no index at nowhere"),
+        (["search", "nowhere", "--image", ""], 2, "--image is empty"),
+        (["search", "nowhere", "--text", "x", "--html", "."], 2, ". is a directory; give a file"),
         (["search", "nowhere"], 2, "give --text, --image or both"),
         (["search", "nowhere", "--image", "https://host/a.png"], 2, "https://host/a.png is a URL"),
         (["index", "./no-model", "{pictures}", "out"], 1, "no checkpoint directory at ./no-model"),
         (["index", "{model}", "{pictures}/0.png/x", "out"], 1, "no such input"),
+        (["embed", "{model}", "{pictures}", ""], 2, "an empty name"),
+        (["embed", "{model}", "{pictures}", "{pictures}/0.png"], 1, "0.png is a file: choose a directory"),
+        (["embed", "{model}", "{pictures}", "out", "--device", "foo"], 2, "--device foo is none: give cpu, cuda"),
+        (["embed", "{model}", "{pictures}", "out", "--device", "xla"], 2, "--device xla: this machine has"),
         (["embed", "{model}", "{pictures}", "out", "--text-column", "text"], 1, "has no columns"),
         (["embed", "{model}", "{pictures}", "out", "--shard-size", "0"], 2, "shard-size"),
     ],

@@ -19,7 +19,7 @@ def run(arguments: list[str]) -> int:
 def failing_command(monkeypatch):
     """Replaces the application by one with a single command that raises what it is told to."""
 
-    def install(error: Exception) -> None:
+    def install(error: BaseException) -> None:
         app = typer.Typer(pretty_exceptions_enable=False)
 
         @app.command()
@@ -76,6 +76,18 @@ def test_line_breaks_of_an_error_are_folded(failing_command, capsys):
     failing_command(ValueError("first\n  second"))
     assert run([]) == 1
     assert capsys.readouterr().err == "error: first second\n"
+
+
+def test_control_characters_do_not_reach_the_terminal(failing_command, capsys):
+    failing_command(ValueError("a\x1b[31m.png is broken"))
+    assert run([]) == 1
+    assert capsys.readouterr().err == "error: a [31m.png is broken\n"
+
+
+def test_ctrl_c_is_code_130_and_says_so(failing_command, capsys):
+    failing_command(KeyboardInterrupt())
+    assert run([]) == 130
+    assert capsys.readouterr().err == "\nstopped\n"
 
 
 def test_torchvision_trouble_points_to_the_doctor(failing_command, capsys):

@@ -7,8 +7,10 @@ in one space.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +86,7 @@ def local_checkpoint(model: str | Path, revision: str | None = None) -> tuple[Pa
 
     Raises:
         ValueError: `model` looks like a path and does not exist, or is a directory and a revision is given.
+        PermissionError: The weights may not be read.
     """
     path = Path(model)
     if path.is_dir():
@@ -91,6 +94,9 @@ def local_checkpoint(model: str | Path, revision: str | None = None) -> tuple[Pa
             raise ValueError(
                 f"{model} is a directory: it has no revision {revision!r}, only a model of the Hub has one"
             )
+        for weights in path.glob("*.safetensors"):
+            if not os.access(weights, os.R_OK):  # safetensors would say that there is no such file
+                raise PermissionError(errno.EACCES, "the weights may not be read", str(weights))
         return path.resolve(), None
     if str(model).count("/") > 1 or str(model).startswith((".", "/", "~")) or path.exists():
         raise ValueError(f"no checkpoint directory at {model}")

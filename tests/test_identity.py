@@ -60,6 +60,12 @@ def test_only_safetensors(checkpoint):
         of(checkpoint)
 
 
+def test_weights_that_may_not_be_read_are_named(checkpoint, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: path.suffix != ".safetensors")
+    with pytest.raises(PermissionError, match=r"may not be read: .*model.safetensors"):
+        local_checkpoint(checkpoint)
+
+
 @pytest.mark.parametrize("name", ["./gone", "/gone/model", "a/b/c", "~/model"])
 def test_a_path_that_is_not_there_is_not_asked_from_the_hub(name):
     with pytest.raises(ValueError, match="no checkpoint directory"):

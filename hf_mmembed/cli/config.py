@@ -27,15 +27,28 @@ def _load_defaults(ctx: typer.Context, param: typer.CallbackParam, path: Path | 
         raise typer.BadParameter(f"{path} is not valid YAML: {error}") from error
     if not isinstance(loaded, dict):
         raise typer.BadParameter(f"{path} must hold a mapping of option names to values, not {type(loaded).__name__}")
-    known = sorted(p.name for p in ctx.command.params if p.name and p.name not in (param.name, "help"))
-    defaults = {str(key).replace("-", "_"): value for key, value in loaded.items()}
-    for key in defaults:
-        if key not in known:
-            nearest = get_close_matches(key, known, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
+    known = {_key(p.opts, p.name or ""): p for p in ctx.command.params if p.name not in (param.name, "help")}
+    defaults = {}
+    for key, value in loaded.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            nearest = get_close_matches(name, known, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(sorted(known))}"
             raise typer.BadParameter(f"{path}: unknown key {key!r}; {hint}")
+        option = known[name]
+        if isinstance(value, bool) and not getattr(option, "is_flag", False):
+            raise typer.BadParameter(
+                f"{path}: {key!r} is {value} to YAML, which takes yes, no, on and off for that; put the word in quotes"
+            )
+        defaults[option.name] = value
     ctx.default_map = defaults
     return path
+
+
+def _key(spellings: Sequence[str], name: str) -> str:
+    """The name of the long option, as the command line has it; of an argument or a short option, the parameter's."""
+    long = [word.removeprefix("--") for word in spellings if word.startswith("--")]
+    return (long[0] if long else name).replace("-", "_")
 
 
 ConfigOption = Annotated[

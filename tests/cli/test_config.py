@@ -18,9 +18,11 @@ def embed(
     model: str,
     batch_size: Annotated[int, typer.Option()] = 8,
     shuffle: Annotated[bool, typer.Option()] = False,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+    k: Annotated[int, typer.Option("-k")] = 10,
     config: ConfigOption = None,
 ) -> None:
-    typer.echo(f"{model} {batch_size} {shuffle}")
+    typer.echo(f"{model} {batch_size} {shuffle}" + (f" {k} as JSON" if as_json else ""))
 
 
 @pytest.fixture
@@ -42,6 +44,10 @@ def test_dashes_are_underscores(run):
     assert run("batch-size: 32\n", "tiny").stdout == "tiny 32 False\n"
 
 
+def test_keys_are_the_names_of_the_options(run):
+    assert run("json: true\nk: 3\n", "tiny").stdout == "tiny 8 False 3 as JSON\n"
+
+
 @pytest.mark.parametrize("flags", [["--batch-size", "2", "tiny"], ["tiny", "--batch-size", "2"]])
 def test_flags_win(run, flags):
     assert run("model: other\nbatch_size: 32\n", *flags).stdout == "tiny 2 False\n"
@@ -51,10 +57,12 @@ def test_flags_win(run, flags):
     ("text", "expected"),
     [
         ("batch_sise: 4", "did you mean 'batch_size'?"),
-        ("qqqq: 4", "known: batch_size, model, shuffle"),
+        ("qqqq: 4", "known: batch_size, json, k, model, shuffle"),
         ("- a\n- b", "must hold a mapping"),
         ("a: [", "is not valid YAML"),
         ("!!python/object/apply:os.system ['true']", "is not valid YAML"),
+        ("as_json: true", "did you mean 'json'?"),
+        ("model: no", "'model' is False to YAML"),
         ("batch_size: many", "Invalid value for '--batch-size'"),
     ],
 )

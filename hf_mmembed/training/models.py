@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
-from safetensors.torch import load_file, save_file
 from sentence_transformers.util import is_sentence_transformer_model
 from transformers import set_seed
 from transformers.utils import find_adapter_config_file
@@ -150,15 +149,6 @@ def save_embedder(embedder: MMEmbedder, directory: str | os.PathLike[str]) -> No
         directory: Written in place; see `save_result` for one that appears at once.
     """
     embedder.save_pretrained(str(directory), create_model_card=False)
-    file = Path(directory, "adapter_model.safetensors")
-    if file.is_file():
-        # PEFT leaves `.weight` out of the names of DoRA's magnitudes; it takes both, but transformers 5.23 only these.
-        tensors = load_file(file)
-        save_file({_with_weight(name): tensor for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
-
-
-def _with_weight(name: str) -> str:
-    return f"{name}.weight" if name.endswith("lora_magnitude_vector") else name
 
 
 def save_result(

@@ -1,18 +1,26 @@
 """What every model of this package does with its checkpoint: it refuses a broken one and writes a complete one.
 
 In: a directory or Hub id, or a model. Out: a model with all its weights, or a directory that sentence-transformers
-opens as well. This file travels with the checkpoint, so it imports nothing but torch, transformers and safetensors.
+opens as well. This file travels with the checkpoint, so it imports nothing but transformers, safetensors
+and its neighbour.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+from transformers.modeling_utils import LoadStateDictConfig
+
+from .configuration_mmembed import attention_of_backbone
 
 __all__ = ["SENTENCE_TRANSFORMERS_FILES", "EmbeddingModel", "require_safetensors"]
 
@@ -42,6 +50,9 @@ SENTENCE_TRANSFORMERS_FILES: dict[str, Any] = {
         "similarity_fn_name": "cosine",
     },
 }
+
+# PEFT leaves `.weight` out of the names of DoRA's magnitudes; it reads both, but transformers 5.23 only the long ones.
+_MAGNITUDE = "lora_magnitude_vector"
 
 
 def require_safetensors(path: str | os.PathLike) -> None:
@@ -83,11 +94,16 @@ class EmbeddingModel(PreTrainedModel):
         transformers fills weights that a checkpoint lacks with random numbers and a warning; an embedder would then
         return plausible nonsense.
 
+        `attn_implementation` may be one word, or a dict by part of the backbone, such as `{"text_config":
+        "flash_attention_2", "vision_config": "sdpa"}`.
+
         Raises:
             OSError: If there is no safetensors file, or one that cannot be read.
             ValueError: If weights are missing or have the wrong shape.
         """
         kwargs["use_safetensors"] = True
+        if "attn_implementation" in kwargs:
+            kwargs["attn_implementation"] = attention_of_backbone(kwargs["attn_implementation"])
         kwargs["ignore_mismatched_sizes"] = True  # they are an error all the same, but one that names them
         with_info = kwargs.pop("output_loading_info", False)
         path = pretrained_model_name_or_path
@@ -97,14 +113,41 @@ class EmbeddingModel(PreTrainedModel):
             model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         except SafetensorError as error:
             raise OSError(f"{path}: the weights cannot be read ({error}); download or copy them again.") from error
-        missing = sorted(info["missing_keys"]) + sorted(name for name, *_ in info["mismatched_keys"])
-        if missing:
-            raise ValueError(
-                f"{path}: {len(missing)} weights are missing or have another shape than "
-                f"config.json says, the first is {missing[0]!r}. The checkpoint is incomplete or belongs to another "
-                "config; save or download it again."
-            )
+        _require_complete(path, info["missing_keys"], info["mismatched_keys"], "config.json")
         return (model, info) if with_info else model
+
+    def set_attn_implementation(self, attn_implementation: str | dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """As `PreTrainedModel.set_attn_implementation`; a dict names parts of the backbone, as in `from_pretrained`."""
+        super().set_attn_implementation(attention_of_backbone(attn_implementation), *args, **kwargs)
+
+    def load_adapter(
+        self,
+        peft_model_id: str | os.PathLike | None = None,
+        adapter_name: str | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """As `PreTrainedModel.load_adapter`, but it knows DoRA as PEFT writes it and refuses an incomplete adapter.
+
+        Raises:
+            ValueError: If weights are missing or have the wrong shape.
+        """
+        load_config = kwargs.pop("load_config", None) or LoadStateDictConfig()
+        mapping = load_config.weight_mapping or get_model_conversion_mapping(self)
+        # Behind the renaming that puts the adapter's name in.
+        magnitude = WeightRenaming(rf"({_MAGNITUDE}\.[^.]+)$", r"\1.weight")
+        load_config = replace(load_config, weight_mapping=[*mapping, magnitude], ignore_mismatched_sizes=True)
+        info = super().load_adapter(peft_model_id, adapter_name, *args, load_config=load_config, **kwargs)
+        # An adapter called "a" makes transformers miss every weight with that letter in its name.
+        missing = [name for name in info.missing_keys if (adapter_name or "default") in name.split(".")]
+        source = peft_model_id or load_config.pretrained_model_name_or_path
+        _require_complete(f"the adapter {source}", missing, info.mismatched_keys, "adapter_config.json")
+        return info
+
+    def get_adapter_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As `PreTrainedModel.get_adapter_state_dict`, in names that PEFT and transformers both read."""
+        tensors = super().get_adapter_state_dict(*args, **kwargs)
+        return {f"{name}.weight" if name.endswith(_MAGNITUDE) else name: value for name, value in tensors.items()}
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As `PreTrainedModel.save_pretrained`, plus the three files that sentence-transformers needs, where absent.
@@ -118,3 +161,12 @@ class EmbeddingModel(PreTrainedModel):
                 temporary = path.with_name(path.name + ".tmp")
                 temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
                 os.replace(temporary, path)
+
+
+def _require_complete(source: Any, missing: Iterable[str], misshapen: Iterable[tuple[Any, ...]], config: str) -> None:
+    names = sorted(missing) + sorted(name for name, *_ in misshapen)
+    if names:
+        raise ValueError(
+            f"{source}: {len(names)} weights are missing or have another shape than {config} says, the first is "
+            f"{names[0]!r}. The checkpoint is incomplete or belongs to another config; save or download it again."
+        )

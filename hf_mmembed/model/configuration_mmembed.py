@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
-__all__ = ["POOLINGS", "READOUTS", "MMEmbedConfig"]
+__all__ = ["POOLINGS", "READOUTS", "MMEmbedConfig", "attention_of_backbone"]
 
 POOLINGS = ("last", "mean")
 READOUTS = ("final", "pre_mlp")
@@ -69,20 +69,30 @@ class MMEmbedConfig(PretrainedConfig):
                     "Upgrade transformers to a version that has this backbone."
                 )
             backbone = CONFIG_MAPPING[model_type](**fields)
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling is {pooling!r}; use one of {', '.join(map(repr, POOLINGS))}.")
-        if readout not in READOUTS:
-            raise ValueError(f"readout is {readout!r}; use one of {', '.join(map(repr, READOUTS))}.")
-        hidden_size = backbone.get_text_config().hidden_size
-        if embedding_dim is not None and not 1 <= embedding_dim <= hidden_size:
-            raise ValueError(f"embedding_dim is {embedding_dim}; use 1 to {hidden_size}, the backbone's hidden size.")
         self.backbone_config = backbone
         self.pooling = pooling
         self.readout = readout
         self.embedding_dim = embedding_dim
         self.base_model = base_model
         self.base_revision = base_revision
+        if "attn_implementation" in kwargs:
+            kwargs["attn_implementation"] = attention_of_backbone(kwargs["attn_implementation"])
         super().__init__(**kwargs)
+        self.check_choices()
+
+    def check_choices(self) -> None:
+        """Refuse impossible choices; asked by the model too, as `from_pretrained(..., pooling=...)` only sets fields.
+
+        Raises:
+            ValueError: If `pooling`, `readout` or `embedding_dim` is not one of the values above.
+        """
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling is {self.pooling!r}; use one of {', '.join(map(repr, POOLINGS))}.")
+        if self.readout not in READOUTS:
+            raise ValueError(f"readout is {self.readout!r}; use one of {', '.join(map(repr, READOUTS))}.")
+        dim, hidden_size = self.embedding_dim, self.hidden_size
+        if dim is not None and not (isinstance(dim, int) and 1 <= dim <= hidden_size):
+            raise ValueError(f"embedding_dim is {dim!r}; use 1 to {hidden_size}, the backbone's hidden size.")
 
     @property
     def hidden_size(self) -> int:
@@ -97,6 +107,19 @@ class MMEmbedConfig(PretrainedConfig):
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PretrainedConfig:
         """The backbone's text config: its hidden size, layers and vocabulary are those of the embedder."""
         return self.backbone_config.get_text_config(decoder=decoder, encoder=encoder)
+
+
+def attention_of_backbone(implementation: Any) -> Any:
+    """`attn_implementation` by part of the backbone, put where transformers looks for it: inside of the backbone.
+
+    Example:
+
+        >>> attention_of_backbone({"text_config": "eager"}), attention_of_backbone("sdpa")
+        ({'backbone_config': {'text_config': 'eager'}}, 'sdpa')
+    """
+    if isinstance(implementation, dict) and "backbone_config" not in implementation:
+        return {"backbone_config": implementation}
+    return implementation
 
 
 MMEmbedConfig.register_for_auto_class()

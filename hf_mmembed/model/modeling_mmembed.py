@@ -96,6 +96,7 @@ class MMEmbedModel(EmbeddingModel):
     config_class = MMEmbedConfig
 
     def __init__(self, config: MMEmbedConfig) -> None:
+        config.check_choices()
         super().__init__(config)
         self.backbone = AutoModel.from_config(config.backbone_config)
         self._read_backbone()

@@ -63,13 +63,17 @@ class UnifiedConfig(MMEmbedConfig):
         other_end_token_ids: list[int] | None = None,
         **kwargs: Any,
     ) -> None:
-        if head not in HEADS:
-            raise ValueError(f"head is {head!r}; use one of {', '.join(map(repr, HEADS))}.")
         self.head = head
         self.head_options = head_options or {}
         self.end_token_id = end_token_id
         self.other_end_token_ids = other_end_token_ids or []
         super().__init__(backbone_config, **kwargs)
+
+    def check_choices(self) -> None:
+        """As in [`MMEmbedConfig`], and the head."""
+        super().check_choices()
+        if self.head not in HEADS:
+            raise ValueError(f"head is {self.head!r}; use one of {', '.join(map(repr, HEADS))}.")
         if (self.pooling, self.readout) != ("last", "final"):
             raise ValueError("a unified model is read out by its head; leave `pooling` and `readout` out.")
 
@@ -111,6 +115,7 @@ class UnifiedModel(EmbeddingModel):
     config_class = UnifiedConfig
 
     def __init__(self, config: UnifiedConfig) -> None:
+        config.check_choices()
         super().__init__(config)
         self.reasoner = AutoModelForImageTextToText.from_config(config.backbone_config)
         self.head = self._new_head()

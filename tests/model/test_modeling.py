@@ -7,6 +7,7 @@ import os
 import shutil
 
 import numpy as np
+import peft
 import pytest
 import torch
 from hypothesis import given
@@ -164,16 +165,34 @@ def test_device_map(batches):
 def test_attention_implementation_as_a_whole_and_by_part(batches, family):
     path, inputs, expected = batches(family)
     parts = {"text_config": "eager", "vision_config": "sdpa"}
-    for choice, (text, vision) in {
-        "eager": ("eager", "eager"),
-        "parts": ("eager", "sdpa"),
-    }.items():
-        model = AutoModel.from_pretrained(
-            path, attn_implementation={"backbone_config": parts} if choice == "parts" else choice
-        )
+
+    def chosen(model):
         config = model.config.backbone_config
-        assert (config.text_config._attn_implementation, config.vision_config._attn_implementation) == (text, vision)
+        return config.text_config._attn_implementation, config.vision_config._attn_implementation
+
+    for choice, of_parts in (("eager", ("eager", "eager")), (parts, ("eager", "sdpa"))):
+        model = AutoModel.from_pretrained(path, attn_implementation=choice)
+        assert chosen(model) == of_parts
         assert torch.allclose(embed(model, inputs), expected, atol=2e-6)
+    model = AutoModel.from_pretrained(path, attn_implementation={"backbone_config": parts})
+    assert chosen(model) == ("eager", "sdpa")
+    model.set_attn_implementation({"text_config": "sdpa", "vision_config": "eager"})
+    assert chosen(model) == ("sdpa", "eager")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("pooling", "max", "pooling is 'max'; use one of 'last', 'mean'"),
+        ("readout", "x", "readout is 'x'; use one of 'final', 'pre_mlp'"),
+        ("embedding_dim", 0, "embedding_dim is 0; use 1 to 32"),
+        ("embedding_dim", 33, "embedding_dim is 33; use 1 to 32"),
+        ("embedding_dim", "8", "embedding_dim is '8'; use 1 to 32"),
+    ],
+)
+def test_impossible_choices_at_loading_are_refused(batches, field, value, message):
+    with pytest.raises(ValueError, match=message):
+        AutoModel.from_pretrained(batches("qwen2_vl")[0], **{field: value})
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -216,22 +235,45 @@ def test_resizing_the_token_embedding(batches, tmp_path):
     assert again.get_input_embeddings() is embedding
 
 
-def test_peft_adapters(batches, tmp_path):
-    peft = pytest.importorskip("peft")
+@pytest.mark.parametrize("kind", [{}, {"use_dora": True}, {"modules_to_save": ["down_proj"]}], ids=str)
+def test_peft_adapters(batches, tmp_path, kind):
     path, inputs, base = batches("qwen2_vl")
     targets = r".*language_model.*\.(q_proj|v_proj)"
     torch.manual_seed(0)
-    adapted = peft.get_peft_model(
-        AutoModel.from_pretrained(path), peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
-    )
+    config = peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False, **kind)
+    adapted = peft.get_peft_model(AutoModel.from_pretrained(path), config)
+    for name, parameter in adapted.named_parameters():
+        if "magnitude" in name or "modules_to_save" in name:
+            parameter.data *= 1 + torch.rand_like(parameter)
     expected = embed(adapted, inputs)
     assert (expected - base).abs().max() > 1e-2
     adapted.save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(path)
     loaded.load_adapter(tmp_path)
-    for model in (loaded, AutoModel.from_pretrained(tmp_path)):
+    assert torch.allclose(embed(loaded, inputs), expected, atol=1e-6)
+    loaded.save_pretrained(tmp_path / "again")
+    other = AutoModel.from_pretrained(path)
+    other.load_adapter(tmp_path / "again", adapter_name="a")
+    of_peft = peft.PeftModel.from_pretrained(AutoModel.from_pretrained(path), tmp_path / "again").eval()
+    for model in (other, of_peft, *(AutoModel.from_pretrained(folder) for folder in (tmp_path, tmp_path / "again"))):
         assert torch.allclose(embed(model, inputs), expected, atol=1e-6)
     assert torch.allclose(embed(adapted.merge_and_unload(), inputs), expected, atol=1e-5)
+
+
+def test_an_incomplete_adapter_is_an_error_that_names_it(batches, tmp_path):
+    path, _, _ = batches("qwen2_vl")
+    adapted = peft.get_peft_model(AutoModel.from_pretrained(path), peft.LoraConfig(target_modules=["q_proj"]))
+    adapted.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    name = sorted(weights)[0]
+    for left in (weights.keys() - {name}, weights.keys()):
+        tensors = {key: weights[key] for key in left} | ({name: torch.zeros(3, 3)} if name in left else {})
+        save_file(tensors, tmp_path / "adapter_model.safetensors", {"format": "pt"})
+        message = rf"the adapter {tmp_path}: 1 weights are missing .* than adapter_config\.json .*q_proj\.lora_A"
+        with pytest.raises(ValueError, match=message):
+            AutoModel.from_pretrained(path).load_adapter(tmp_path)
+        with pytest.raises(ValueError, match=message):
+            AutoModel.from_pretrained(tmp_path)
 
 
 def test_compile(batches):

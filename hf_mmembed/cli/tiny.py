@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .embed import DeviceOption, ModelArgument
+from .models import SHIPPED
 
 __all__ = ["tiny"]
 
@@ -20,7 +21,8 @@ tiny = typer.Typer(
 def train(
     out: Annotated[Path, typer.Argument(help="Where to keep the state, the log and the finished model.")],
     seed: Annotated[int, typer.Option(help="Seed of weights, tokenizer and data.")] = 0,
-    threads: Annotated[int | None, typer.Option(help="CPU threads. Defaults to the number of cores.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Defaults to the number of cores.", min=1)] = None,
+    device: DeviceOption = None,
 ) -> None:
     """Train the model from nothing, or go on where a killed run stopped.
 
@@ -28,12 +30,12 @@ def train(
     """
     from hf_mmembed.tiny.training import Recipe, train
 
-    typer.echo(f"the model is in {train(out, Recipe(seed=seed), threads=threads)}")
+    typer.echo(f"the model is in {train(out, Recipe(seed=seed), threads=threads, device=device)}")
 
 
 @tiny.command()
 def evaluate(
-    model: Annotated[Path | None, typer.Argument(help="A generative checkpoint. Defaults to the shipped one.")] = None,
+    model: Annotated[str, typer.Argument(help="Generative checkpoint: a directory, or mmembed-tiny.")] = SHIPPED,
     out: Annotated[Path | None, typer.Option(help="Also write all scores to this JSON file.")] = None,
     seeds: Annotated[int, typer.Option(help="Number of test sets, seeded 0, 1, ...", min=1)] = 3,
     candidates: Annotated[int, typer.Option(help="Pictures and captions to retrieve from.", min=10)] = 1000,
@@ -42,10 +44,11 @@ def evaluate(
 
     Example: hf-mmembed tiny evaluate --seeds 1
     """
-    from hf_mmembed.tiny import generative_path
     from hf_mmembed.tiny.evaluate import evaluate, markdown, write
 
-    results = evaluate(model or generative_path(), seeds=range(seeds), candidates=candidates)
+    from .models import generative
+
+    results = evaluate(Path(generative(model)), seeds=range(seeds), candidates=candidates)
     if out is not None:
         write(results, out)
     typer.echo(markdown(results))

@@ -79,16 +79,10 @@ def _answers(
     for start in range(0, len(conversations), _BATCH):
         drafts = [tokenise(tokenizer, conversation) for conversation in conversations[start : start + _BATCH]]
         batch = pack(drafts, rng, len(drafts), len(drafts), one_per_row=True)
-        pixels = torch.from_numpy(batch.pictures.pixels)
-        states = hidden_states(
-            model,
-            torch.from_numpy(batch.ids),
-            torch.from_numpy(batch.positions),
-            torch.from_numpy(batch.conversation),
-            torch.from_numpy(batch.image_slots).view(-1),
-            vision_tokens(model.model.visual, to_patches(pixels)),
-        )
-        first = torch.tensor([row * ROW_TOKENS + draft.answers[0][0] for row, draft in enumerate(drafts)])
+        pixels = torch.from_numpy(batch.pictures.pixels).to(model.device)
+        states = hidden_states(model, batch, vision_tokens(model.model.visual, to_patches(pixels)))
+        places = [row * ROW_TOKENS + draft.answers[0][0] for row, draft in enumerate(drafts)]
+        first = torch.tensor(places, device=model.device)
         tokens = model.lm_head(states.view(-1, states.shape[-1])[first]).argmax(-1)
         answers += [cast(str, tokenizer.decode([token])) for token in tokens.tolist()]
     return answers

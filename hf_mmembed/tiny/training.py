@@ -9,7 +9,8 @@ what the next one needs, not when time has passed:
 3. *binding*: the same on pictures of several shapes: whose attribute is whose.
 4. *mix*: everything the model shall be able to talk about, with a cosine decay of the learning rate.
 
-Every batch is a function of (seed, stage, step), and the state is saved atomically, so a killed run goes on where it was.
+Every batch is a function of (seed, stage, step), and the state is saved atomically, so a killed run goes on where it was,
+on whatever device: what decides the result is the recipe, to the rounding of the device.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -90,10 +93,20 @@ class _Progress:
     seconds: float = 0.0
 
 
-def train(out: Path, recipe: Recipe | None = None, *, threads: int | None = None) -> Path:
+def train(
+    out: Path,
+    recipe: Recipe | None = None,
+    *,
+    threads: int | None = None,
+    device: str | torch.device | None = None,
+) -> Path:
     """Runs or resumes the recipe in `out` and writes the checkpoint to `out/model`; returns that path.
 
-    `out/log.jsonl` gets one line per twenty steps and one per probe. `threads` defaults to the number of cores.
+    Args:
+        out: Gets the state, and in `log.jsonl` one line per twenty steps and one per probe; made if missing.
+        recipe: Defaults to that of the shipped model.
+        threads: Of the CPU. Defaults to the number of cores.
+        device: Defaults to the best there is. A run may go on on another device than it was begun on.
 
     Raises:
         ValueError: `out` holds the state of another recipe.
@@ -105,7 +118,8 @@ def train(out: Path, recipe: Recipe | None = None, *, threads: int | None = None
     torch.set_num_threads(threads or os.cpu_count() or 1)
     torch.set_flush_denormal(True)
     tokenizer = _tokenizer(out, recipe.seed)
-    run = _Run(out, recipe, tokenizer, build_model(tokenizer, seed=recipe.seed))
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    run = _Run(out, recipe, tokenizer, build_model(tokenizer, seed=recipe.seed).to(device))
     run.resume()
     run.finish()
     model = run.model
@@ -123,7 +137,7 @@ class _Run:
         self, out: Path, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, model: Qwen2VLForConditionalGeneration
     ) -> None:
         self.out, self.recipe, self.tokenizer, self.model = out, recipe, tokenizer, model
-        self.words = _attribute_tokens(tokenizer)
+        self.words = [words.to(model.device) for words in _attribute_tokens(tokenizer)]
         self.progress = _Progress()
         self.optimizer = self._optimizer()
 
@@ -138,7 +152,7 @@ class _Run:
             while self.progress.stage < len(STAGES):
                 self._run_stage(pool)
                 if self.stage == "vision":
-                    _match_embedding_scale(self.model, self.optimizer)
+                    _match_embedding_scale(self.model)
                 self.progress = _Progress(stage=self.progress.stage + 1, seconds=self.progress.seconds)
                 if self.progress.stage < len(STAGES):
                     self.optimizer = self._optimizer() if self.stage == "naming" else self.optimizer
@@ -198,43 +212,39 @@ class _Run:
             progress.next_difficulty = min(1.0, progress.next_difficulty + 0.05)
 
     def _learn_pictures(self, batch: PictureBatch) -> dict[str, float]:
-        tokens = vision_tokens(self.model.model.visual, to_patches(torch.from_numpy(batch.pixels)))
-        loss, accuracy = self._visual_loss(tokens, torch.from_numpy(batch.labels))
+        tokens = vision_tokens(self.model.model.visual, to_patches(self._tensor(batch.pixels)))
+        loss, accuracy = self._visual_loss(tokens, batch.labels)
         self._step(loss)
         return {"loss": loss.item(), **accuracy}
 
     def _learn_text(self, batch: TextBatch) -> dict[str, float]:
         visual = self.model.model.visual
         with torch.no_grad():
-            features = vision_features(visual, to_patches(torch.from_numpy(batch.pictures.pixels)))
+            features = vision_features(visual, to_patches(self._tensor(batch.pictures.pixels)))
         tokens = merge_patches(visual, features)
-        states = hidden_states(
-            self.model,
-            torch.from_numpy(batch.ids),
-            torch.from_numpy(batch.positions),
-            torch.from_numpy(batch.conversation),
-            torch.from_numpy(batch.image_slots).view(-1),
-            tokens,
-        )
-        logits = self.model.lm_head(states.view(-1, states.shape[-1])[torch.from_numpy(batch.supervised)])
-        logs = logits.log_softmax(-1)[torch.from_numpy(batch.target_of), torch.from_numpy(batch.targets)]
-        text_loss = -(logs * torch.from_numpy(batch.weights)).sum() / len(batch.supervised)
-        visual_loss, accuracy = self._visual_loss(tokens, torch.from_numpy(batch.pictures.labels))
+        states = hidden_states(self.model, batch, tokens)
+        logits = self.model.lm_head(states.view(-1, states.shape[-1])[self._tensor(batch.supervised)])
+        logs = logits.log_softmax(-1)[self._tensor(batch.target_of), self._tensor(batch.targets)]
+        text_loss = -(logs * self._tensor(batch.weights)).sum() / len(batch.supervised)
+        visual_loss, accuracy = self._visual_loss(tokens, batch.pictures.labels)
         self._step(text_loss + self.recipe.visual_loss * visual_loss)
         return {"loss": text_loss.item(), "visual": visual_loss.item(), "shape": accuracy["shape"]}
 
-    def _visual_loss(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.model.device)
+
+    def _visual_loss(self, tokens: Tensor, labels: NDArray[np.int64]) -> tuple[Tensor, dict[str, float]]:
         """What the model's own final norm and head read off the visual tokens, one choice per group of words."""
         normed, head = self.model.model.language_model.norm(tokens), self.model.lm_head.weight
         losses, accuracy = [], {}
         for group, words in enumerate(self.words):
-            wanted = labels[..., group].reshape(-1)
-            known = wanted != IGNORE
-            if not known.any():  # no pair of shapes in a batch of easy pictures, so no relation to name
+            of_group = labels[..., group].reshape(-1)
+            known = np.flatnonzero(of_group != IGNORE)
+            if not len(known):  # no pair of shapes in a batch of easy pictures, so no relation to name
                 continue
-            logits = normed[known] @ (head[words].sum(1)).T
-            losses.append(F.cross_entropy(logits, wanted[known]))
-            accuracy[_GROUPS[group]] = (logits.argmax(-1) == wanted[known]).float().mean().item()
+            logits, wanted = normed[self._tensor(known)] @ (head[words].sum(1)).T, self._tensor(of_group[known])
+            losses.append(F.cross_entropy(logits, wanted))
+            accuracy[_GROUPS[group]] = (logits.argmax(-1) == wanted).float().mean().item()
         return torch.stack(losses).sum(), accuracy
 
     def _step(self, loss: Tensor) -> None:
@@ -370,9 +380,9 @@ def _attribute_tokens(tokenizer: PreTrainedTokenizerFast) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _match_embedding_scale(model: Qwen2VLForConditionalGeneration, optimizer: torch.optim.AdamW) -> None:
+def _match_embedding_scale(model: Qwen2VLForConditionalGeneration) -> None:
     """Scales the merger's output to twice the size of a word embedding; the norm in front of the head hides its scale."""
-    pixels = torch.from_numpy(picture_batch(0, 0, 64, 1.0).pixels)
+    pixels = torch.from_numpy(picture_batch(0, 0, 64, 1.0).pixels).to(model.device)
     size = vision_tokens(model.model.visual, to_patches(pixels)).square().mean().sqrt()
     words = model.model.language_model.embed_tokens.weight.square().mean().sqrt()
     last = model.model.visual.merger.mlp[2]

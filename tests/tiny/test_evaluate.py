@@ -1,4 +1,4 @@
-"""The test sets are of the test split and the scores are what a brute force would give."""
+"""The test sets are reproducible and the scores are what a brute force would give."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from hf_mmembed.cli.main import app
 from hf_mmembed.data.scenes import random_scene, relation, split_of
+from hf_mmembed.tiny import generative_path
 from hf_mmembed.tiny.evaluate import markdown, recall
 from hf_mmembed.tiny.probe import probe
 from hf_mmembed.tiny.testset import CHANGES, build_testset, changed
@@ -65,3 +68,16 @@ def test_the_tables_show_mean_and_spread() -> None:
     text = markdown(results)
     assert "| R@1 | 15.0 ± 7.1 | 1.0 ± 0.0 |" in text
     assert "| one | related shape | 50.0 | 12.5 | 8 |" in text
+
+
+@pytest.mark.parametrize("words", [[], ["mmembed-tiny"]])
+def test_the_command_measures_the_shipped_model_by_name(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[object] = []
+
+    def stand_in(generative: object, **options: object) -> dict[str, object]:
+        measured.append(generative)
+        return {"zero_shot": {"a": [{"R@1": 1.0}]}, "answers": [], "seeds": [0], "candidates": 10, "machine": "x"}
+
+    monkeypatch.setattr("hf_mmembed.tiny.evaluate.evaluate", stand_in)
+    assert CliRunner().invoke(app, ["tiny", "evaluate", *words]).exit_code == 0
+    assert measured == [generative_path()]

@@ -26,14 +26,7 @@ def test_patches_equal_the_image_processor(batch) -> None:  # type: ignore[no-un
 @torch.inference_mode()
 def test_every_packed_conversation_equals_the_stock_forward(model, tokenizer, batch) -> None:  # type: ignore[no-untyped-def]
     pixels = torch.from_numpy(batch.pictures.pixels)
-    states = hidden_states(
-        model,
-        torch.from_numpy(batch.ids),
-        torch.from_numpy(batch.positions),
-        torch.from_numpy(batch.conversation),
-        torch.from_numpy(batch.image_slots).view(-1),
-        vision_tokens(model.model.visual, to_patches(pixels)),
-    )
+    states = hidden_states(model, batch, vision_tokens(model.model.visual, to_patches(pixels)))
     image_id = tokenizer.convert_tokens_to_ids(IMAGE_PAD)
     processor = build_image_processor()
     pictured = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from hf_mmembed.tiny import training
+from hf_mmembed.tiny.batches import picture_batch, text_batch
 from hf_mmembed.tiny.training import Recipe, train
 
 RECIPE = Recipe(
@@ -45,7 +47,7 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tmp_path_factory.mktemp("whole"), RECIPE, threads=1)
+    return train(tmp_path_factory.mktemp("whole"), RECIPE, threads=1, device="cpu")
 
 
 @pytest.mark.usefixtures("threads_make_batches")
@@ -65,8 +67,8 @@ def test_a_killed_run_resumes_to_the_same_weights(
     monkeypatch.setattr(training._Run, "_step", step_until_killed)
     for _ in range(2):
         with pytest.raises(Killed):
-            train(tmp_path / "cut", RECIPE, threads=1)
-    resumed = load_file(train(tmp_path / "cut", RECIPE, threads=1) / "model.safetensors")
+            train(tmp_path / "cut", RECIPE, threads=1, device="cpu")
+    resumed = load_file(train(tmp_path / "cut", RECIPE, threads=1, device="cpu") / "model.safetensors")
     uninterrupted = load_file(whole / "model.safetensors")
     assert taken > 10 and resumed.keys() == uninterrupted.keys()
     for name, tensor in uninterrupted.items():
@@ -91,3 +93,19 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(training._Run, "_learn_pictures", lambda run, batch: {"loss": float("nan"), "shape": 0.0})
     with pytest.raises(FloatingPointError, match="vision step 2"):
         train(tmp_path, RECIPE, threads=1)
+
+
+@pytest.mark.parametrize("stage", ["vision", "mix"])
+def test_a_step_is_taken_where_the_model_lies(stage, model, tokenizer, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """The meta device stands for a GPU: it refuses what comes from the CPU, but has no values and no fused AdamW."""
+    taken: list[torch.Tensor] = []
+    monkeypatch.setattr(training._Run, "_optimizer", lambda run: None)
+    monkeypatch.setattr(training._Run, "_step", lambda run, loss: (loss.backward(), taken.append(loss)))
+    monkeypatch.setattr(torch.Tensor, "item", lambda tensor: 0.0)
+    run = training._Run(tmp_path, RECIPE, tokenizer, copy.deepcopy(model).to("meta"))
+    if stage == "vision":
+        found = run._learn_pictures(picture_batch(0, 0, 8, 1.0))
+    else:
+        found = run._learn_text(text_batch(tokenizer, 0, 0, "mix", RECIPE.rows, RECIPE.images))
+    assert found.keys() >= {"loss", "shape"}
+    assert taken[0].device.type == "meta"

@@ -1,9 +1,9 @@
 """A benchmark of the drawn world in the layouts of MMEB-V1, SugarCrepe and SugarCrepe++, to be read by the same readers.
 
 In: a seed. Out: three folders: ``mmeb-v1`` with twelve data sets in four meta-tasks, and ``sugarcrepe`` and
-``sugarcrepe-pp``. Every scene is of the test split; those that hold one of `NOVEL_COMBINATIONS`, which no training has
-seen, are out of distribution (OOD). Candidates that would be right too, but are not the gold, are left out: the truth of
-every pairing is known (`truth.py`).
+``sugarcrepe-pp``. The scenes are of the test split, but what ``DrawnEdit`` makes of them may be of any; those that hold
+one of `NOVEL_COMBINATIONS`, which no training has seen, are out of distribution (OOD). Candidates that would be right
+too, but are not the gold, are left out: the truth of every pairing is known (`truth.py`).
 """
 
 from __future__ import annotations

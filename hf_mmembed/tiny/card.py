@@ -78,7 +78,8 @@ def render_saha_card(folder: Path | None = None) -> str:
     before, after = card.split("## How it was made\n")
     return f"""{before}## Scores
 
-On `hf-mmembed tiny benchmark`, by `hf-mmembed tiny score`; test scenes, of which no training pair shows any.
+On `hf-mmembed tiny benchmark`, by `hf-mmembed tiny score`. The scenes are test scenes, of which no training pair shows
+any; what `DrawnEdit` makes of them may be of any split.
 
 {scores}
 ## How it was made

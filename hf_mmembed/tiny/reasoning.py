@@ -3,7 +3,8 @@
 In: a seed. Out: queries with the picture that answers each, and a trace: ``<think> reasoning </think> conclusion``. The
 oracle knows what is in the query's picture and what is asked, never the picture that answers. Four tasks: the shape
 that stands somewhere (``relation``), as many of another shape (``count``), the picture after a change (``composed``),
-and, where there is nothing to think about, a plain caption (``caption``).
+and, where there is nothing to think about, a plain caption (``caption``). The scene of a query is of the split asked for;
+but for ``caption``, the picture that answers may show a scene of any.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def draw_riddles(seed: int, *, blocks: int = 100, size: int = 16, split: Split =
 
 
 def build_riddles(seed: int, *, queries: int = 150) -> dict[str, RiddleTest]:
-    """The test of a seed, from the test split, by task.
+    """The test of a seed, its queries from the test split, by task.
 
     Pictures to choose from: one of each shape in each colour for ``relation``, two to four of each for ``count``; for
     ``composed`` the pictures after and before each change; for ``caption`` as many more as there are queries.

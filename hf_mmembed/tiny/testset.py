@@ -1,7 +1,8 @@
 """The questions `mmembed-tiny` is measured by: retrieval, classification, composed queries and compositional pairs.
 
-In: a seed. Out: a `TestSet` of scenes from the test split alone, with the pictures and texts to embed. Nothing here
-depends on a model, so the same seed is the same test for every model, prompt and read-out.
+In: a seed. Out: a `TestSet` with the pictures and texts to embed. The scenes are of the test split; what a composed
+query makes of one may be of any. Nothing here depends on a model, so the same seed is the same test for every model,
+prompt and read-out.
 """
 
 from __future__ import annotations

@@ -53,7 +53,11 @@ def __getattr__(name: str) -> Any:
         return import_module("hf_mmembed.tiny")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
+    try:
+        value = getattr(import_module(_HOME[name]), name)
+    except ImportError as error:
+        error.add_note("`hf-mmembed doctor` shows what is broken and the pip line that mends it.")
+        raise
     globals()[name] = value
     return value
 

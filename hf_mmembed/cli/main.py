@@ -118,6 +118,10 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _one_line(error: Exception) -> str:
     message = printable(" ".join(str(error).split())) or type(error).__name__
-    if "torchvision" in message or (isinstance(error, ImportError) and "transformers" in message):
+    # transformers names what it could not import and leaves why to the cause.
+    cause = error.__cause__ if "Could not import module" in message else None
+    if cause is not None:
+        message = f"{printable(' '.join(str(cause).split()))}: {message}"
+    if cause is not None or "torchvision" in message or (isinstance(error, ImportError) and "transformers" in message):
         message += " (run `hf-mmembed doctor` to see what is broken and the pip line that mends it)"
     return message

@@ -101,6 +101,15 @@ def test_whole_report_with_a_broken_torchvision(broken_torchvision):
     assert done.stderr == ""
 
 
+def test_a_command_and_an_import_that_break_on_it_point_here(broken_torchvision):
+    code = "from hf_mmembed.cli.main import main; main(['prompt', 'show', 'mmembed-tiny', 'a'])"
+    for script in (code, "from hf_mmembed import MMEmbedder"):
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert "operator torchvision::nms does not exist" in done.stderr and "hf-mmembed doctor" in done.stderr
+        assert ("Traceback" in done.stderr) == (script != code)
+
+
 def test_whole_report_of_this_environment():
     done = doctor_in_child()
     assert done.returncode == 0, done.stdout + done.stderr

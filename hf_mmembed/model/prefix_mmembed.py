@@ -127,7 +127,7 @@ def shared_prefix_length(
     """
     starts = attention_mask.int().argmax(dim=1)  # of booleans there is no argmax
     shortest = int(attention_mask.sum(dim=1).min())
-    columns = starts[:, None] + torch.arange(shortest - 1, device=input_ids.device)
+    columns = starts[:, None] + torch.arange(max(shortest - 1, 0), device=input_ids.device)  # a row may be all padding
     heads = input_ids.gather(1, columns)
     same = (heads == heads[0]).all(dim=0)
     if image_token_id is not None:
@@ -159,6 +159,7 @@ def states_with_shared_prefix(
         their mask `(batch, seq_len)`, where `seq_len` lacks the prefix unless `whole`; or None where sharing is not
         possible (gradient checkpointing, a family that is not causal, unknown arguments) or saves too little.
     """
+    kwargs = {name: value for name, value in kwargs.items() if value is not None}
     if attention_mask is None or not _possible(backbone, input_ids, attention_mask, kwargs):
         return None
     batch, length = input_ids.shape
@@ -181,7 +182,7 @@ def states_with_shared_prefix(
     prefix = prefix_states.shape[1]
     # What follows the prefix begins `prefix` columns further right, in rows with padding on the left too.
     rest_mask = attention_mask[:, prefix:] if padded_right else attention_mask[:, : length - prefix]
-    if config.model_type in MULTIMODAL_ROPE and kwargs.get("image_grid_thw") is not None:
+    if config.model_type in MULTIMODAL_ROPE and "image_grid_thw" in kwargs:
         positions = _grid_positions(
             backbone, input_ids, attention_mask, kwargs["mm_token_type_ids"], kwargs["image_grid_thw"]
         )[..., prefix:]
@@ -235,6 +236,7 @@ def _possible(
 ) -> bool:
     config, text_config = backbone.config, backbone.config.get_text_config(decoder=True)
     window = getattr(text_config, "sliding_window", None)
+    positions_need_types = config.model_type in MULTIMODAL_ROPE and "image_grid_thw" in kwargs
     return (
         not (torch.is_grad_enabled() and backbone.is_activation_checkpointing)
         and not torch.compiler.is_compiling()
@@ -245,4 +247,5 @@ def _possible(
         and (window is None or input_ids.shape[1] <= window)
         and kwargs.keys() <= ROW_ARGUMENTS | IMAGE_ARGUMENTS
         and all(kwargs[name].shape == input_ids.shape for name in ROW_ARGUMENTS & kwargs.keys())
+        and not (positions_need_types and "mm_token_type_ids" not in kwargs)
     )

@@ -7,13 +7,14 @@ be embedded is an error that names it. [`HierarchicalPrompt`] is what a checkpoi
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 __all__ = ["HierarchicalPrompt", "Row", "image_source", "row_of_conversation", "rows_of_lists"]
 
 TASKS = ("query", "document")
 IMAGE_STYLES = ("template", "inline", "bare")
+SWITCHES = ("represent_documents", "chat")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class HierarchicalPrompt:
         separator (`str`, defaults to a line break): Stands between images and text that are not written by the
             template, and between instruction and text unless the instruction ends in white space.
 
+    Raises:
+        TypeError: If a field is no string, or no truth value where it is one.
+        ValueError: If the choices are unknown or contradict each other.
+
     Example:
 
         >>> HierarchicalPrompt("One word.", "\\nText:", "\\nImage:").ending("query", has_image=True)
@@ -50,11 +55,21 @@ class HierarchicalPrompt:
     separator: str = "\n"
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, kind = getattr(self, field.name), bool if field.name in SWITCHES else str
+            if not isinstance(value, kind):
+                hint = "true or false" if kind is bool else "a string, '' for none"
+                raise TypeError(f"{field.name} is {value!r}, it must be {hint}")
         if self.image_style not in IMAGE_STYLES:
             raise ValueError(f"image_style is {self.image_style!r}; use one of {', '.join(map(repr, IMAGE_STYLES))}.")
         if not self.chat and (self.system or self.image_style == "template"):
             raise ValueError(
                 "a prompt with chat=False has no turns: leave `system` empty and set image_style to 'inline' or 'bare'."
+            )
+        if self.image_style == "bare" and not self.separator:
+            raise ValueError(
+                "image_style 'bare' with an empty separator puts the tokens of two pictures side by side, where Qwen reads "
+                "them as one picture; set a separator, or image_style 'inline'."
             )
 
     def ending(self, task: str | None, has_image: bool) -> str:

@@ -164,6 +164,24 @@ def test_memory_over_a_series_of_batches_changes_nothing(family, loaded):
     assert torch.allclose(whole, shared, rtol=0, atol=5e-6)
 
 
+@pytest.mark.parametrize("types", [{}, {"mm_token_type_ids": None}], ids=str)
+def test_the_library_says_that_the_types_of_tokens_are_missing(types, loaded):
+    model, processor = loaded("qwen2_vl")
+    features = processor(text=["red", "red"], images=pictures((40, 24), (24, 40)), return_tensors="pt")
+    features = {name: value for name, value in features.items() if name != "mm_token_type_ids"} | types
+    with torch.no_grad(), pytest.raises(ValueError, match="`mm_token_type_ids` is missing"):
+        model(**features)
+
+
+def test_a_row_that_is_all_padding_leaves_the_others_alone(loaded):
+    model, processor = loaded("qwen2_vl")
+    features = processor(text=["red", "red", "blue"], return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**features).embeddings
+        features["attention_mask"][1] = 0
+        assert torch.allclose(model(**features).embeddings[[0, 2]], expected[[0, 2]], rtol=0, atol=5e-6)
+
+
 def test_a_mask_of_booleans_is_a_mask(loaded):
     model, processor = loaded("qwen2_vl")
     features = processor(text=["red", "two blue circles"], return_tensors="pt")

@@ -34,6 +34,25 @@ def test_a_file_that_is_no_prompt_says_what_it_needs(tmp_path, content):
         load_prompt(path)
 
 
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("represent_text:", "mine.yaml is no prompt .represent_text is None, it must be a string"),
+        ("system: 1", "system is 1, it must be a string"),
+        ("chat: 'no'", "chat is 'no', it must be true or false"),
+        ("represent_documents: 1", "represent_documents is 1, it must be true or false"),
+        ("{image_style: bare, separator: ''}", "image_style 'bare' with an empty separator"),
+    ],
+)
+def test_fields_of_a_wrong_type_or_at_odds_are_named(tmp_path, field, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        yaml.safe_dump({"system": "s", "represent_text": "t", "represent_image": "i", **yaml.safe_load(field)})
+    )
+    with pytest.raises(ValueError, match=message):
+        load_prompt(path)
+
+
 def test_an_absent_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent.yaml"):
         load_prompt(tmp_path / "absent.yaml")

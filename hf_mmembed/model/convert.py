@@ -22,6 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionRe
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from .checkpoint_mmembed import require_safetensors
@@ -66,6 +67,8 @@ print(model.similarity(queries, documents))
 # SmolVLM's own processor needs num2words for its video prompts; its images are processed exactly as Idefics3's.
 PROCESSOR_CLASSES = {"smolvlm": "Idefics3Processor"}
 
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+
 
 def convert(
     base: str | Path,
@@ -91,7 +94,7 @@ def convert(
         revision (`str`, *optional*): Branch, tag or commit of a Hub id; the commit is recorded in the config.
 
     Returns:
-        `Path`: `out`. It appears at once and complete, or not at all.
+        `Path`: `out`. It appears at once and complete, or not at all; an empty directory gets its `config.json` last.
 
     Raises:
         FileExistsError: If `out` holds something already.
@@ -102,9 +105,13 @@ def convert(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not an empty directory; choose another one or remove it.")
     prompt = prompt if isinstance(prompt, HierarchicalPrompt) else load_prompt(prompt)
-    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise ValueError(f"dtype is {dtype!r}; use 'float32', 'bfloat16' or 'float16'.")
+    if dtype is not None and str(dtype).removeprefix("torch.") not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; use one of {', '.join(map(repr, DTYPES))}.")
     commit = _resolved(base, revision)
+    if find_adapter_config_file(str(base), revision=commit) is not None:
+        raise ValueError(
+            f"{base} is an adapter; merge it into its base first, with PEFT's merge_and_unload, and convert the result."
+        )
     require_safetensors(base)
     config = AutoConfig.from_pretrained(base, revision=commit)
     # A converted checkpoint may be published: of a local base, only the directory's name is recorded.
@@ -122,14 +129,22 @@ def convert(
     model = MMEmbedModel.from_backbone(
         backbone, readout=readout, pooling=pooling, embedding_dim=embedding_dim, **origin
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    written = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    # What is there already, the working directory or a mount point perhaps, is filled; what is not appears whole.
+    fill = out.exists()
+    parent = out if fill else out.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    name = out.resolve().name
+    written = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=parent))
     try:
         model.save_pretrained(written)
         processor.save_pretrained(written)
-        (written / "README.md").write_text(_readme(out.name, model.config, prompt, commit), encoding="utf-8")
+        (written / "README.md").write_text(_readme(name, model.config, prompt, commit), encoding="utf-8")
         written.chmod(0o755)
-        os.replace(written, out)
+        if fill:  # config.json at last: without it, nothing opens the directory
+            for file in sorted(written.iterdir(), key=lambda file: file.name == "config.json"):
+                os.replace(file, out / file.name)
+        else:
+            os.replace(written, out)
     finally:
         shutil.rmtree(written, ignore_errors=True)
     return out

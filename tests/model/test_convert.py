@@ -8,10 +8,12 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, BertConfig, LlamaConfig
 
@@ -96,8 +98,27 @@ def test_what_exists_is_not_overwritten(base, tmp_path):
     with pytest.raises(FileExistsError, match="exists and is not an empty directory"):
         convert(base, out)
     assert [entry.name for entry in out.iterdir()] == ["mine.txt"]
-    (out / "mine.txt").unlink()
-    assert convert(base, out) == out
+
+
+def test_an_empty_directory_is_filled_wherever_it_is(base, tmp_path, monkeypatch):
+    """The working directory, the target of a link and a mount point cannot be replaced by another directory."""
+    out = tmp_path / "mine"
+    out.mkdir()
+    identity = out.stat().st_ino
+    (tmp_path / "link").symlink_to(out)
+    moved = []
+    replace = os.replace
+    monkeypatch.setattr(
+        os, "replace", lambda source, target: moved.append(Path(target).name) or replace(source, target)
+    )
+    monkeypatch.chdir(out)
+    for name in (".", tmp_path / "link"):
+        assert convert(base, name) == Path(name)
+        assert {entry.name for entry in out.iterdir()} == FILES and out.stat().st_ino == identity
+        assert moved[-1] == "config.json"
+        assert "# mine\n" in (out / "README.md").read_text()
+        for entry in out.iterdir():
+            entry.unlink()
 
 
 def test_a_failure_leaves_nothing_behind(base, tmp_path, monkeypatch):
@@ -106,9 +127,10 @@ def test_a_failure_leaves_nothing_behind(base, tmp_path, monkeypatch):
 
     monkeypatch.setattr(MMEmbedProcessor, "save_pretrained", fail)
     target = tmp_path / "target"
-    with pytest.raises(OSError, match="No space left"):
-        convert(base, target / "out")
-    assert list(target.iterdir()) == []
+    for out in (target / "out", target):
+        with pytest.raises(OSError, match="No space left"):
+            convert(base, out)
+        assert list(target.iterdir()) == []
 
 
 def test_pickled_weights_are_refused_with_a_way_out(base, tmp_path):
@@ -166,6 +188,13 @@ def test_an_embedder_is_not_converted_again(embedder, tmp_path):
         convert(embedder("qwen2_vl"), tmp_path / "out")
 
 
+def test_an_adapter_is_to_be_merged_first(base, tmp_path):
+    adapted = get_peft_model(AutoModel.from_pretrained(base), LoraConfig(target_modules=["q_proj"]))
+    adapted.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="adapter is an adapter; merge it into its base first"):
+        convert(tmp_path / "adapter", tmp_path / "out")
+
+
 def test_a_base_without_chat_template_is_named(base, tmp_path):
     (base / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match="no chat template"):
@@ -176,8 +205,9 @@ def test_unknown_choices_are_named_before_anything_is_written(base, tmp_path):
     for choices, message in (
         ({"prompt": "sahaa"}, "no preset 'sahaa'"),
         ({"readout": "x"}, "readout is 'x'"),
-        ({"dtype": "bf16"}, "dtype is 'bf16'; use 'float32', 'bfloat16' or 'float16'"),
-        ({"dtype": "nn"}, "dtype is 'nn'"),
+        ({"dtype": "bf16"}, "dtype is 'bf16'; use one of 'auto', 'float32', 'bfloat16', 'float16', 'float64'"),
+        ({"dtype": "float8_e4m3fn"}, "dtype is 'float8_e4m3fn'"),
+        ({"dtype": torch.int8}, "dtype is torch.int8"),
     ):
         with pytest.raises(ValueError, match=message):
             convert(base, tmp_path / "new" / "out", **choices)

@@ -124,8 +124,7 @@ def run(
             trust_remote_code=trust_remote_code,
         )
     except KeyboardInterrupt:
-        typer.echo("\nstopped; finished work is kept: the same command goes on from there", err=True)
-        raise typer.Exit(1) from None
+        raise KeyboardInterrupt("finished work is kept: the same command goes on from there") from None
     if world().main:
         typer.echo(str(results))
         typer.echo(f"results: {folder}")

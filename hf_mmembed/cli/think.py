@@ -95,8 +95,7 @@ def think(
                 part=(rank, world),
             )
         except KeyboardInterrupt:
-            typer.echo(f"\nstopped; {len(store)} traces are kept in {out}: the same command goes on there", err=True)
-            raise typer.Exit(1) from None
+            raise KeyboardInterrupt(f"{len(store)} traces are kept in {out}: the same command goes on there") from None
         speed = f", {done.tokens / done.seconds:.1f} tokens/s" if done.seconds else ""
         typer.echo(f"{done.new} new traces, {done.kept} kept{speed}")
         summary = store.summary()

@@ -8,7 +8,7 @@ travels with the checkpoint.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache
 from itertools import groupby
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.activations import QuickGELUActivation
 
-__all__ = ["InPlaceQuickGELU", "LinearPatchConv", "attend_by_length", "feed_forward", "run_lean"]
+__all__ = ["AttentionByLength", "InPlaceQuickGELU", "LinearPatchConv", "OnePassFeedForward", "run_lean"]
 
 # Vision attentions that have the same parts and take the same arguments.
 QWEN_ATTENTIONS = frozenset(
@@ -26,16 +26,38 @@ QWEN_ATTENTIONS = frozenset(
 
 
 def run_lean(backbone: nn.Module) -> None:
-    """Make the modules of a backbone compute in the ways below, in place."""
+    """Make the modules of a backbone compute in the ways below, in place.
+
+    Their classes change, rather than the `forward` of each: a replica of a module then computes with its own weights.
+    """
     for module in backbone.modules():
-        if type(module) is nn.Conv3d and module.stride == module.kernel_size and module.padding == (0, 0, 0):
+        kind: Any = type(module)
+        if kind is nn.Conv3d and module.stride == module.kernel_size and module.padding == (0, 0, 0):
             module.__class__ = LinearPatchConv
-        elif type(module) is QuickGELUActivation:
+        elif kind is QuickGELUActivation:
             module.__class__ = InPlaceQuickGELU
-        elif type(module).__name__ == "VisionMlp" and type(module.act) in (QuickGELUActivation, InPlaceQuickGELU):
-            module.forward = partial(feed_forward, module)
-        elif type(module).__name__ in QWEN_ATTENTIONS:
-            module.forward = partial(attend_by_length, module)
+        elif kind.__name__ == "VisionMlp" and type(module.act) in (QuickGELUActivation, InPlaceQuickGELU):
+            module.__class__ = _lean(OnePassFeedForward, kind)
+        elif kind.__name__ in QWEN_ATTENTIONS:
+            module.__class__ = _lean(AttentionByLength, kind)
+
+
+@cache
+def _lean(way: type, kind: type) -> Any:
+    """The class `kind` of a family, computing in our way."""
+    return type(f"Lean{kind.__name__}", (way, kind), {})
+
+
+def _blank(way: type, kind: type) -> nn.Module:
+    lean = _lean(way, kind)
+    return lean.__new__(lean)
+
+
+class _Lean(nn.Module):
+    """A class that `_lean` makes is in no file, so its modules are pickled and copied by what it is made of."""
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _blank, type(self).__bases__, self.__dict__
 
 
 class LinearPatchConv(nn.Conv3d):
@@ -63,64 +85,72 @@ class InPlaceQuickGELU(QuickGELUActivation):
         return (1.702 * input).sigmoid_().mul_(input)
 
 
-def feed_forward(mlp: Any, states: torch.Tensor) -> torch.Tensor:
-    """The forward of Qwen2-VL's `VisionMlp`, whose activation passes over its input once instead of three times.
+class OnePassFeedForward(_Lean):
+    """Qwen2-VL's `VisionMlp`, whose activation passes over its input once instead of three times.
 
     `x * sigmoid(1.702 * x)` is `silu(1.702 * x) / 1.702`; the matrix products before and after it take the factors.
-
-    Args:
-        mlp (`nn.Module`): With a `QuickGELUActivation` between `fc1` and `fc2`.
-        states (`torch.Tensor` of shape `(patches, dim)`): Its input.
-
-    Returns:
-        `torch.Tensor` of shape `(patches, dim)`.
     """
-    first, second = mlp.fc1, mlp.fc2
-    # An adapter or a quantised layer is another class.
-    if torch.is_grad_enabled() or type(first) is not nn.Linear or type(second) is not nn.Linear:
-        return type(mlp).forward(mlp, states)
-    wide = torch.addmm(first.bias, states, first.weight.t(), beta=1.702, alpha=1.702)
-    return torch.addmm(second.bias, F.silu(wide, inplace=True), second.weight.t(), alpha=1 / 1.702)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """`(patches, dim)` → `(patches, dim)`."""
+        first: Any = self.fc1
+        second: Any = self.fc2
+        if torch.is_grad_enabled() or not (_is_plain(first) and _is_plain(second)):
+            return super().forward(states)
+        wide = torch.addmm(first.bias, states, first.weight.t(), beta=1.702, alpha=1.702)
+        return torch.addmm(second.bias, F.silu(wide, inplace=True), second.weight.t(), alpha=1 / 1.702)
 
 
-def attend_by_length(
-    attention: Any,
-    hidden_states: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    position_embeddings: tuple[torch.Tensor, torch.Tensor],
-    **kwargs: Any,
-) -> torch.Tensor:
-    """The forward of a Qwen vision attention: neighbouring segments of equal length attend in one call.
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a call of the layer is its matrix product: it has no adapter, and no hook, as offloaded layers have."""
+    hooked = "forward" in vars(layer) or layer._forward_pre_hooks or layer._forward_hooks
+    return type(layer) is nn.Linear and not hooked
+
+
+class AttentionByLength(_Lean):
+    """A Qwen vision attention in which neighbouring segments of equal length attend in one call.
 
     A segment is a picture, or a window of one; transformers runs a loop over them wherever flash attention is absent.
-
-    Args:
-        attention (`nn.Module`): One of `QWEN_ATTENTIONS`.
-        hidden_states (`torch.Tensor` of shape `(patches, dim)`): All segments, one after the other.
-        cu_seqlens (`torch.Tensor` of shape `(segments + 1,)`): Where each begins, and where the last one ends.
-        position_embeddings (`tuple[torch.Tensor, torch.Tensor]`): Cosine and sine, `(patches, head_dim)` each.
-        **kwargs: What else the module takes, which does not concern attention of this kind.
-
-    Returns:
-        `torch.Tensor` of shape `(patches, dim)`.
     """
-    implementation = attention.config._attn_implementation
-    if implementation != "sdpa" or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return type(attention).forward(
-            attention, hidden_states, cu_seqlens=cu_seqlens, position_embeddings=position_embeddings, **kwargs
-        )
-    patches = hidden_states.shape[0]
-    parts = attention.qkv(hidden_states).view(patches, 3, attention.num_heads, -1)
-    cosine, sine = (angles[:, None, None] for angles in position_embeddings)
-    query, key = _rotated(parts[:, :2], cosine, sine).unbind(1)
-    outputs, start = [], 0
-    for length, segments in groupby((cu_seqlens[1:] - cu_seqlens[:-1]).tolist()):
-        stop = start + length * len(list(segments))
-        q, k, v = (part[start:stop].unflatten(0, (-1, length)).transpose(1, 2) for part in (query, key, parts[:, 2]))
-        mixed = F.scaled_dot_product_attention(q, k, v, scale=attention.scaling)
-        outputs.append(mixed.transpose(1, 2).reshape(stop - start, -1))
-        start = stop
-    return attention.proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """One forward pass.
+
+        Args:
+            hidden_states (`torch.Tensor` of shape `(patches, dim)`): All segments, one after the other.
+            cu_seqlens (`torch.Tensor` of shape `(segments + 1,)`): Where each begins, and where the last one ends.
+            position_embeddings (`tuple[torch.Tensor, torch.Tensor]`): Cosine and sine, `(patches, head_dim)` each.
+            **kwargs: What else the module takes, which does not concern attention of this kind.
+
+        Returns:
+            `torch.Tensor` of shape `(patches, dim)`.
+        """
+        attention: Any = self
+        implementation = attention.config._attn_implementation
+        if implementation != "sdpa" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().forward(
+                hidden_states, cu_seqlens=cu_seqlens, position_embeddings=position_embeddings, **kwargs
+            )
+        patches = hidden_states.shape[0]
+        parts = attention.qkv(hidden_states).view(patches, 3, attention.num_heads, -1)
+        cosine, sine = (angles[:, None, None] for angles in position_embeddings)
+        query, key = _rotated(parts[:, :2], cosine, sine).unbind(1)
+        outputs, start = [], 0
+        for length, segments in groupby((cu_seqlens[1:] - cu_seqlens[:-1]).tolist()):
+            stop = start + length * len(list(segments))
+            q, k, v = (
+                part[start:stop].unflatten(0, (-1, length)).transpose(1, 2) for part in (query, key, parts[:, 2])
+            )
+            mixed = F.scaled_dot_product_attention(q, k, v, scale=attention.scaling)
+            outputs.append(mixed.transpose(1, 2).reshape(stop - start, -1))
+            start = stop
+        return attention.proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
 
 
 def _rotated(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:

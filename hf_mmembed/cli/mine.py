@@ -127,7 +127,9 @@ def mine(
             device=embedder.device,
         )
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"finished embeddings are kept in {out}: the same command goes on from there") from None
+        raise KeyboardInterrupt(
+            f"finished embeddings are kept in {out}: the same command goes on from there"
+        ) from None
     if process.main:
         numbers = write_report(pairs, mined, out, seed=seed)
         _tell(numbers, mined.clusters.rows.shape[1], out)

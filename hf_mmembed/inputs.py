@@ -34,8 +34,8 @@ def as_messages(item: Any, *, index: int = 0, instruction: str | None = None) ->
         item: a ``str`` (always text), a picture (PIL image, ``np.ndarray`` or ``torch.Tensor`` of three axes), a dict
             with some of the keys ``text``, ``image`` and ``instruction``, where ``image`` is a picture, a local path,
             the bytes of an image file or a list of these, or chat messages (one ``{"role", "content"}`` dict or a list
-            of them), whose pictures may also be called ``path``, ``url`` or ``image_url``. A key whose value is None counts as absent. An empty string is a valid text: the
-            model reads its prompt with nothing in it.
+            of them), whose pictures may also be called ``path``, ``url`` or ``image_url``. A key whose value is None
+            counts as absent. An empty string is a valid text: the model reads its prompt with nothing in it.
         index: the position of ``item`` among the inputs, for error messages.
         instruction: what to do with the input, where it does not say so itself (its own ``instruction``, the empty
             one too, or a system turn).

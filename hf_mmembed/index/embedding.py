@@ -113,8 +113,8 @@ def embed_source(
         strict: Stop at the first row that cannot be read, now or in an earlier run.
 
     Raises:
-        ValueError: `out` is a file or holds something else, another process is writing to it, or (`strict`) a row cannot be read,
-            or no row can.
+        ValueError: `out` is a file or holds something else, another process is writing to it, (`strict`) a row cannot be
+            read, or none can.
         OSError: A file cannot be written; finished shards are kept.
     """
     check_directory(out)

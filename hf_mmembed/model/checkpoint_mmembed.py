@@ -16,9 +16,6 @@ from typing import Any
 
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
-from transformers.modeling_utils import LoadStateDictConfig
 
 from .configuration_mmembed import attention_of_backbone
 
@@ -132,6 +129,11 @@ class EmbeddingModel(PreTrainedModel):
         Raises:
             ValueError: If weights are missing or have the wrong shape.
         """
+        # Here, as these are young parts of transformers, and who loads no adapter shall not depend on them.
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming
+        from transformers.modeling_utils import LoadStateDictConfig
+
         load_config = kwargs.pop("load_config", None) or LoadStateDictConfig()
         mapping = load_config.weight_mapping or get_model_conversion_mapping(self)
         # Behind the renaming that puts the adapter's name in.

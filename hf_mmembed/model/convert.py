@@ -99,7 +99,8 @@ def convert(
     Raises:
         FileExistsError: If `out` holds something already.
         OSError: If `base` cannot be read or has no safetensors weights.
-        ValueError: If a choice is unknown, `revision` is given for a directory, `base` is not a multimodal LLM with a chat template, or its weights are incomplete.
+        ValueError: If a choice is unknown, `revision` is given for a directory, `base` is not a multimodal LLM with a
+            chat template, or its weights are incomplete.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

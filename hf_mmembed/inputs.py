@@ -151,6 +151,8 @@ def picture_size(picture: Any) -> tuple[int, int] | None:
         height, width = shape[:2] if len(shape) == 2 or shape[2] in (1, 3, 4) else shape[1:]
     elif isinstance(picture, Image.Image):
         width, height = picture.size
+    elif not isinstance(picture, bytes) and not os.path.isfile(picture):
+        width, height = open_image(picture).size  # raises; a named pipe would be waited for below
     else:
         try:
             with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=FORMATS) as header:

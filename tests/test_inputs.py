@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,9 @@ def test_a_file_without_a_size_is_refused(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(ImageError, match="a.png"):
         picture_size(str(tmp_path / "a.png"))
+    os.mkfifo(tmp_path / "pipe.png")  # nobody writes to it
+    with pytest.raises(ImageError, match="is a pipe"):
+        picture_size(str(tmp_path / "pipe.png"))
 
 
 def test_half_a_surrogate_pair_beside_an_input_is_named():

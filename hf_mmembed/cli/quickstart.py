@@ -6,6 +6,8 @@ PNG and HTML, and the fine-tuned adapter; on stdout, for each search, whether it
 
 from __future__ import annotations
 
+import shutil
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -107,7 +109,9 @@ def _tour(
     draw_contact_sheet(panels, **sheet).save(path)
     write_atomically(path.with_suffix(".html"), write_contact_page(panels, **sheet).encode("utf-8"))
     typer.echo(f"\ncontact sheet: {path} and {path.with_suffix('.html')}")
-    typer.echo(f'your own: hf-mmembed search {directory} --text "two green hearts"')
+    # Started by make, the program is in .venv/bin and seldom on the path.
+    program = "hf-mmembed" if shutil.which("hf-mmembed") else sys.argv[0]
+    typer.echo(f'your own: {program} search {directory} --text "two green hearts"')
     return ranks
 
 

@@ -58,7 +58,7 @@ def vision_tokens(visual: Any, patches: Tensor) -> Tensor:
 
 
 def hidden_states(model: Any, batch: TextBatch, visual_tokens: Tensor) -> Tensor:
-    """Final-norm states (rows, 128, hidden) of packed rows, whose pictures take the first of `visual_tokens` (m, hidden)."""
+    """Final-norm states (rows, 128, hidden) of packed rows; their pictures are the first of `visual_tokens` (m, hidden)."""
     language = model.model.language_model
     ids, positions, conversation, slots = (
         torch.from_numpy(array).to(visual_tokens.device)

@@ -19,6 +19,15 @@ def call(*words):
     return stopped.value.code
 
 
+def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_mmembed.evaluation.evaluate", interrupted)
+    assert call("evaluate", "some-model", "--benchmark", "mmeb-v1", "--data", tmp_path) == 130
+    assert "stopped; finished work is kept: the same" in capsys.readouterr().err
+
+
 def test_a_model_is_measured_without_naming_the_subcommand(tmp_path, monkeypatch, capsys):
     import hf_mmembed.evaluation.run as run
 

@@ -45,6 +45,15 @@ def test_clusters_report_and_what_was_skipped(pairs, embedder, tmp_path, capsys)
     assert skipped["row"] == 11
 
 
+def test_ctrl_c_says_how_to_go_on(pairs, embedder, tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_mmembed.mining.mine_pairs", interrupted)
+    assert run("mine", embedder("qwen2_vl"), pairs, tmp_path, "--device", "cpu") == 130
+    assert f"stopped; finished embeddings are kept in {tmp_path}: the same" in capsys.readouterr().err
+
+
 def test_flags_win_over_the_file(pairs, embedder, tmp_path):
     (tmp_path / "mine.yaml").write_text("strategy: random\nk: 5\nlabels: [pairs]\n")
     run("mine", embedder("qwen2_vl"), pairs, tmp_path, "--config", tmp_path / "mine.yaml", "-k", 1, "--device", "cpu")

@@ -37,6 +37,16 @@ def test_think_goes_on_where_it_was(data, generative, tmp_path, capsys):
         assert len(store) == 8 and {side for side, _ in store.by_content()} == {"query", "document"}
 
 
+def test_ctrl_c_says_how_to_go_on(data, generative, tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_mmembed.thinking.fill.think_about_pairs", interrupted)
+    words = ["think", generative("qwen2_vl"), data, tmp_path / "t.sqlite", "--device", "cpu"]
+    assert run(*words) == 130
+    assert f"stopped; 0 traces are kept in {tmp_path}" in capsys.readouterr().err
+
+
 def test_missing_endpoint(data, tmp_path, capsys):
     code = run("think", "teacher", data, tmp_path / "t.sqlite", "--endpoint", "http://127.0.0.1:9/v1")
     assert code == 1 and "cannot be reached" in capsys.readouterr().err

@@ -22,7 +22,7 @@ from transformers.utils import ModelOutput
 
 from .checkpoint_mmembed import EmbeddingModel
 from .configuration_mmembed import MMEmbedConfig
-from .pooled_mmembed import last_block_for_pooled, last_real_token, only_pooled
+from .pooled_mmembed import blocks_for_pooled, last_real_token, only_pooled
 from .prefix_mmembed import PrefixMemory, states_with_shared_prefix
 from .vision_mmembed import run_lean
 
@@ -116,7 +116,7 @@ class MMEmbedModel(EmbeddingModel):
             # final norm then takes as usual.
             block.mlp.forward = torch.zeros_like
         elif self.config.pooling == "last":
-            last_block_for_pooled(self.backbone)
+            blocks_for_pooled(self.backbone)
 
     @classmethod
     def from_backbone(cls, backbone: PreTrainedModel, **config_fields: Any) -> MMEmbedModel:

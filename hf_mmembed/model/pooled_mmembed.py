@@ -1,8 +1,9 @@
-"""The last block computed for the token that is pooled, where nobody asks for the states of the others.
+"""Blocks computed for the tokens that reach the embedding, where nobody asks for the states of the others.
 
 In: the attention mask `(batch, seq_len)` of a forward pass. Out: last hidden states that are right at the last real
 token of each row. What the last block's MLP makes of the other tokens reaches nothing but their own states, so it is
-left out: of n blocks, that saves nearly all of one MLP. This file travels with the checkpoint.
+left out: of n blocks, that saves nearly all of one MLP. In the blocks before it, the MLP leaves out the padding. This
+file travels with the checkpoint.
 """
 
 from __future__ import annotations
@@ -10,18 +11,38 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
-__all__ = ["last_block_for_pooled", "last_real_token", "only_pooled"]
+__all__ = ["blocks_for_pooled", "last_real_token", "only_pooled"]
 
-# Parts of a block, by the names that all families give them, but for those with fused projections.
-PARTS = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
+# Parts of the last block, by the names that all families give them, but for those with fused projections.
+PARTS_OF_LAST = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
+# Where less than this share of the tokens is padding, picking out the others can take longer than it saves.
+LEAST_PADDING_SHARE = 1 / 16
 
-# Columns of the pooled tokens in the forward pass under way, `(batch,)`, and its length; each thread has its own.
-_POOLED: ContextVar[tuple[torch.Tensor, int] | None] = ContextVar("pooled", default=None)
+
+@dataclass(frozen=True)
+class Asked:
+    """The tokens of a forward pass `(batch, seq_len)` that are asked for, counted through all rows.
+
+    Args:
+        shape (`tuple[int, int]`): `(batch, seq_len)`.
+        pooled (`torch.Tensor` of shape `(batch,)`): The last real token of each row.
+        real (`torch.Tensor` of shape `(real,)`, *optional*): All but the padding; none where there is too little of it.
+    """
+
+    shape: tuple[int, int]
+    pooled: torch.Tensor
+    real: torch.Tensor | None
+
+
+# What is asked of the forward pass under way; each thread has its own.
+_ASKED: ContextVar[Asked | None] = ContextVar("asked", default=None)
 
 
 def last_real_token(mask: torch.Tensor) -> torch.Tensor:
@@ -41,53 +62,92 @@ def last_real_token(mask: torch.Tensor) -> torch.Tensor:
     return (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
 
 
-def last_block_for_pooled(backbone: PreTrainedModel) -> None:
-    """Make the last block of a backbone heed [`only_pooled`], as far as it has parts by these names."""
-    layers = getattr(backbone.get_decoder(), "layers", None)
-    for name, part in layers[-1].named_modules() if layers else ():
-        # Hooks are told which module they belong to: replicas of one, on other devices, compute with their own weights.
-        if name in PARTS and _keep_pooled not in part._forward_pre_hooks.values():
-            part.register_forward_pre_hook(_keep_pooled, with_kwargs=True)
-            part.register_forward_hook(_fill_up, with_kwargs=True)
+def blocks_for_pooled(backbone: PreTrainedModel) -> None:
+    """Make the blocks of a backbone heed [`only_pooled`], as far as they have parts by these names."""
+    *others, last = list(getattr(backbone.get_decoder(), "layers", ())) or [nn.Module()]
+    for block in others:
+        _hook(block, ("mlp",), _before_real, _behind_real)
+    _hook(last, PARTS_OF_LAST, _before_pooled, _behind_pooled)
+
+
+def _hook(block: nn.Module, names: tuple[str, ...], before: Any, behind: Any) -> None:
+    # Hooks are told which module they belong to: replicas of one, on other devices, compute with their own weights.
+    for name, part in block.named_modules():
+        if name in names and before not in part._forward_pre_hooks.values():
+            part.register_forward_pre_hook(before, with_kwargs=True)
+            part.register_forward_hook(behind, with_kwargs=True)
 
 
 @contextmanager
 def only_pooled(mask: torch.Tensor | None) -> Iterator[None]:
     """Within this context, the last block reads the last real token of each row, and of the others keys and values.
 
+    Where gradients are off, the MLPs of the other blocks read no padding.
+
     Args:
         mask (`torch.Tensor` of shape `(batch, seq_len)`, *optional*): Of the tokens that the forward pass reads.
             Without one, every token is real, and all are read.
     """
-    token = _POOLED.set(None if mask is None else (last_real_token(mask), mask.shape[1]))
+    token = _ASKED.set(None if mask is None else _asked(mask))
     try:
         yield
     finally:
-        _POOLED.reset(token)
+        _ASKED.reset(token)
 
 
-def _asked(inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[torch.Tensor, int] | None:
+def _asked(mask: torch.Tensor) -> Asked:
+    batch, length = mask.shape
+    pooled = torch.arange(batch, device=mask.device) * length + last_real_token(mask)
+    real = None if torch.is_grad_enabled() else mask.flatten().nonzero().squeeze(1)
+    if real is not None and len(real) > (1 - LEAST_PADDING_SHARE) * batch * length:
+        real = None
+    return Asked((batch, length), pooled, real)
+
+
+def _wanted(
+    choice: str, inputs: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[int, int], torch.Tensor] | None:
+    asked = _ASKED.get()
     # An MLP that is told something about each token, as ERNIE's experts are, is given all of them.
-    return None if torch.compiler.is_compiling() or len(inputs) != 1 or named else _POOLED.get()
-
-
-def _keep_pooled(part: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-    """Before a part runs, `(batch, seq_len, in)` → `(batch, 1, in)`."""
-    if (asked := _asked(inputs, named)) is None:
+    if asked is None or torch.compiler.is_compiling() or len(inputs) != 1 or named:
         return None
-    (states,), (columns, _) = inputs, asked
-    rows = torch.arange(states.shape[0], device=states.device)
-    # Still three axes, as mixtures of experts expect.
-    return (states[rows, columns.to(states.device)].unsqueeze(1),), named
+    places = getattr(asked, choice)
+    return None if places is None else (asked.shape, places)
 
 
-def _fill_up(part: Any, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
-    """Behind it, `(batch, 1, out)` → `(batch, seq_len, out)`, zero where the part was not asked."""
-    if (asked := _asked(inputs, named)) is None:
+def _keep(choice: str, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    """`(batch, seq_len, in)` → `(places, 1, in)`: still three axes, as mixtures of experts expect."""
+    if (wanted := _wanted(choice, inputs, named)) is None:
         return None
-    columns, length = asked
+    (states,), (_, places) = inputs, wanted
+    return (states.flatten(0, 1).index_select(0, places.to(states.device)).unsqueeze(1),), named
+
+
+def _fill_up(choice: str, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+    """`(places, 1, out)` → `(batch, seq_len, out)`, zero where the part was not asked."""
+    if (wanted := _wanted(choice, inputs, named)) is None:
+        return None
+    (batch, length), places = wanted
     # Some mixtures of experts return what their router chose as well.
-    pooled, *rest = output if isinstance(output, tuple) else (output,)
-    whole = pooled.new_zeros(pooled.shape[0], length, pooled.shape[-1])
-    whole[torch.arange(pooled.shape[0], device=pooled.device), columns.to(pooled.device)] = pooled.squeeze(1)
+    states, *rest = output if isinstance(output, tuple) else (output,)
+    whole = states.new_zeros(batch * length, states.shape[-1])
+    whole.index_copy_(0, places.to(states.device), states.squeeze(1))
+    whole = whole.unflatten(0, (batch, length))
     return (whole, *rest) if rest else whole
+
+
+# Hooks are functions of this file, by whose names a model is pickled for other processes.
+def _before_pooled(part: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    return _keep("pooled", inputs, named)
+
+
+def _behind_pooled(part: Any, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+    return _fill_up("pooled", inputs, named, output)
+
+
+def _before_real(part: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    return _keep("real", inputs, named)
+
+
+def _behind_real(part: Any, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+    return _fill_up("real", inputs, named, output)

@@ -1,4 +1,4 @@
-"""The last block computes what is pooled, and nothing about the result changes."""
+"""Blocks compute what the pooled token needs and no more, and nothing about the result changes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from PIL import Image
 from transformers import AutoModel, AutoProcessor, LlavaConfig, PretrainedConfig
 
 from hf_mmembed.model import MMEmbedConfig, MMEmbedModel
-from hf_mmembed.model.pooled_mmembed import last_block_for_pooled, only_pooled
+from hf_mmembed.model.pooled_mmembed import blocks_for_pooled, only_pooled
+from hf_mmembed.model.prefix_mmembed import CAUSAL_FAMILIES, shared_prefix_length
 from tests.tiny_families import FAMILIES
 
 
@@ -34,6 +35,7 @@ def mixture(processor):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_embeddings_are_the_same(family, side, share_prefix, loaded, monkeypatch):
+    monkeypatch.setattr("hf_mmembed.model.pooled_mmembed.LEAST_PADDING_SHARE", 0)
     model, processor = loaded(family)
     processor.tokenizer.padding_side = side
     batch = mixture(processor)
@@ -54,6 +56,35 @@ def test_embeddings_are_the_same(family, side, share_prefix, loaded, monkeypatch
     assert inside or family == "qwen3_vl_moe"
     assert {read[part] for part in (attention.q_proj, attention.o_proj, *inside)} == {(3, 1)}
     assert len(read[attention.k_proj]) == len(read[attention.v_proj]) == 2
+    first = model.backbone.get_decoder().layers[0]
+    real, padded = real_tokens(batch, share_prefix and family in CAUSAL_FAMILIES), read[first.self_attn.k_proj]
+    assert real < padded[0] * padded[1]
+    inside = [part for part in first.mlp.modules() if isinstance(part, torch.nn.Linear)]
+    assert {read[part] for part in inside} == {(real, 1)} or (family == "qwen3_vl_moe" and not inside)
+
+
+def real_tokens(batch, prefix_is_shared: bool) -> int:
+    """How many tokens are no padding, behind the common prefix where that is read apart."""
+    mask = batch["attention_mask"]
+    prefix, _ = shared_prefix_length(batch["input_ids"], mask) if prefix_is_shared else (0, None)
+    return int(mask.sum()) - prefix * len(mask)
+
+
+def test_mlps_read_all_tokens_where_hardly_any_is_padding_or_gradients_are_on(loaded, monkeypatch):
+    model, _ = loaded("qwen2_vl")
+    first = model.backbone.get_decoder().layers[0].mlp
+    read = []
+    first.register_forward_pre_hook(lambda _, inputs: read.append(tuple(inputs[0].shape[:2])))
+    ids, mask = torch.full((2, 40), 5), torch.ones(2, 40, dtype=torch.long)
+    options = {"share_prefix": False, "whole_states": False}
+    with torch.no_grad():
+        model(input_ids=ids, attention_mask=mask, **options)
+        mask[0, :4] = 0
+        model(input_ids=ids, attention_mask=mask, **options)
+        mask[0, :5] = 0
+        model(input_ids=ids, attention_mask=mask, **options)
+    model(input_ids=ids, attention_mask=mask, **options)
+    assert read == [(2, 40), (2, 40), (75, 1), (2, 40)]
 
 
 @pytest.mark.parametrize("choices", [{"pooling": "mean"}, {"readout": "pre_mlp"}], ids=str)
@@ -120,6 +151,6 @@ def test_an_mlp_that_is_told_about_every_token_reads_them_all():
     mlp, states, kinds = Told(), torch.rand(2, 3, 4), torch.arange(6.0).view(2, 3)
     block = torch.nn.ModuleDict({"mlp": mlp})
     backbone = SimpleNamespace(get_decoder=lambda: SimpleNamespace(layers=[block]))
-    last_block_for_pooled(backbone)
+    blocks_for_pooled(backbone)
     with only_pooled(torch.ones(2, 3)):
         assert mlp(states, kinds).equal(states * kinds[..., None])

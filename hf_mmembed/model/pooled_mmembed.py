@@ -27,18 +27,30 @@ LEAST_PADDING_SHARE = 1 / 16
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The tokens of a forward pass `(batch, seq_len)` that are asked for, counted through all rows.
+class Choice:
+    """Some tokens of a forward pass, counted through all rows.
 
     Args:
-        shape (`tuple[int, int]`): `(batch, seq_len)`.
-        pooled (`torch.Tensor` of shape `(batch,)`): The last real token of each row.
-        real (`torch.Tensor` of shape `(real,)`, *optional*): All but the padding; none where there is too little of it.
+        places (`torch.Tensor` of shape `(chosen,)`): Where they are.
+        stand_ins (`torch.Tensor` of shape `(batch, seq_len)`): For each token the place in `places` of itself or, where
+            it was not chosen, of another, whose state takes its place: nobody reads it there, but it is a number.
     """
 
-    shape: tuple[int, int]
-    pooled: torch.Tensor
-    real: torch.Tensor | None
+    places: torch.Tensor
+    stand_ins: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a forward pass.
+
+    Args:
+        pooled ([`Choice`]): The last real token of each row.
+        real ([`Choice`], *optional*): All but the padding; none where there is too little of it.
+    """
+
+    pooled: Choice
+    real: Choice | None
 
 
 # What is asked of the forward pass under way; each thread has its own.
@@ -97,42 +109,41 @@ def only_pooled(mask: torch.Tensor | None) -> Iterator[None]:
 
 def _asked(mask: torch.Tensor) -> Asked:
     batch, length = mask.shape
-    pooled = torch.arange(batch, device=mask.device) * length + last_real_token(mask)
-    real = None if torch.is_grad_enabled() else mask.flatten().nonzero().squeeze(1)
-    if real is not None and len(real) > (1 - LEAST_PADDING_SHARE) * batch * length:
-        real = None
-    return Asked((batch, length), pooled, real)
+    rows = torch.arange(batch, device=mask.device)
+    pooled = Choice(rows * length + last_real_token(mask), rows[:, None].expand(batch, length))
+    if torch.is_grad_enabled():
+        return Asked(pooled, None)
+    places = mask.flatten().nonzero().squeeze(1)
+    if len(places) > (1 - LEAST_PADDING_SHARE) * batch * length:
+        return Asked(pooled, None)
+    counted = (mask != 0).flatten().cumsum(0).view(batch, length)
+    return Asked(pooled, Choice(places, (counted - 1).clamp(min=0)))
 
 
-def _wanted(
-    choice: str, inputs: tuple[Any, ...], named: dict[str, Any]
-) -> tuple[tuple[int, int], torch.Tensor] | None:
+def _chosen(kind: str, inputs: tuple[Any, ...], named: dict[str, Any]) -> Choice | None:
     asked = _ASKED.get()
     # An MLP that is told something about each token, as ERNIE's experts are, is given all of them.
     if asked is None or torch.compiler.is_compiling() or len(inputs) != 1 or named:
         return None
-    places = getattr(asked, choice)
-    return None if places is None else (asked.shape, places)
+    return asked.pooled if kind == "pooled" else asked.real
 
 
-def _keep(choice: str, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-    """`(batch, seq_len, in)` → `(places, 1, in)`: still three axes, as mixtures of experts expect."""
-    if (wanted := _wanted(choice, inputs, named)) is None:
+def _keep(kind: str, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    """`(batch, seq_len, in)` → `(chosen, 1, in)`: still three axes, as mixtures of experts expect."""
+    if (choice := _chosen(kind, inputs, named)) is None:
         return None
-    (states,), (_, places) = inputs, wanted
-    return (states.flatten(0, 1).index_select(0, places.to(states.device)).unsqueeze(1),), named
+    (states,) = inputs
+    return (states.flatten(0, 1).index_select(0, choice.places.to(states.device)).unsqueeze(1),), named
 
 
-def _fill_up(choice: str, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
-    """`(places, 1, out)` → `(batch, seq_len, out)`, zero where the part was not asked."""
-    if (wanted := _wanted(choice, inputs, named)) is None:
+def _fill_up(kind: str, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+    """`(chosen, 1, out)` → `(batch, seq_len, out)`."""
+    if (choice := _chosen(kind, inputs, named)) is None:
         return None
-    (batch, length), places = wanted
     # Some mixtures of experts return what their router chose as well.
     states, *rest = output if isinstance(output, tuple) else (output,)
-    whole = states.new_zeros(batch * length, states.shape[-1])
-    whole.index_copy_(0, places.to(states.device), states.squeeze(1))
-    whole = whole.unflatten(0, (batch, length))
+    stand_ins = choice.stand_ins.to(states.device)
+    whole = states.squeeze(1).index_select(0, stand_ins.flatten()).unflatten(0, stand_ins.shape)
     return (whole, *rest) if rest else whole
 
 

@@ -44,7 +44,7 @@ def render_tiny_card(folder: Path | None = None) -> str:
     weights = generative_path() / "model.safetensors"
 
     def score(prompt: str, test: str) -> float:
-        return mean(run[test] for run in results["zero_shot"][prompt])
+        return mean(run[test] for run in results["zero_shot"]["final"][prompt])
 
     return render_card(
         f"{NAME}.md.jinja",

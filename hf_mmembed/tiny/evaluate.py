@@ -12,7 +12,7 @@ import logging
 import platform
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -33,63 +33,51 @@ from hf_mmembed.tiny.probe import Accuracy, probe
 from hf_mmembed.tiny.testset import TestSet, build_testset
 from hf_mmembed.tiny.wordings import GENERIC_SYSTEM
 
-__all__ = ["VARIANTS", "Variant", "evaluate", "markdown", "recall", "write", "zero_shot"]
+__all__ = ["PROMPTS", "READOUTS", "evaluate", "markdown", "recall", "write", "zero_shot"]
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One column of the table: a prompt and where the state is read out."""
-
-    name: str
-    prompt: HierarchicalPrompt
-    readout: str = "final"
-
-
 _SAHA = PRESETS["saha"]
-_SYSTEM_ONLY = HierarchicalPrompt(system=_SAHA.system, represent_text="", represent_image="")
-VARIANTS: tuple[Variant, ...] = (
-    Variant("no prompt", PRESETS["plain"]),
-    Variant("generic system", HierarchicalPrompt(system=GENERIC_SYSTEM, represent_text="", represent_image="")),
-    Variant(
-        "one-word user",
-        HierarchicalPrompt(
-            system=GENERIC_SYSTEM,
-            represent_text="\nSummarize the above text in one word:",
-            represent_image="\nSummarize the above image in one word:",
-            represent_documents=True,
-        ),
+# A table for each read-out, in which each prompt has a column.
+PROMPTS: dict[str, HierarchicalPrompt] = {
+    "no prompt": PRESETS["plain"],
+    "generic system": HierarchicalPrompt(system=GENERIC_SYSTEM, represent_text="", represent_image=""),
+    "one-word user": HierarchicalPrompt(
+        system=GENERIC_SYSTEM,
+        represent_text="\nSummarize the above text in one word:",
+        represent_image="\nSummarize the above image in one word:",
+        represent_documents=True,
     ),
-    Variant("system only", _SYSTEM_ONLY),
-    Variant("hierarchical", _SAHA),
-    Variant("system only, pre_mlp", _SYSTEM_ONLY, "pre_mlp"),
-    Variant("hierarchical, pre_mlp", _SAHA, "pre_mlp"),
-)
+    "system only": HierarchicalPrompt(system=_SAHA.system, represent_text="", represent_image=""),
+    "hierarchical": _SAHA,
+}
+READOUTS = ("final", "pre_mlp")
 
 
 def evaluate(
     generative: Path, *, seeds: Sequence[int] = (0, 1, 2), candidates: int = 1000, questions: int = 300
 ) -> dict[str, Any]:
     """All tables of a generative checkpoint, as plain data: `zero_shot`, `answers`, and how they were made."""
-    columns: dict[str, list[dict[str, float]]] = {variant.name: [] for variant in VARIANTS}
-    with tempfile.TemporaryDirectory() as folder, tqdm(total=len(VARIANTS) * len(seeds), disable=None) as bar:
+    tables: dict[str, dict[str, list[dict[str, float]]]]
+    tables = {readout: {name: [] for name in PROMPTS} for readout in READOUTS}
+    rounds = len(seeds) * len(PROMPTS) * len(READOUTS)
+    with tempfile.TemporaryDirectory() as folder, tqdm(total=rounds, disable=None) as bar:
         embedders = {
             readout: MMEmbedder(
                 str(convert(generative, Path(folder, readout), readout=readout, dtype=torch.float32)), device="cpu"
             )
-            for readout in ("final", "pre_mlp")
+            for readout in READOUTS
         }
         for seed in seeds:
             test = build_testset(seed, candidates=candidates)
-            for variant in VARIANTS:
-                embedder = embedders[variant.readout]
-                embedder.processor.prompt = variant.prompt
-                columns[variant.name].append(zero_shot(embedder, test))
+            for (readout, columns), (name, prompt) in product(tables.items(), PROMPTS.items()):
+                embedders[readout].processor.prompt = prompt
+                columns[name].append(zero_shot(embedders[readout], test))
                 bar.update()
-                logger.info("seed %d, %s: %s", seed, variant.name, columns[variant.name][-1])
+                logger.info("seed %d, %s, %s: %s", seed, readout, name, columns[name][-1])
     return {
-        "zero_shot": columns,
+        "zero_shot": tables,
         "answers": [vars(accuracy) for accuracy in answers(generative, questions=questions)],
         "seeds": list(seeds),
         "candidates": candidates,
@@ -155,14 +143,15 @@ def answers(generative: Path, *, questions: int = 300) -> list[Accuracy]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The two tables as Markdown: mean ± standard deviation over the seeds, answers beside the guess."""
-    columns: dict[str, list[dict[str, float]]] = results["zero_shot"]
-    lines = [f"| % | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
-    for name in next(iter(columns.values()))[0]:
-        cells = [_spread([scores[name] for scores in runs]) for runs in columns.values()]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    """The tables as Markdown: for each read-out mean ± standard deviation over the seeds; answers beside the guess."""
+    lines: list[str] = []
+    for readout, columns in results["zero_shot"].items():
+        lines += [f"| {readout}, % | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
+        for name in next(iter(columns.values()))[0]:
+            cells = [_spread([scores[name] for scores in runs]) for runs in columns.values()]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append("")
     lines += [
-        "",
         "| shapes in the picture | asked | right % | best constant guess % | questions |",
         "|---|---|---:|---:|---:|",
     ]

@@ -59,14 +59,18 @@ def test_a_probe_reports_every_possible_topic_with_its_guess_rate(model, tokeniz
 
 def test_the_tables_show_mean_and_spread() -> None:
     results = {
-        "zero_shot": {"a": [{"R@1": 10.0}, {"R@1": 20.0}], "b": [{"R@1": 1.0}, {"R@1": 1.0}]},
+        "zero_shot": {
+            "final": {"a": [{"R@1": 10.0}, {"R@1": 20.0}], "b": [{"R@1": 1.0}, {"R@1": 1.0}]},
+            "pre_mlp": {"a": [{"R@1": 30.0}, {"R@1": 30.0}], "b": [{"R@1": 2.0}, {"R@1": 2.0}]},
+        },
         "answers": [{"kind": "one", "topic": "related_shape", "right": 50.0, "guess": 12.5, "questions": 8}],
         "seeds": [0, 1],
         "candidates": 7,
         "machine": "x",
     }
     text = markdown(results)
-    assert "| R@1 | 15.0 ± 7.1 | 1.0 ± 0.0 |" in text
+    assert "| final, % | a | b |\n|---|---:|---:|\n| R@1 | 15.0 ± 7.1 | 1.0 ± 0.0 |\n\n" in text
+    assert "| pre_mlp, % | a | b |\n|---|---:|---:|\n| R@1 | 30.0 ± 0.0 | 2.0 ± 0.0 |\n\n" in text
     assert "| one | related shape | 50.0 | 12.5 | 8 |" in text
 
 
@@ -76,7 +80,13 @@ def test_the_command_measures_the_shipped_model_by_name(words: list[str], monkey
 
     def stand_in(generative: object, **options: object) -> dict[str, object]:
         measured.append(generative)
-        return {"zero_shot": {"a": [{"R@1": 1.0}]}, "answers": [], "seeds": [0], "candidates": 10, "machine": "x"}
+        return {
+            "zero_shot": {"final": {"a": [{"R@1": 1.0}]}},
+            "answers": [],
+            "seeds": [0],
+            "candidates": 10,
+            "machine": "x",
+        }
 
     monkeypatch.setattr("hf_mmembed.tiny.evaluate.evaluate", stand_in)
     assert CliRunner().invoke(app, ["tiny", "evaluate", *words]).exit_code == 0

@@ -6,7 +6,7 @@ from random import Random
 
 from hf_mmembed.model.presets import PRESETS
 from hf_mmembed.tiny.conversations import converse
-from hf_mmembed.tiny.evaluate import VARIANTS
+from hf_mmembed.tiny.evaluate import PROMPTS
 from hf_mmembed.tiny.wordings import (
     CAPTION_REQUESTS,
     GENERIC_SYSTEM,
@@ -19,7 +19,7 @@ from hf_mmembed.tiny.wordings import (
 
 
 def test_every_embedding_prompt_is_held_out() -> None:
-    prompts = [*PRESETS.values(), *(variant.prompt for variant in VARIANTS)]
+    prompts = [*PRESETS.values(), *PROMPTS.values()]
     strings = {
         normalised(words)
         for prompt in prompts

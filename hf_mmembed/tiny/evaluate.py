@@ -76,12 +76,13 @@ def evaluate(
                 columns[name].append(zero_shot(embedders[readout], test))
                 bar.update()
                 logger.info("seed %d, %s, %s: %s", seed, readout, name, columns[name][-1])
+    threads = torch.get_num_threads()
     return {
         "zero_shot": tables,
         "answers": [vars(accuracy) for accuracy in answers(generative, questions=questions)],
         "seeds": list(seeds),
         "candidates": candidates,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "machine": f"{platform.machine()}, {threads} thread{'s' * (threads > 1)}, torch {torch.__version__}",
     }
 
 

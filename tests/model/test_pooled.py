@@ -70,7 +70,7 @@ def real_tokens(batch, prefix_is_shared: bool) -> int:
     return int(mask.sum()) - prefix * len(mask)
 
 
-def test_mlps_read_all_tokens_where_hardly_any_is_padding_or_gradients_are_on(loaded, monkeypatch):
+def test_mlps_read_all_tokens_where_hardly_any_is_padding_or_gradients_are_on(loaded):
     model, _ = loaded("qwen2_vl")
     first = model.backbone.get_decoder().layers[0].mlp
     read = []

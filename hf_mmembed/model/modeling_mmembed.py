@@ -22,9 +22,10 @@ from transformers.utils import ModelOutput
 
 from .checkpoint_mmembed import EmbeddingModel
 from .configuration_mmembed import MMEmbedConfig
+from .language_mmembed import blocks_without_padding, lean_language
 from .pooled_mmembed import blocks_for_pooled, last_real_token, only_pooled
 from .prefix_mmembed import PrefixMemory, states_with_shared_prefix
-from .vision_mmembed import run_lean
+from .vision_mmembed import lean_vision
 
 __all__ = ["MMEmbedModel", "MMEmbedOutput", "pool"]
 
@@ -104,7 +105,8 @@ class MMEmbedModel(EmbeddingModel):
 
     def _read_backbone(self) -> None:
         """Prepare the backbone for reading out: what generation needs and an embedder does not is switched off."""
-        run_lean(self.backbone)
+        lean_vision(self.backbone)
+        lean_language(self.backbone)
         if self.config.readout == "pre_mlp":
             block = self.backbone.get_decoder().layers[-1]
             if not hasattr(block, "mlp"):
@@ -117,6 +119,7 @@ class MMEmbedModel(EmbeddingModel):
             block.mlp.forward = torch.zeros_like
         elif self.config.pooling == "last":
             blocks_for_pooled(self.backbone)
+            blocks_without_padding(self.backbone)
 
     @classmethod
     def from_backbone(cls, backbone: PreTrainedModel, **config_fields: Any) -> MMEmbedModel:

@@ -18,7 +18,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-__all__ = ["blocks_for_pooled", "last_real_token", "only_pooled"]
+__all__ = [
+    "Choice",
+    "blocks_for_pooled",
+    "last_real_token",
+    "only_pooled",
+    "pack",
+    "packing",
+    "pooled_output",
+    "unpack",
+]
 
 # Parts of the last block, by the names that all families give them, but for those with fused projections.
 PARTS_OF_LAST = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
@@ -39,18 +48,29 @@ class Choice:
     places: torch.Tensor
     stand_ins: torch.Tensor
 
+    def pick(self, states: torch.Tensor) -> torch.Tensor:
+        """`(batch, seq_len, ...)` → `(chosen, ...)`."""
+        return states.flatten(0, 1).index_select(0, self.places.to(states.device))
 
-@dataclass(frozen=True)
+    def fill(self, states: torch.Tensor) -> torch.Tensor:
+        """`(chosen, ...)` → `(batch, seq_len, ...)`."""
+        stand_ins = self.stand_ins.to(states.device)
+        return states.index_select(0, stand_ins.flatten()).unflatten(0, stand_ins.shape)
+
+
+@dataclass
 class Asked:
     """What is asked of a forward pass.
 
     Args:
         pooled ([`Choice`]): The last real token of each row.
         real ([`Choice`], *optional*): All but the padding; none where there is too little of it.
+        packed (`bool`, defaults to `False`): Whether the states are those of `real` now.
     """
 
     pooled: Choice
     real: Choice | None
+    packed: bool = False
 
 
 # What is asked of the forward pass under way; each thread has its own.
@@ -107,6 +127,37 @@ def only_pooled(mask: torch.Tensor | None) -> Iterator[None]:
         _ASKED.reset(token)
 
 
+def pooled_output(part: nn.Module) -> Choice | None:
+    """The tokens whose output of `part` is right now, each in all columns of its row; None where all of them are."""
+    asked = _ASKED.get()
+    if asked is None or torch.compiler.is_compiling() or _before_pooled not in part._forward_pre_hooks.values():
+        return None
+    return asked.pooled
+
+
+def pack(states: torch.Tensor) -> torch.Tensor | None:
+    """`(batch, seq_len, hidden)` → `(1, real, hidden)`, or None where the padding is to stay."""
+    asked = _ASKED.get()
+    if asked is None or asked.real is None:
+        return None
+    asked.packed = True
+    return asked.real.pick(states).unsqueeze(0)
+
+
+def unpack(states: torch.Tensor) -> torch.Tensor | None:
+    """`(1, real, hidden)` → `(batch, seq_len, hidden)`, or None where states were not packed."""
+    if (choice := packing()) is None:
+        return None
+    _ASKED.get().packed = False  # type: ignore[union-attr]  # it is there: it holds the choice
+    return choice.fill(states.squeeze(0))
+
+
+def packing() -> Choice | None:
+    """The tokens whose states are at hand, one after the other; None where those of all tokens are, row by row."""
+    asked = _ASKED.get()
+    return asked.real if asked is not None and asked.packed else None
+
+
 def _asked(mask: torch.Tensor) -> Asked:
     batch, length = mask.shape
     rows = torch.arange(batch, device=mask.device)
@@ -125,15 +176,16 @@ def _chosen(kind: str, inputs: tuple[Any, ...], named: dict[str, Any]) -> Choice
     # An MLP that is told something about each token, as ERNIE's experts are, is given all of them.
     if asked is None or torch.compiler.is_compiling() or len(inputs) != 1 or named:
         return None
-    return asked.pooled if kind == "pooled" else asked.real
+    if kind == "pooled":
+        return asked.pooled
+    return None if asked.packed else asked.real
 
 
 def _keep(kind: str, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
     """`(batch, seq_len, in)` → `(chosen, 1, in)`: still three axes, as mixtures of experts expect."""
     if (choice := _chosen(kind, inputs, named)) is None:
         return None
-    (states,) = inputs
-    return (states.flatten(0, 1).index_select(0, choice.places.to(states.device)).unsqueeze(1),), named
+    return (choice.pick(inputs[0]).unsqueeze(1),), named
 
 
 def _fill_up(kind: str, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
@@ -142,8 +194,7 @@ def _fill_up(kind: str, inputs: tuple[Any, ...], named: dict[str, Any], output: 
         return None
     # Some mixtures of experts return what their router chose as well.
     states, *rest = output if isinstance(output, tuple) else (output,)
-    stand_ins = choice.stand_ins.to(states.device)
-    whole = states.squeeze(1).index_select(0, stand_ins.flatten()).unflatten(0, stand_ins.shape)
+    whole = choice.fill(states.squeeze(1))
     return (whole, *rest) if rest else whole
 
 

@@ -8,7 +8,6 @@ travels with the checkpoint.
 
 from __future__ import annotations
 
-from functools import cache
 from itertools import groupby
 from typing import Any
 
@@ -17,7 +16,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.activations import QuickGELUActivation
 
-__all__ = ["AttentionByLength", "InPlaceQuickGELU", "LinearPatchConv", "OnePassFeedForward", "run_lean"]
+from .lean_mmembed import Lean, is_plain, make_lean
+
+__all__ = ["AttentionByLength", "InPlaceQuickGELU", "LinearPatchConv", "OnePassFeedForward", "lean_vision"]
 
 # Vision attentions that have the same parts and take the same arguments.
 QWEN_ATTENTIONS = frozenset(
@@ -25,11 +26,8 @@ QWEN_ATTENTIONS = frozenset(
 )
 
 
-def run_lean(backbone: nn.Module) -> None:
-    """Make the modules of a backbone compute in the ways below, in place.
-
-    Their classes change, rather than the `forward` of each: a replica of a module then computes with its own weights.
-    """
+def lean_vision(backbone: nn.Module) -> None:
+    """Make the modules of a backbone's vision tower compute in the ways below, in place."""
     for module in backbone.modules():
         kind: Any = type(module)
         if kind is nn.Conv3d and module.stride == module.kernel_size and module.padding == (0, 0, 0):
@@ -37,27 +35,9 @@ def run_lean(backbone: nn.Module) -> None:
         elif kind is QuickGELUActivation:
             module.__class__ = InPlaceQuickGELU
         elif kind.__name__ == "VisionMlp" and type(module.act) in (QuickGELUActivation, InPlaceQuickGELU):
-            module.__class__ = _lean(OnePassFeedForward, kind)
+            make_lean(module, OnePassFeedForward)
         elif kind.__name__ in QWEN_ATTENTIONS:
-            module.__class__ = _lean(AttentionByLength, kind)
-
-
-@cache
-def _lean(way: type, kind: type) -> Any:
-    """The class `kind` of a family, computing in our way."""
-    return type(f"Lean{kind.__name__}", (way, kind), {})
-
-
-def _blank(way: type, kind: type) -> nn.Module:
-    lean = _lean(way, kind)
-    return lean.__new__(lean)
-
-
-class _Lean(nn.Module):
-    """A class that `_lean` makes is in no file, so its modules are pickled and copied by what it is made of."""
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _blank, type(self).__bases__, self.__dict__
+            make_lean(module, AttentionByLength)
 
 
 class LinearPatchConv(nn.Conv3d):
@@ -85,7 +65,7 @@ class InPlaceQuickGELU(QuickGELUActivation):
         return (1.702 * input).sigmoid_().mul_(input)
 
 
-class OnePassFeedForward(_Lean):
+class OnePassFeedForward(Lean):
     """Qwen2-VL's `VisionMlp`, whose activation passes over its input once instead of three times.
 
     `x * sigmoid(1.702 * x)` is `silu(1.702 * x) / 1.702`; the matrix products before and after it take the factors.
@@ -95,19 +75,13 @@ class OnePassFeedForward(_Lean):
         """`(patches, dim)` → `(patches, dim)`."""
         first: Any = self.fc1
         second: Any = self.fc2
-        if torch.is_grad_enabled() or not (_is_plain(first) and _is_plain(second)):
+        if torch.is_grad_enabled() or not (is_plain(first) and is_plain(second)):
             return super().forward(states)
-        wide = torch.addmm(first.bias, states, first.weight.t(), beta=1.702, alpha=1.702)
+        wide = torch.addmm(1.702 * first.bias, states, first.weight.t(), alpha=1.702)
         return torch.addmm(second.bias, F.silu(wide, inplace=True), second.weight.t(), alpha=1 / 1.702)
 
 
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether a call of the layer is its matrix product: it has no adapter, and no hook, as offloaded layers have."""
-    hooked = "forward" in vars(layer) or layer._forward_pre_hooks or layer._forward_hooks
-    return type(layer) is nn.Linear and not hooked
-
-
-class AttentionByLength(_Lean):
+class AttentionByLength(Lean):
     """A Qwen vision attention in which neighbouring segments of equal length attend in one call.
 
     A segment is a picture, or a window of one; transformers runs a loop over them wherever flash attention is absent.
@@ -139,8 +113,9 @@ class AttentionByLength(_Lean):
             )
         patches = hidden_states.shape[0]
         parts = attention.qkv(hidden_states).view(patches, 3, attention.num_heads, -1)
-        cosine, sine = (angles[:, None, None] for angles in position_embeddings)
-        query, key = _rotated(parts[:, :2], cosine, sine).unbind(1)
+        # In float32, as the families do it.
+        cosine, sine = (angles[:, None, None].float() for angles in position_embeddings)
+        query, key = _turned(parts[:, :2].float(), cosine, sine).to(parts.dtype).unbind(1)
         outputs, start = [], 0
         for length, segments in groupby((cu_seqlens[1:] - cu_seqlens[:-1]).tolist()):
             stop = start + length * len(list(segments))
@@ -153,13 +128,11 @@ class AttentionByLength(_Lean):
         return attention.proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
 
 
-def _rotated(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
-    """Rotary position embedding in float32, as the families compute it, without its temporary tensors."""
-    exact = states.float()
-    left, right = exact.chunk(2, dim=-1)
-    left_sine, right_sine = sine.float().chunk(2, dim=-1)
-    turned = exact * cosine.float()
-    turned_left, turned_right = turned.chunk(2, dim=-1)
-    turned_left.addcmul_(right, left_sine, value=-1)
-    turned_right.addcmul_(left, right_sine)
-    return turned.to(states.dtype)
+def _turned(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    """Rotary position embedding in one product of complex numbers.
+
+    Dimensions come out in another order, the same for queries and keys, whose dot products stay what they are.
+    """
+    left, right = states.chunk(2, dim=-1)
+    angles = torch.complex(*(part[..., : left.shape[-1]] for part in (cosine, sine)))
+    return torch.view_as_real(torch.complex(left, right).mul_(angles)).flatten(-2)

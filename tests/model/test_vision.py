@@ -66,7 +66,8 @@ def test_attention_in_each_type(dtype, loaded):
     attention = attentions(model)[0].to(dtype)
     patches, head = 24, attention.qkv.in_features // attention.num_heads
     torch.manual_seed(0)
-    states, angles = torch.randn(patches, attention.qkv.in_features, dtype=dtype), torch.randn(patches, head)
+    states = torch.randn(patches, attention.qkv.in_features, dtype=dtype)
+    angles = torch.randn(patches, head // 2).repeat(1, 2)  # one for each pair of dimensions
     arguments = {
         "cu_seqlens": torch.tensor([0, 4, 12, 20, 24], dtype=torch.int32),
         "position_embeddings": (angles.cos(), angles.sin()),

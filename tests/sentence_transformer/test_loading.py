@@ -46,7 +46,8 @@ def test_saves_what_plain_sentence_transformers_saves(directory, rows, tmp_path)
     for saved in ("MMEmbedder", "SentenceTransformer"):
         for kind in (MMEmbedder, SentenceTransformer):
             model = kind(str(tmp_path / saved), device="cpu")
-            np.testing.assert_array_equal(model.encode_query(INPUTS), rows)
+            # MMEmbedder asks for the pooled token alone, which rounds in another order.
+            np.testing.assert_allclose(model.encode_query(INPUTS), rows, rtol=0, atol=1e-6)
 
 
 def test_saves_the_files_of_the_checkpoint(directory, tmp_path):

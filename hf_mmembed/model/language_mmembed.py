@@ -1,0 +1,228 @@
+"""Language models as an embedder runs them on a CPU: the weights and numbers of transformers, computed in less time.
+
+In: a backbone of transformers. Out: the same backbone, whose attention reads keys and values where they are instead of
+copying them for each query of their group, and whose norms and feed-forwards pass over memory less often. Where only the
+pooled token is asked for, all blocks but the last leave out the padding, and the last one's attention has one query per
+row. Where gradients are wanted, and on other devices, the modules compute as they always did. This file travels with
+the checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.activations import SiLUActivation
+
+from .lean_mmembed import Lean, is_plain, make_lean
+from .pooled_mmembed import pack, packing, pooled_output, unpack
+
+__all__ = ["GatedInPlace", "GroupedAttention", "OnePassNorm", "blocks_without_padding", "lean_language"]
+
+# Classes that have the same parts and do the same, by family.
+ATTENTIONS = frozenset(
+    {
+        "LlamaAttention",
+        "MistralAttention",
+        "Qwen2Attention",
+        "Qwen2VLAttention",
+        "Qwen2_5_VLAttention",
+        "Qwen3Attention",
+        "Qwen3VLMoeTextAttention",
+        "Qwen3VLTextAttention",
+    }
+)
+# Blocks between which nothing but the state is handed on: Qwen3-VL adds to the states of its pictures there.
+BLOCKS = frozenset(
+    {
+        "LlamaDecoderLayer",
+        "MistralDecoderLayer",
+        "Qwen2DecoderLayer",
+        "Qwen2VLDecoderLayer",
+        "Qwen2_5_VLDecoderLayer",
+        "Qwen3DecoderLayer",
+    }
+)
+FEED_FORWARDS = frozenset({"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen2_5_VLMLP", "Qwen3MLP", "Qwen3VLTextMLP"})
+NORMS = frozenset(
+    {
+        "LlamaRMSNorm",
+        "MistralRMSNorm",
+        "Qwen2RMSNorm",
+        "Qwen2VLRMSNorm",
+        "Qwen2_5_VLRMSNorm",
+        "Qwen3RMSNorm",
+        "Qwen3VLMoeTextRMSNorm",
+        "Qwen3VLTextRMSNorm",
+    }
+)
+# What attention is told that changes nothing here: angles and cache were made with it already.
+HARMLESS = frozenset({"position_embeddings", "position_ids", "use_cache"})
+
+
+def lean_language(backbone: nn.Module) -> None:
+    """Make the modules of a backbone's language model compute in the ways below, in place."""
+    for module in backbone.modules():
+        name = type(module).__name__
+        if name in ATTENTIONS:
+            make_lean(module, GroupedAttention)
+        elif name in NORMS:
+            make_lean(module, OnePassNorm)
+        elif name in FEED_FORWARDS and type(module.act_fn) in (nn.SiLU, SiLUActivation):
+            make_lean(module, GatedInPlace)
+
+
+def blocks_without_padding(backbone: PreTrainedModel) -> None:
+    """Make the blocks of a lean language model but the last leave out the padding, where [`only_pooled`] asks for it."""
+    blocks = list(getattr(backbone.get_decoder(), "layers", ()))
+    if len(blocks) < 2 or not all(type(block).__name__ in BLOCKS for block in blocks):
+        return
+    if _leave_out_padding not in blocks[0]._forward_pre_hooks.values():
+        blocks[0].register_forward_pre_hook(_leave_out_padding, with_kwargs=True)
+        blocks[-1].register_forward_pre_hook(_put_padding_back)
+
+
+def _as_the_family(states: torch.Tensor) -> bool:
+    return torch.is_grad_enabled() or torch.compiler.is_compiling() or states.device.type != "cpu"
+
+
+class OnePassNorm(Lean):
+    """An RMSNorm whose squares are never written to memory."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(..., dim)` → `(..., dim)`."""
+        norm: Any = self
+        if _as_the_family(hidden_states) or not hidden_states.dtype == norm.weight.dtype == torch.float32:
+            return super().forward(hidden_states)
+        length = torch.linalg.vector_norm(hidden_states, dim=-1, keepdim=True)
+        scale = length.square_().div_(hidden_states.shape[-1]).add_(norm.variance_epsilon).rsqrt_()
+        return (hidden_states * scale).mul_(norm.weight)
+
+
+class GatedInPlace(Lean):
+    """A gated feed-forward, whose gate is opened where it stands."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """`(..., dim)` → `(..., dim)`."""
+        mlp: Any = self
+        # Who listens to the gate's output gets it as it was.
+        if _as_the_family(states) or not is_plain(mlp.gate_proj):
+            return super().forward(states)
+        return mlp.down_proj(F.silu(mlp.gate_proj(states), inplace=True).mul_(mlp.up_proj(states)))
+
+
+class GroupedAttention(Lean):
+    """Attention whose queries share keys and values in groups, without a copy of these for each query."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        *,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """One forward pass.
+
+        Args:
+            hidden_states (`torch.Tensor` of shape `(batch, seq_len, hidden)`): Of the tokens that are read now; or of
+                those that are no padding, one after the other, `(1, real, hidden)`.
+            position_embeddings (`tuple[torch.Tensor, torch.Tensor]`): Cosine and sine, `(batch or 1, seq_len,
+                head_dim)` each.
+            attention_mask (`torch.Tensor` of shape `(batch or 1, 1, seq_len, keys)`, *optional*): Boolean or additive.
+                Without one, attention is causal.
+            past_key_values (`Cache`, *optional*): Keys and values of tokens read before.
+            **kwargs: What else the module takes.
+
+        Returns:
+            `tuple[torch.Tensor, None]`: States of the shape of `hidden_states`, and no weights of attention.
+        """
+        attention: Any = self
+        real = packing()
+        if real is None and not _applies(attention, hidden_states, attention_mask, past_key_values, **kwargs):
+            return super().forward(
+                hidden_states,
+                position_embeddings=position_embeddings,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+        batch, length = hidden_states.shape[:2] if real is None else real.stand_ins.shape
+        query, key, value = (
+            projection(hidden_states).unflatten(-1, (-1, attention.head_dim))
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        angles = [part.expand(batch, -1, -1) for part in position_embeddings]
+        if real is not None:
+            angles = [real.pick(part).unsqueeze(0) for part in angles]
+        query_angles = angles
+        pooled = pooled_output(attention.q_proj)
+        if pooled is not None:
+            query, query_angles = query[:, :1], [pooled.pick(part).unsqueeze(1) for part in angles]
+            if attention_mask is not None:
+                by_token = attention_mask.expand(batch, -1, -1, -1).transpose(1, 2)
+                attention_mask = pooled.pick(by_token).unsqueeze(2)
+        if hasattr(attention, "q_norm"):
+            query, key = attention.q_norm(query), attention.k_norm(key)
+        states = [_rotated(query, *query_angles), _rotated(key, *angles), value]
+        if real is not None:
+            states = [real.fill(part.squeeze(0)) for part in states]
+        query, key, value = (part.transpose(1, 2) for part in states)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, attention.layer_idx)
+        causal = attention_mask is None and query.shape[2] > 1
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, scale=attention.scaling, is_causal=causal, enable_gqa=True
+        )
+        mixed = mixed.transpose(1, 2).flatten(2)
+        mixed = mixed.expand(batch, length, -1) if real is None else real.pick(mixed).unsqueeze(0)
+        return attention.o_proj(mixed), None
+
+
+def _applies(
+    attention: Any,
+    states: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    past_key_values: Any = None,
+    **kwargs: Any,
+) -> bool:
+    """Whether attention of this kind computes what the family's would."""
+    return (
+        not _as_the_family(states)
+        and attention.config._attn_implementation == "sdpa"
+        and not attention.training  # dropout
+        # Causal attention of tokens behind others has a mask, but for caches that are longer than what they hold.
+        and not (attention_mask is None and past_key_values is not None and states.shape[1] > 1)
+        and all(value is None for name, value in kwargs.items() if name not in HARMLESS)
+    )
+
+
+# Hooks are functions of this file, by whose names a model is pickled for other processes.
+def _leave_out_padding(block: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    attention, mask = block.self_attn, named.get("attention_mask")
+    if not isinstance(attention, GroupedAttention) or mask is None or len(inputs) != 1:
+        return None
+    if not _applies(attention, inputs[0], **named):
+        return None
+    packed = pack(inputs[0])
+    return None if packed is None else ((packed,), named)
+
+
+def _put_padding_back(block: Any, inputs: tuple[Any, ...]) -> Any:
+    return unpack(inputs[0])
+
+
+def _rotated(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    """Rotary position embedding of `(batch, tokens, heads, head_dim)`, without its temporary tensors."""
+    cosine, sine = cosine.unsqueeze(-2), sine.unsqueeze(-2)
+    left, right = states.chunk(2, dim=-1)
+    left_sine, right_sine = sine.chunk(2, dim=-1)
+    turned = states * cosine
+    turned_left, turned_right = turned.chunk(2, dim=-1)
+    turned_left.addcmul_(right, left_sine, value=-1)
+    turned_right.addcmul_(left, right_sine)
+    return turned

@@ -41,7 +41,7 @@ __all__ = ["TOKEN_BUDGET", "MMEmbedder"]
 
 TOKEN_BUDGET = 16_384
 # In tokens: a GPU needs larger batches before padding costs more than launching the kernels again.
-BATCH_COST_ON_CPU, BATCH_COST_ELSEWHERE = 128, 2_048
+BATCH_COST_ON_CPU, BATCH_COST_ELSEWHERE = 256, 2_048
 PREPARED_BATCHES = 2
 # What `quantize_embeddings` returns for each precision; the binary ones hold eight dimensions in a byte.
 DTYPE_OF_PRECISION = {"float32": "float32", "int8": "int8", "uint8": "uint8", "binary": "int8", "ubinary": "uint8"}

@@ -254,6 +254,18 @@ def test_adapters_count(loaded, mixture):
     assert torch.allclose(vectors(as_the_library(model), batch, whole_states=False), adapted, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava"])
+def test_a_language_model_on_the_disk(family, loaded, mixture, embedder, tmp_path):
+    batch = mixture(family)
+    model = loaded(family)
+    places = {f"backbone.{name}": "cpu" for name, _ in model.backbone.named_children()}
+    places["backbone.language_model"] = "disk"
+    offloaded = AutoModel.from_pretrained(embedder(family), device_map=places, offload_folder=tmp_path)
+    assert next(offloaded.backbone.get_decoder().layers.parameters()).is_meta
+    expected = vectors(model, batch, whole_states=False)
+    assert torch.allclose(vectors(offloaded, batch, whole_states=False), expected, rtol=0, atol=1e-6)
+
+
 def test_a_copy_leaves_out_padding_too(deep):
     model, batch = deep
     expected = vectors(model, batch, whole_states=False)

@@ -7,6 +7,7 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hf_mmembed.training import checkpoints
@@ -21,6 +22,20 @@ def test_resuming_equals_never_having_stopped(uninterrupted, embedder, tmp_path,
     trainer = SaHaTrainer(embedder("qwen2_vl"), arguments(tmp_path, save_strategy="no"), make_pairs(), CLUSTERS)
     trainer.train(str(directory / f"checkpoint-{step}"))
     assert_same(trained_weights(trainer.model), weights[6])
+
+
+def test_a_finished_run_is_not_trained_further(embedder, tmp_path, caplog):
+    first = SaHaTrainer(embedder("qwen2_vl"), arguments(tmp_path, max_steps=5), make_pairs(), CLUSTERS)
+    first.train()
+    again = SaHaTrainer(embedder("qwen2_vl"), arguments(tmp_path, max_steps=5), make_pairs(), CLUSTERS)
+    with caplog.at_level(logging.INFO):
+        result = again.train(True)
+    assert result.global_step == again.state.global_step == 5
+    assert "nothing is left to do" in caplog.text
+    assert_same(trained_weights(again.model), trained_weights(first.model))
+    assert again.state.log_history == [entry for entry in first.state.log_history if "loss" in entry]
+    assert result.training_loss == pytest.approx(np.mean([entry["loss"] for entry in again.state.log_history]))
+    assert not (tmp_path / "checkpoint-6").exists() and (tmp_path / "training.png").exists()
 
 
 def _killed(directory, path, where):

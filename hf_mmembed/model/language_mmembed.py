@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
-from .lean_mmembed import Lean, is_plain, make_lean
+from .lean_mmembed import Lean, is_plain, library_name, make_lean, rotated
 from .pooled_mmembed import pack, packing, pooled_output, unpack
 
 __all__ = ["GatedInPlace", "GroupedAttention", "OnePassNorm", "blocks_without_padding", "lean_language"]
@@ -35,7 +35,6 @@ ATTENTIONS = frozenset(
         "Qwen3VLTextAttention",
     }
 )
-# Blocks between which nothing but the state is handed on: Qwen3-VL adds to the states of its pictures there.
 BLOCKS = frozenset(
     {
         "LlamaDecoderLayer",
@@ -44,6 +43,7 @@ BLOCKS = frozenset(
         "Qwen2VLDecoderLayer",
         "Qwen2_5_VLDecoderLayer",
         "Qwen3DecoderLayer",
+        "Qwen3VLTextDecoderLayer",
     }
 )
 FEED_FORWARDS = frozenset({"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen2_5_VLMLP", "Qwen3MLP", "Qwen3VLTextMLP"})
@@ -60,29 +60,27 @@ NORMS = frozenset(
     }
 )
 # What attention is told that changes nothing here: angles and cache were made with it already.
-HARMLESS = frozenset({"position_embeddings", "position_ids", "use_cache"})
+HARMLESS = frozenset({"position_ids", "use_cache"})
 
 
 def lean_language(backbone: nn.Module) -> None:
     """Make the modules of a backbone's language model compute in the ways below, in place."""
     for module in backbone.modules():
-        name = type(module).__name__
+        name = library_name(module)
         if name in ATTENTIONS:
             make_lean(module, GroupedAttention)
         elif name in NORMS:
             make_lean(module, OnePassNorm)
-        elif name in FEED_FORWARDS and type(module.act_fn) in (nn.SiLU, SiLUActivation):
+        elif name in FEED_FORWARDS:
             make_lean(module, GatedInPlace)
 
 
 def blocks_without_padding(backbone: PreTrainedModel) -> None:
     """Make the blocks of a lean language model but the last leave out the padding, where [`only_pooled`] asks for it."""
-    blocks = list(getattr(backbone.get_decoder(), "layers", ()))
-    if len(blocks) < 2 or not all(type(block).__name__ in BLOCKS for block in blocks):
-        return
-    if _leave_out_padding not in blocks[0]._forward_pre_hooks.values():
-        blocks[0].register_forward_pre_hook(_leave_out_padding, with_kwargs=True)
-        blocks[-1].register_forward_pre_hook(_put_padding_back)
+    for block in list(getattr(backbone.get_decoder(), "layers", ()))[:-1]:
+        if library_name(block) in BLOCKS and _leave_out_padding not in block._forward_pre_hooks.values():
+            block.register_forward_pre_hook(_leave_out_padding, with_kwargs=True)
+            block.register_forward_hook(_put_padding_back)
 
 
 def _as_the_family(states: torch.Tensor) -> bool:
@@ -108,14 +106,17 @@ class GatedInPlace(Lean):
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """`(..., dim)` → `(..., dim)`."""
         mlp: Any = self
+        silu = type(mlp.act_fn) in (nn.SiLU, SiLUActivation) and not mlp.act_fn._forward_hooks
         # Who listens to the gate's output gets it as it was.
-        if _as_the_family(states) or not is_plain(mlp.gate_proj):
+        if _as_the_family(states) or not silu or not is_plain(mlp.gate_proj):
             return super().forward(states)
         return mlp.down_proj(F.silu(mlp.gate_proj(states), inplace=True).mul_(mlp.up_proj(states)))
 
 
 class GroupedAttention(Lean):
     """Attention whose queries share keys and values in groups, without a copy of these for each query."""
+
+    q_proj: nn.Module
 
     def forward(
         self,
@@ -162,13 +163,14 @@ class GroupedAttention(Lean):
         query_angles = angles
         pooled = pooled_output(attention.q_proj)
         if pooled is not None:
-            query, query_angles = query[:, :1], [pooled.pick(part).unsqueeze(1) for part in angles]
+            query, *query_angles = (pooled.pick(part).unsqueeze(1) for part in (query, *angles))
             if attention_mask is not None:
                 by_token = attention_mask.expand(batch, -1, -1, -1).transpose(1, 2)
                 attention_mask = pooled.pick(by_token).unsqueeze(2)
         if hasattr(attention, "q_norm"):
             query, key = attention.q_norm(query), attention.k_norm(key)
-        states = [_rotated(query, *query_angles), _rotated(key, *angles), value]
+        query_angles, angles = ([part.unsqueeze(-2) for part in parts] for parts in (query_angles, angles))
+        states = [rotated(query, *query_angles), rotated(key, *angles), value]
         if real is not None:
             states = [real.fill(part.squeeze(0)) for part in states]
         query, key, value = (part.transpose(1, 2) for part in states)
@@ -195,34 +197,30 @@ def _applies(
         not _as_the_family(states)
         and attention.config._attn_implementation == "sdpa"
         and not attention.training  # dropout
-        # Causal attention of tokens behind others has a mask, but for caches that are longer than what they hold.
+        # A cache may return more keys than were read, which the library cuts off where no mask hides them.
         and not (attention_mask is None and past_key_values is not None and states.shape[1] > 1)
-        and all(value is None for name, value in kwargs.items() if name not in HARMLESS)
+        and attention.is_causal
+        and all(value is None or value is False for name, value in kwargs.items() if name not in HARMLESS)
     )
 
 
 # Hooks are functions of this file, by whose names a model is pickled for other processes.
 def _leave_out_padding(block: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    attention, mask = block.self_attn, named.get("attention_mask")
-    if not isinstance(attention, GroupedAttention) or mask is None or len(inputs) != 1:
-        return None
-    if not _applies(attention, inputs[0], **named):
+    told = {name: value for name, value in named.items() if name != "position_embeddings"}
+    if told.get("attention_mask") is None or len(inputs) != 1 or not _reads_packed(block.self_attn, inputs[0], **told):
         return None
     packed = pack(inputs[0])
     return None if packed is None else ((packed,), named)
 
 
-def _put_padding_back(block: Any, inputs: tuple[Any, ...]) -> Any:
-    return unpack(inputs[0])
+def _reads_packed(attention: Any, states: torch.Tensor, **told: Any) -> bool:
+    return (
+        isinstance(attention, GroupedAttention)
+        and "forward" not in vars(attention)  # offloading gives a module one, which can be the family's
+        and pooled_output(attention.q_proj) is None  # the last block, also of a backbone cut and wrapped again
+        and _applies(attention, states, **told)
+    )
 
 
-def _rotated(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
-    """Rotary position embedding of `(batch, tokens, heads, head_dim)`, without its temporary tensors."""
-    cosine, sine = cosine.unsqueeze(-2), sine.unsqueeze(-2)
-    left, right = states.chunk(2, dim=-1)
-    left_sine, right_sine = sine.chunk(2, dim=-1)
-    turned = states * cosine
-    turned_left, turned_right = turned.chunk(2, dim=-1)
-    turned_left.addcmul_(right, left_sine, value=-1)
-    turned_right.addcmul_(left, right_sine)
-    return turned
+def _put_padding_back(block: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
+    return unpack(output)

@@ -128,9 +128,9 @@ def only_pooled(mask: torch.Tensor | None) -> Iterator[None]:
 
 
 def pooled_output(part: nn.Module) -> Choice | None:
-    """The tokens whose output of `part` is right now, each in all columns of its row; None where all of them are."""
+    """The tokens whose output of `part`, one that [`blocks_for_pooled`] prepared, somebody reads; None for all."""
     asked = _ASKED.get()
-    if asked is None or torch.compiler.is_compiling() or _before_pooled not in part._forward_pre_hooks.values():
+    if asked is None or torch.compiler.is_compiling() or not _is_last(part):
         return None
     return asked.pooled
 
@@ -145,11 +145,12 @@ def pack(states: torch.Tensor) -> torch.Tensor | None:
 
 
 def unpack(states: torch.Tensor) -> torch.Tensor | None:
-    """`(1, real, hidden)` → `(batch, seq_len, hidden)`, or None where states were not packed."""
-    if (choice := packing()) is None:
+    """`(1, real, hidden)` → `(batch, seq_len, hidden)`, or None where [`pack`] left the padding."""
+    asked = _ASKED.get()
+    if asked is None or asked.real is None or not asked.packed:
         return None
-    _ASKED.get().packed = False  # type: ignore[union-attr]  # it is there: it holds the choice
-    return choice.fill(states.squeeze(0))
+    asked.packed = False
+    return asked.real.fill(states.squeeze(0))
 
 
 def packing() -> Choice | None:
@@ -165,7 +166,7 @@ def _asked(mask: torch.Tensor) -> Asked:
     if torch.is_grad_enabled():
         return Asked(pooled, None)
     places = mask.flatten().nonzero().squeeze(1)
-    if len(places) > (1 - LEAST_PADDING_SHARE) * batch * length:
+    if not 0 < len(places) <= (1 - LEAST_PADDING_SHARE) * batch * length:
         return Asked(pooled, None)
     counted = (mask != 0).flatten().cumsum(0).view(batch, length)
     return Asked(pooled, Choice(places, (counted - 1).clamp(min=0)))
@@ -208,8 +209,13 @@ def _behind_pooled(part: Any, inputs: tuple[Any, ...], named: dict[str, Any], ou
 
 
 def _before_real(part: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    return _keep("real", inputs, named)
+    return None if _is_last(part) else _keep("real", inputs, named)
 
 
 def _behind_real(part: Any, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
-    return _fill_up("real", inputs, named, output)
+    return None if _is_last(part) else _fill_up("real", inputs, named, output)
+
+
+def _is_last(part: nn.Module) -> bool:
+    """A block can become the last one of a backbone that is cut and wrapped again."""
+    return _before_pooled in part._forward_pre_hooks.values()

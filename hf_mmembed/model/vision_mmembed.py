@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.activations import QuickGELUActivation
 
-from .lean_mmembed import Lean, is_plain, make_lean
+from .lean_mmembed import Lean, is_plain, library_name, make_lean, rotated
 
 __all__ = ["AttentionByLength", "InPlaceQuickGELU", "LinearPatchConv", "OnePassFeedForward", "lean_vision"]
 
@@ -34,9 +34,9 @@ def lean_vision(backbone: nn.Module) -> None:
             module.__class__ = LinearPatchConv
         elif kind is QuickGELUActivation:
             module.__class__ = InPlaceQuickGELU
-        elif kind.__name__ == "VisionMlp" and type(module.act) in (QuickGELUActivation, InPlaceQuickGELU):
+        elif library_name(module) == "VisionMlp" and type(module.act) in (QuickGELUActivation, InPlaceQuickGELU):
             make_lean(module, OnePassFeedForward)
-        elif kind.__name__ in QWEN_ATTENTIONS:
+        elif library_name(module) in QWEN_ATTENTIONS:
             make_lean(module, AttentionByLength)
 
 
@@ -115,7 +115,8 @@ class AttentionByLength(Lean):
         parts = attention.qkv(hidden_states).view(patches, 3, attention.num_heads, -1)
         # In float32, as the families do it.
         cosine, sine = (angles[:, None, None].float() for angles in position_embeddings)
-        query, key = _turned(parts[:, :2].float(), cosine, sine).to(parts.dtype).unbind(1)
+        turn = _turned if parts.device.type == "cpu" else rotated  # not every device multiplies complex numbers
+        query, key = turn(parts[:, :2].float(), cosine, sine).to(parts.dtype).unbind(1)
         outputs, start = [], 0
         for length, segments in groupby((cu_seqlens[1:] - cu_seqlens[:-1]).tolist()):
             stop = start + length * len(list(segments))
@@ -131,7 +132,8 @@ class AttentionByLength(Lean):
 def _turned(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
     """Rotary position embedding in one product of complex numbers.
 
-    Dimensions come out in another order, the same for queries and keys, whose dot products stay what they are.
+    Dimensions come out in another order, the same for queries and keys, whose dot products stay what they are. The two
+    halves of the angles are equal: each turns a pair of dimensions.
     """
     left, right = states.chunk(2, dim=-1)
     angles = torch.complex(*(part[..., : left.shape[-1]] for part in (cosine, sine)))

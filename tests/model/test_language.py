@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, DynamicCache, Lla
 
 from hf_mmembed.model import MMEmbedConfig, MMEmbedModel
 from hf_mmembed.model.language_mmembed import BLOCKS, GatedInPlace, GroupedAttention, OnePassNorm
+from hf_mmembed.model.pooled_mmembed import only_pooled
 from tests.tiny_families import FAMILIES
 
 LEAN = [family for family in FAMILIES if family != "gemma3"]
@@ -132,11 +133,13 @@ def test_padding_stays_where_attention_is_the_library_s(reason, deep):
 def masks(batch: int, length: int, keys: int) -> dict[str, torch.Tensor | None]:
     seen = torch.arange(keys) <= torch.arange(keys - length, keys)[:, None]
     seen = (seen & (torch.rand(batch, 1, 1, keys) > 0.3)) | (torch.arange(keys) == 0)
-    return {"none": None, "boolean": seen, "additive": torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))}
+    additive = torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))
+    biases = additive + torch.arange(4.0)[:, None, None]  # one for each head
+    return {"none": None, "boolean": seen, "of all rows": seen[:1], "additive": additive, "of heads": biases}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("mask", ["none", "boolean", "additive"])
+@pytest.mark.parametrize("mask", ["none", "boolean", "of all rows", "additive", "of heads"])
 @pytest.mark.parametrize(("length", "before"), [(6, 0), (6, 4), (1, 4), (1, 0)])
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "llava"])
 def test_attention_with_each_mask_and_cache(family, length, before, mask, dtype, loaded):
@@ -155,7 +158,7 @@ def test_attention_with_each_mask_and_cache(family, length, before, mask, dtype,
             output, weights = forward(
                 hidden_states=states.clone(),
                 position_embeddings=(angles.cos().to(dtype), angles.sin().to(dtype)),
-                attention_mask=given.to(dtype) if mask == "additive" else given,
+                attention_mask=given.to(dtype) if mask in ("additive", "of heads") else given,
                 past_key_values=cache if before else None,
             )
         assert weights is None and (not before or cache.get_seq_length(attention.layer_idx) == before + length)
@@ -266,6 +269,75 @@ def test_a_language_model_on_the_disk(family, loaded, mixture, embedder, tmp_pat
     assert torch.allclose(vectors(offloaded, batch, whole_states=False), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("mask", ["of all rows", "of heads"])
+def test_a_mask_of_our_own_reaches_the_last_block(mask, deep):
+    model, batch = deep
+    given = masks(3, 12, 12)[mask]
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": given}
+    with torch.no_grad():
+        expected = model.backbone.get_decoder()(**inputs).last_hidden_state[:, 7]
+        with only_pooled((torch.arange(12) < 8).long().expand(3, 12)):
+            pooled = model.backbone.get_decoder()(**inputs).last_hidden_state[:, 7]
+    assert torch.allclose(pooled, expected, rtol=0, atol=1e-5)
+
+
+def changed(model: nn.Module, what: str) -> None:
+    """Do to a model what somebody might who knows the library's classes only."""
+    blocks = model.backbone.get_decoder().layers
+    if what == "cut":
+        model.backbone.get_decoder().layers = blocks[:3]
+    elif what == "cut and wrapped again":
+        model.backbone.get_decoder().layers = blocks[:3]
+        model._read_backbone()
+    elif what == "another block":
+        blocks[1] = as_the_library(copy.deepcopy(blocks[1]))
+        blocks[1]._forward_pre_hooks.clear(), blocks[1]._forward_hooks.clear()
+    elif what == "both ways":
+        for attention in parts(model, GroupedAttention):
+            attention.is_causal = False
+    elif what == "compiled":
+        blocks[-1].self_attn.q_proj.compile(backend="eager")
+    elif what == "activation":
+        blocks[1].mlp.act_fn = nn.ReLU()
+    elif what == "one in training":
+        blocks[1].train()
+
+
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize(
+    "what", ["cut", "cut and wrapped again", "another block", "both ways", "compiled", "activation", "one in training"]
+)
+def test_a_model_that_was_changed_afterwards(what, padded, deep):
+    model, batch = copy.deepcopy(deep[0]), dict(deep[1])
+    if not padded:
+        batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
+    before = vectors(model, batch)
+    changed(model, what)
+    pooled, whole = (vectors(model, batch, whole_states=whole, share_prefix=False) for whole in (False, True))
+    expected = vectors(as_the_library(model), batch, share_prefix=False)
+    assert torch.allclose(whole, expected, rtol=0, atol=2e-6)
+    assert torch.allclose(pooled, expected, rtol=0, atol=2e-6)
+    same = what in ("another block", "compiled", "one in training") or (what == "both ways" and padded)
+    assert ((before - expected).abs().max() < 1e-5) == same
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava"])
+def test_a_backbone_that_is_offloaded_already(family, generative, mixture, tmp_path):
+    batch = mixture(family)
+    expected = vectors(MMEmbedModel.from_backbone(AutoModel.from_pretrained(generative(family))), batch)
+    names = dict(AutoModel.from_pretrained(generative(family)).named_children())
+    places = dict.fromkeys(names, "disk") | {"language_model": "cpu"}
+    backbone = AutoModel.from_pretrained(generative(family), device_map=places, offload_folder=tmp_path)
+    model = MMEmbedModel.from_backbone(backbone)
+    assert torch.allclose(vectors(model, batch, whole_states=False), expected, rtol=0, atol=2e-6)
+
+
+def test_a_batch_of_nothing_but_padding(deep):
+    model, batch = deep
+    batch = {**batch, "attention_mask": torch.zeros_like(batch["attention_mask"])}
+    assert vectors(model, batch, whole_states=False).isfinite().all()
+
+
 def test_a_copy_leaves_out_padding_too(deep):
     model, batch = deep
     expected = vectors(model, batch, whole_states=False)
@@ -286,6 +358,6 @@ def test_a_backbone_wrapped_twice_is_prepared_once(generative):
     blocks = backbone.get_decoder().layers
     hooks, kinds = [len(block._forward_pre_hooks) for block in blocks], [type(block.self_attn) for block in blocks]
     MMEmbedModel.from_backbone(backbone)
-    assert [len(block._forward_pre_hooks) for block in blocks] == hooks == [1, 1]
+    assert [len(block._forward_pre_hooks) for block in blocks] == hooks == [1, 0]
     assert [type(block.self_attn) for block in blocks] == kinds
     assert all(type(block).__name__ in BLOCKS for block in blocks)

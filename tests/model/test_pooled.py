@@ -61,7 +61,7 @@ def test_embeddings_are_the_same(family, side, share_prefix, loaded, monkeypatch
     real, padded = real_tokens(batch, share_prefix and family in CAUSAL_FAMILIES), read[last.self_attn.k_proj]
     assert real < padded[0] * padded[1]
     without_padding = type(first).__name__ in BLOCKS
-    assert without_padding or family in ("gemma3", "qwen3_vl", "qwen3_vl_moe")
+    assert without_padding or family in ("gemma3", "qwen3_vl_moe")
     assert read[first.self_attn.k_proj] == ((1, real) if without_padding else padded)
     inside = [part for part in first.mlp.modules() if isinstance(part, torch.nn.Linear)]
     assert {read[part] for part in inside} == {(1, real) if without_padding else (real, 1)} or not inside

@@ -30,7 +30,7 @@ def text_tokens(text: str) -> int:
 
 
 def plan_batches(
-    tokens: Sequence[int], *, batch_size: int, token_budget: int, batch_cost: int = 256
+    tokens: Sequence[int], *, batch_size: int, token_budget: int, batch_cost: int = 128
 ) -> list[list[int]]:
     """Group inputs of similar length into batches, the longest first.
 
@@ -43,7 +43,7 @@ def plan_batches(
         token_budget: at most this many tokens in a batch, padding included. An input longer than the budget gets a
             batch of its own.
         batch_cost: what one more batch costs, in the time of that many tokens; a batch ends before its padding costs
-            more. Defaults to 256, which suits a CPU.
+            more. Defaults to 128, which suits a CPU.
 
     Returns:
         Indices into ``tokens``, each exactly once.

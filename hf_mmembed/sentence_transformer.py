@@ -40,7 +40,8 @@ from .preparation import Conversation, estimate_tokens, prepare
 __all__ = ["TOKEN_BUDGET", "MMEmbedder"]
 
 TOKEN_BUDGET = 16_384
-# In tokens: a GPU needs larger batches before padding costs more than launching the kernels again.
+# In tokens: a GPU needs larger batches before padding costs more than launching the kernels again. On a CPU the blocks
+# leave out most of the padding, so that it costs less here than where all of it is computed.
 BATCH_COST_ON_CPU, BATCH_COST_ELSEWHERE = 256, 2_048
 PREPARED_BATCHES = 2
 # What `quantize_embeddings` returns for each precision; the binary ones hold eight dimensions in a byte.

@@ -181,6 +181,7 @@ class GroupedAttention(Lean):
             query, key, value, attn_mask=attention_mask, scale=attention.scaling, is_causal=causal, enable_gqa=True
         )
         mixed = mixed.transpose(1, 2).flatten(2)
+        # Where `o_proj` is told to read the pooled token, it picks it out of a row again.
         mixed = mixed.expand(batch, length, -1) if real is None else real.pick(mixed).unsqueeze(0)
         return attention.o_proj(mixed), None
 

@@ -13,7 +13,13 @@ import re
 import shutil
 from pathlib import Path
 
-__all__ = ["STAGING", "last_complete", "publish", "what_is_missing"]
+import numpy as np
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import TrainOutput
+
+__all__ = ["STAGING", "last_complete", "publish", "take_up_finished", "what_is_missing"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,3 +80,27 @@ def last_complete(output_dir: str | Path) -> Path | None:
             return path
         logger.warning("ignored the checkpoint %s: %s", path, missing)
     return None
+
+
+def take_up_finished(trainer: Trainer, checkpoint: str | bool | None) -> TrainOutput | None:
+    """Load a run that has done its ``max_steps``, which transformers would train one step further.
+
+    Args:
+        trainer: Made for the same run; its model and state become those of the checkpoint.
+        checkpoint: Its directory.
+
+    Returns:
+        What the run came to; None where there is no checkpoint, or where there are steps left.
+    """
+    if not checkpoint:
+        return None
+    state = TrainerState.load_from_json(str(Path(str(checkpoint), TRAINER_STATE_NAME)))
+    if not 0 < trainer.args.max_steps <= state.global_step:
+        return None
+    logger.info("%s has all %d steps: nothing is left to do", checkpoint, trainer.args.max_steps)
+    trainer._load_from_checkpoint(str(checkpoint))
+    state.is_local_process_zero = trainer.is_local_process_zero()
+    state.is_world_process_zero = trainer.is_world_process_zero()
+    trainer.state = state
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    return TrainOutput(state.global_step, float(np.mean(losses)), {})

@@ -30,8 +30,7 @@ from sentence_transformers.util.distributed import all_gather
 from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import rotate_checkpoints
 
 from hf_mmembed.data.pairs import require_pairs
 from hf_mmembed.files import write_atomically
@@ -41,7 +40,7 @@ from hf_mmembed.sentence_transformer import MMEmbedder
 
 from .arguments import SaHaTrainingArguments
 from .callbacks import BeginEpoch, LogWhatIsSaved, Progress, Values
-from .checkpoints import STAGING, last_complete, publish, what_is_missing
+from .checkpoints import STAGING, last_complete, publish, take_up_finished, what_is_missing
 from .choices import make_loss
 from .chunks import NonFiniteLossError
 from .collator import PairCollator, numbered
@@ -313,27 +312,11 @@ class SaHaTrainer(SentenceTransformerTrainer):
         elif resume_from_checkpoint and (missing := what_is_missing(Path(resume_from_checkpoint))):
             raise ValueError(f"cannot resume from {resume_from_checkpoint}: {missing}.")
         self._since = time.monotonic()
-        result = self._finished(resume_from_checkpoint) if resume_from_checkpoint else None
-        if result is None:
-            result = super().train(resume_from_checkpoint or None, **kwargs)
+        done = take_up_finished(self, resume_from_checkpoint)
+        result = done or super().train(resume_from_checkpoint or None, **kwargs)
         if self.is_world_process_zero():
             plot_training(self.state.log_history, Path(self.args.output_dir, "training.png"))
         return result
-
-    def _finished(self, checkpoint: str) -> TrainOutput | None:
-        """What a run comes to that has done its ``max_steps`` already; transformers would train it one step further."""
-        state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
-        if not 0 < self.args.max_steps <= state.global_step:
-            return None
-        logger.info("%s has all %d steps: nothing is left to do", checkpoint, self.args.max_steps)
-        self._load_from_checkpoint(checkpoint)
-        self.state = state
-        state.is_local_process_zero, state.is_world_process_zero = (
-            self.is_local_process_zero(),
-            self.is_world_process_zero(),
-        )
-        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-        return TrainOutput(state.global_step, float(np.mean(losses)), {})
 
     def save_result(self, directory: str | os.PathLike[str]) -> Path:
         """Write the trained embedder as ``args.save_as`` says, with a record of the run; publish it if ``args.push_to_hub``.

@@ -190,14 +190,13 @@ def test_keys_are_not_copied_and_the_last_block_asks_once(whole, loaded, mixture
     monkeypatch.setattr(
         F,
         "scaled_dot_product_attention",
-        lambda q, k, v, **kw: shapes.append((tuple(q.shape), tuple(k.shape), q.shape[2])) or attend(q, k, v, **kw),
+        lambda q, k, v, **kw: shapes.append((tuple(q.shape), tuple(k.shape))) or attend(q, k, v, **kw),
     )
-    vectors(
-        model, {name: batch[name] for name in ("input_ids", "attention_mask")}, whole_states=whole, share_prefix=False
-    )
-    (first, first_keys, length), (last, last_keys, _) = shapes
-    assert first[1:] == (4, length, 8) and first_keys == last_keys and first_keys[1] == 2
-    assert last[1:] == (4, length if whole else 1, 8)
+    texts = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    vectors(model, texts, whole_states=whole, share_prefix=False)
+    rows, length = batch["input_ids"].shape
+    keys = (rows, 2, length, 8)
+    assert shapes == [((rows, 4, length, 8), keys), ((rows, 4, length if whole else 1, 8), keys)]
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -245,6 +244,9 @@ def test_feed_forward_keeps_what_others_see(loaded):
         mlp.gate_proj.register_forward_hook(lambda _, __, output: seen.append(output))
         assert torch.allclose(mlp(states), expected, rtol=0, atol=1e-7)
         assert torch.equal(seen[0], F.linear(states, mlp.gate_proj.weight))
+        mlp.gate_proj._forward_hooks.clear()
+        mlp.act_fn.register_forward_hook(lambda _, __, output: seen.append(output))
+        assert torch.allclose(mlp(states), expected, rtol=0, atol=1e-7) and len(seen) == 2
     assert torch.equal(states, before)
 
 

@@ -29,9 +29,7 @@ def text_tokens(text: str) -> int:
     return -(-len(text.encode("utf-8", "replace")) // BYTES_PER_TOKEN)
 
 
-def plan_batches(
-    tokens: Sequence[int], *, batch_size: int, token_budget: int, batch_cost: int = 128
-) -> list[list[int]]:
+def plan_batches(tokens: Sequence[int], *, batch_size: int, token_budget: int, batch_cost: int) -> list[list[int]]:
     """Group inputs of similar length into batches, the longest first.
 
     Longest first, so that a batch too large for the memory fails at once and not after an hour. Sorting keeps padding
@@ -43,7 +41,7 @@ def plan_batches(
         token_budget: at most this many tokens in a batch, padding included. An input longer than the budget gets a
             batch of its own.
         batch_cost: what one more batch costs, in the time of that many tokens; a batch ends before its padding costs
-            more. Defaults to 128, which suits a CPU.
+            more.
 
     Returns:
         Indices into ``tokens``, each exactly once.
@@ -52,7 +50,7 @@ def plan_batches(
         ValueError: ``batch_size`` or ``token_budget`` is not positive.
 
     Example:
-        >>> plan_batches([10, 300, 12, 9], batch_size=8, token_budget=40)
+        >>> plan_batches([10, 300, 12, 9], batch_size=8, token_budget=40, batch_cost=128)
         [[1], [2, 0, 3]]
     """
     if batch_size <= 0 or token_budget <= 0:

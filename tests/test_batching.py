@@ -36,7 +36,7 @@ def test_plan_fills_batches_where_padding_is_free(tokens, batch_size, token_budg
 @pytest.mark.parametrize("bad", [{"batch_size": 0, "token_budget": 1}, {"batch_size": 1, "token_budget": -1}])
 def test_plan_refuses_bounds_that_are_not_positive(bad):
     with pytest.raises(ValueError, match="positive"):
-        plan_batches([1], **bad)
+        plan_batches([1], batch_cost=0, **bad)
 
 
 def test_text_tokens_takes_any_string():

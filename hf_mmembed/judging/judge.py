@@ -22,12 +22,14 @@ from hf_mmembed.identity import local_checkpoint
 from hf_mmembed.inputs import as_messages
 from hf_mmembed.model.rows_mmembed import HierarchicalPrompt, Row, row_of_conversation
 from hf_mmembed.preparation import Conversation, estimate_tokens
-from hf_mmembed.sentence_transformer import BATCH_COST_ELSEWHERE, BATCH_COST_ON_CPU
+from hf_mmembed.sentence_transformer import BATCH_COST_ELSEWHERE
 from hf_mmembed.thinking.reasoner import fingerprint, open_generative
 from hf_mmembed.thinking.templates import load_templates
 
 __all__ = ["Judge"]
 
+# In tokens; less than for embedding, as nothing of the padding is left out here.
+PADDING_PER_BATCH_ON_CPU = 128
 QUESTION = "\nIs the candidate a right answer to the query? Answer only {yes} or {no}."
 
 
@@ -84,7 +86,7 @@ class Judge:
             raise ValueError(f"{words[0]!r} and {words[1]!r} begin with the same token of {model}; use other words.")
         self.batch_size = batch_size
         self.max_seq_length = self.processor.tokenizer.model_max_length
-        self._batch_cost = BATCH_COST_ON_CPU if device.type == "cpu" else BATCH_COST_ELSEWHERE
+        self._batch_cost = PADDING_PER_BATCH_ON_CPU if device.type == "cpu" else BATCH_COST_ELSEWHERE
         self.identity = hash_parts(commit or fingerprint(directory), question, *words)
 
     def __call__(self, queries: Sequence[dict[str, Any]], candidates: Sequence[dict[str, Any]]) -> NDArray[np.float64]:

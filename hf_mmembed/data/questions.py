@@ -16,7 +16,17 @@ from hf_mmembed.data.scenes import BACKGROUNDS, COLORS, FILLS, RELATIONS, SHAPES
 __all__ = ["ANSWERS", "TOPICS", "Question", "Topic", "ask"]
 
 Topic = Literal[
-    "color", "shape", "size", "fill", "background", "count", "related_shape", "related_color", "exists", "relation"
+    "color",
+    "shape",
+    "size",
+    "fill",
+    "background",
+    "count",
+    "related_shape",
+    "related_color",
+    "exists",
+    "relation",
+    "side",
 ]
 TOPICS: tuple[Topic, ...] = get_args(Topic)
 
@@ -31,6 +41,7 @@ ANSWERS: dict[Topic, tuple[str, ...]] = {
     "related_color": tuple(COLORS),
     "exists": ("yes", "no"),
     "relation": ("yes", "no"),
+    "side": RELATIONS,
 }
 """The answers a topic can have: their number is the rate of a blind guess."""
 
@@ -45,12 +56,18 @@ _WORDINGS: dict[Topic, tuple[str, ...]] = {
     "related_color": ("what color is the object {} the {}?", "which color is the thing {} the {}?"),
     "exists": ("is there {}?", "do you see {}?"),
     "relation": ("is the {} {} the {}?",),
+    "side": (
+        "where is the {}?",
+        "on which side is the {}?",
+        "where is the {}, seen from the {}?",
+        "on which side of the {1} is the {0}?",
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its one-word answer, and the same answer as a sentence that repeats what was asked."""
+    """A question, its one-word answer, and the same answer as a sentence that says first what is seen."""
 
     topic: Topic
     text: str
@@ -77,7 +94,7 @@ def _ask(scene: Scene, rng: Random, topic: Topic) -> Question | None:
         return Question(topic, wording, number, f"there {'is' if number == 'one' else 'are'} {number}")
     if topic == "exists":
         return _exists(scene, shape, wording, rng)
-    if topic in ("relation", "related_shape", "related_color"):
+    if topic in ("relation", "side", "related_shape", "related_color"):
         return _related(scene, shape, topic, wording, rng)
     name = _name(scene, shape, rng, without=topic)
     if name is None:
@@ -126,12 +143,15 @@ def _related(scene: Scene, shape: Shape, topic: Topic, wording: str, rng: Random
     named = relation(shape, other)
     if named is None:
         return None
-    if topic == "relation":
-        said = named if rng.random() < 0.5 else pick(rng, [name for name in RELATIONS if name != named])
+    if topic in ("relation", "side"):
+        said = named if topic == "side" or rng.random() < 0.5 else pick(rng, [r for r in RELATIONS if r != named])
         first, second = (f"{synonym(s.color, rng)} {synonym(s.shape, rng)}" for s in (shape, other))
-        text = wording.format(first, pick(rng, RELATION_PHRASES[said]), second)
+        phrase = pick(rng, RELATION_PHRASES[said])
+        seen = f"the {first} is {phrase if said == named else RELATION_PHRASES[named][0]} the {second}"
+        if topic == "side":
+            return Question(topic, wording.format(first, second), named, seen)
         answer = "yes" if said == named else "no"
-        return Question(topic, text, answer, answer)
+        return Question(topic, wording.format(first, phrase, second), answer, f"{seen}, {answer}")
     reference = _name(scene, other, rng, without="")
     if reference is None:
         return None

@@ -13,7 +13,7 @@ from typing import Literal
 
 from hf_mmembed.data.captions import caption, edit, noun_phrase, pick, salient_words, salient_words_of_text, synonym
 from hf_mmembed.data.questions import TOPICS, Topic, ask
-from hf_mmembed.data.scenes import KIND_WEIGHTS, Scene, random_scene, split_of
+from hf_mmembed.data.scenes import KIND_WEIGHTS, Scene, random_scene, relation, split_of
 from hf_mmembed.tiny.wordings import (
     CAPTION_REQUESTS,
     IMAGE_REPLIES,
@@ -28,12 +28,15 @@ from hf_mmembed.tiny.wordings import (
 
 __all__ = ["Conversation", "Lesson", "Turn", "converse"]
 
-Lesson = Literal["naming", "binding", "mix"]
-"""What a stage of the curriculum talks about: single shapes, whose attribute is whose, or everything."""
+Lesson = Literal["naming", "binding", "mix", "relations", "review"]
+"""What a stage of the curriculum talks about: single shapes, whose attribute is whose, everything, how two shapes stand
+to each other, or everything with that."""
 
 _TEXT_TOPICS: tuple[Topic, ...] = ("color", "shape")
 _WHOSE_TOPICS: tuple[Topic, ...] = ("color", "color", "shape")
 _NAMING_TOPICS: tuple[Topic, ...] = ("color", "shape", "size", "fill", "background")
+_PAIR_TOPICS: tuple[Topic, ...] = ("side", "relation", "relation", "related_shape", "related_color")
+_MIX_TOPICS: tuple[Topic, ...] = tuple(topic for topic in TOPICS if topic != "side")
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,15 @@ def converse(rng: Random, lesson: Lesson) -> Conversation:
         return _naming(rng)
     if lesson == "binding":
         return pick(rng, (_table, _table, _table, _whose, _whose, _whose, _naming))(rng)
+    if lesson == "relations":
+        return pick(rng, (*[_side_table] * 5, *[_side_list] * 2, *[_pair] * 2, _mix))(rng)
+    if lesson == "review":
+        return pick(rng, (_side_table, *[_pair] * 3, *[_mix] * 6))(rng)
+    return _mix(rng)
+
+
+def _mix(rng: Random) -> Conversation:
+    """The diet of a chat model, except for where a shape is, which has lessons of its own."""
     tasks = (
         (_describe, 12),
         (_questions, 14),
@@ -126,6 +138,33 @@ def _whose(rng: Random) -> Conversation:
         turns = _ask(scene, rng, 3, _WHOSE_TOPICS, sentences=0.5)
         if turns:  # two shapes alike in shape and colour leave nothing to ask
             return Conversation(plain_system(rng), turns, scene)
+
+
+def _pair(rng: Random) -> Conversation:
+    """How two shapes stand to each other: where one is, whether it is left of the other, what it is that is left of it.
+
+    Yes and no follow from where the shape is, and answers in a sentence say so: first what is seen, then yes or no.
+    """
+    scene = random_scene(rng, "train", {"two": 1})
+    return Conversation(plain_system(rng), _ask(scene, rng, 4, _PAIR_TOPICS, sentences=0.3), scene)
+
+
+def _side_list(rng: Random) -> Conversation:
+    """Where each of two shapes is, next to its name."""
+    a, b = rng.sample((scene := random_scene(rng, "train", {"two": 1})).shapes, 2)
+    sides = ((a, relation(a, b)), (b, relation(b, a)))
+    answer = ", ".join(f"{synonym(shape.color, rng)} {synonym(shape.shape, rng)} {side}" for shape, side in sides)
+    request = pick(rng, LISTING_REQUESTS["side"])
+    return Conversation(plain_system(rng), (Turn(request, answer), *_ask(scene, rng, 2, _PAIR_TOPICS)), scene)
+
+
+def _side_table(rng: Random) -> Conversation:
+    """A `_table` of two shapes with where each one is, which is looked up like its colour."""
+    a, b = rng.sample((scene := random_scene(rng, "train", {"two": 1})).shapes, 2)
+    sides = ((a, relation(a, b)), (b, relation(b, a)))
+    first, second = pick(rng, (("shape", "color"), ("color", "shape")))
+    lines = [f"{getattr(s, first)} {side} {getattr(s, second)} {s.size} {s.fill}" for s, side in sides]
+    return Conversation(plain_system(rng), (Turn(f"Make a table by {first} with sides.", ", ".join(lines)),), scene)
 
 
 def _listing(rng: Random) -> Conversation:
@@ -246,7 +285,7 @@ def _reply(rng: Random) -> Conversation:
 
 
 def _ask(
-    scene: Scene, rng: Random, number: int, topics: tuple[Topic, ...] = TOPICS, *, sentences: float = 0
+    scene: Scene, rng: Random, number: int, topics: tuple[Topic, ...] = _MIX_TOPICS, *, sentences: float = 0
 ) -> tuple[Turn, ...]:
     questions = [ask(scene, rng, topics) for _ in range(number)]
     distinct = {question.text: question for question in questions if question is not None}

@@ -66,7 +66,7 @@ def probe(
 
 
 def _possible(kind: Kind, topic: Topic) -> bool:
-    return kind == "two" or topic not in ("related_shape", "related_color", "relation")
+    return kind == "two" or topic not in ("related_shape", "related_color", "relation", "side")
 
 
 def _answers(

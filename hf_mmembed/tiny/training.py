@@ -1,6 +1,6 @@
 """Trains `mmembed-tiny` from nothing: first its eyes, then its language.
 
-Out: a directory with a generative Qwen2-VL checkpoint and a log. Four stages, each moving on when the model has learned
+Out: a directory with a generative Qwen2-VL checkpoint and a log. Six stages, each moving on when the model has learned
 what the next one needs, not when time has passed:
 
 1. *vision*: the tower alone learns, with the language model's own head, to say what each cell of a picture shows;
@@ -8,6 +8,8 @@ what the next one needs, not when time has passed:
 2. *naming*: next-token loss on answers about single shapes.
 3. *binding*: the same on pictures of several shapes: whose attribute is whose.
 4. *mix*: everything the model shall be able to talk about, with a cosine decay of the learning rate.
+5. *relations*: where each of two shapes is, in tables as in *binding*, with a fresh optimizer.
+6. *review*: the mix, and how two shapes stand to each other, with a cosine decay once more.
 
 Every batch is a function of (seed, stage, step), and the state is saved atomically, so a killed run goes on where it was,
 on whatever device: what decides the result is the recipe, to the rounding of the device.
@@ -27,7 +29,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -39,7 +41,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2VLForConditionalGeneration
 
-from hf_mmembed.data.questions import Topic
+from hf_mmembed.data.questions import TOPICS, Topic
 from hf_mmembed.tiny.architecture import build_image_processor, build_model, build_tokenizer
 from hf_mmembed.tiny.batches import (
     ATTRIBUTE_WORDS,
@@ -56,8 +58,9 @@ __all__ = ["Recipe", "train"]
 
 logger = logging.getLogger(__name__)
 
-Stage = Literal["vision", "naming", "binding", "mix"]
-STAGES: tuple[Stage, ...] = ("vision", "naming", "binding", "mix")
+Stage = Literal["vision", "naming", "binding", "mix", "relations", "review"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+_WARMED_UP: tuple[Stage, ...] = ("vision", "naming", "relations")  # begun with a fresh optimizer
 _BLOCK = 20  # steps between two looks at the vision accuracy
 _AHEAD = 4  # batches made ahead of the step that needs them
 
@@ -66,15 +69,15 @@ _AHEAD = 4  # batches made ahead of the step that needs them
 class Recipe:
     """Everything that decides the result; the defaults are the recipe of the shipped model.
 
-    `steps` are upper limits per stage; naming and binding end early once their probe on the val split passes
-    `gates` percent.
+    `steps` are upper limits per stage; those with `gates` end early once their probe on the val split passes as many
+    percent.
     """
 
     seed: int = 0
     steps: dict[Stage, int] = field(
-        default_factory=lambda: {"vision": 2000, "naming": 200, "binding": 600, "mix": 2000}
+        default_factory=lambda: dict(zip(STAGES, (2000, 200, 600, 2000, 600, 800), strict=True))
     )
-    gates: dict[Stage, float] = field(default_factory=lambda: {"naming": 95.0, "binding": 88.0})
+    gates: dict[Stage, float] = field(default_factory=lambda: {"naming": 95.0, "binding": 88.0, "relations": 88.0})
     pictures: int = 64
     rows: int = 40
     images: int = 44
@@ -155,7 +158,8 @@ class _Run:
                     _match_embedding_scale(self.model)
                 self.progress = _Progress(stage=self.progress.stage + 1, seconds=self.progress.seconds)
                 if self.progress.stage < len(STAGES):
-                    self.optimizer = self._optimizer() if self.stage == "naming" else self.optimizer
+                    if self.stage in _WARMED_UP:
+                        self.optimizer = self._optimizer()
                     self.save()
 
     def _run_stage(self, pool: ProcessPoolExecutor) -> None:
@@ -255,10 +259,10 @@ class _Run:
 
     def _set_learning_rate(self) -> None:
         step, steps = self.progress.step, self.recipe.steps[self.stage]
-        scale = min(1.0, (step + 1) / 60) if self.stage in ("vision", "naming") else 1.0
+        scale = min(1.0, (step + 1) / 60) if self.stage in _WARMED_UP else 1.0
         if self.stage == "vision":
             scale *= min(1.0, max(0.05, (steps - step) / (0.3 * steps)))
-        elif self.stage == "mix":
+        elif self.stage in ("mix", "review"):
             scale *= 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate * scale
@@ -266,10 +270,11 @@ class _Run:
     def _passes(self) -> bool:
         """Logs a probe on the val split; True when it opens the gate of this stage."""
         kinds: tuple[Literal["one", "two"], ...] = ("one",) if self.stage == "naming" else ("one", "two")
-        topics: tuple[Topic, ...] = ("color", "shape", "size", "fill", "count", "related_shape", "exists", "relation")
+        topics: tuple[Topic, ...] = tuple(topic for topic in TOPICS if topic not in ("background", "related_color"))
         found = [a for kind in kinds for a in probe(self.model, self.tokenizer, kind, topics=topics, questions=96)]
         self._log({f"{a.kind}/{a.topic}": round(a.right, 1) for a in found})
-        decisive = [a.right for a in found if a.kind == kinds[-1] and a.topic in ("color", "shape")]
+        topics = ("side",) if self.stage == "relations" else ("color", "shape")
+        decisive = [a.right for a in found if a.kind == kinds[-1] and a.topic in topics]
         return min(decisive) >= self.recipe.gates.get(self.stage, math.inf)
 
     def _trained(self) -> list[torch.nn.Parameter]:

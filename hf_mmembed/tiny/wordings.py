@@ -31,6 +31,7 @@ CAPTION_REQUESTS = ("Describe the image.", "What is in the image?", "Write a cap
 LISTING_REQUESTS = {
     "shape": ("List the shapes with their colors.", "Which color has each shape?"),
     "color": ("List the colors with their shapes.", "Which shape has each color?"),
+    "side": ("List the shapes with their sides.", "On which side is each shape?"),
 }
 IMAGE_REPLIES = ("I can see ", "The picture shows ", "Here we have ")
 TEXT_REPLIES = ("You write: ", "So you say: ", "I understand: ")

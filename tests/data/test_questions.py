@@ -29,7 +29,8 @@ def test_answers_are_among_the_possible_ones(topic: str, seed: int) -> None:
     question = ask(random_scene(rng, None), rng, (topic,))  # type: ignore[arg-type]
     if question is not None:
         assert question.answer in ANSWERS[question.topic] and question.topic == topic
-        assert question.answer in question.sentence
+        said = RELATION_PHRASES.get(question.answer, (question.answer,))  # left may be said as "to the left of"
+        assert any(phrase in question.sentence for phrase in said)
 
 
 @given(st.integers(0, 2**32), st.sampled_from(["color", "shape", "size", "fill"]))
@@ -66,15 +67,34 @@ def test_relation_questions_agree_with_the_layout(seed: int) -> None:
     scene = random_scene(rng, None, {"two": 1})
     question = ask(scene, rng, ("relation",))
     assert question is not None
-    said = next(
-        name for name, phrases in RELATION_PHRASES.items() if any(f" {p} the " in question.text for p in phrases)
-    )
     first = question.text.removeprefix("is the ").split()[:2]
     subject = named_shapes(scene, first)[0]
     other = next(s for s in scene.shapes if s is not subject)
     if len(named_shapes(scene, first)) == 1:
-        assert question.answer == ("yes" if relation(subject, other) == said else "no")
+        assert question.answer == ("yes" if relation(subject, other) == said_in(question.text) else "no")
+        assert relation(subject, other) == said_in(question.sentence)
+
+
+def said_in(text: str) -> str:
+    return next(name for name, phrases in RELATION_PHRASES.items() if any(f" {p} the " in text for p in phrases))
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=50, deadline=None)
+def test_where_a_shape_lies_is_seen_from_the_other(seed: int) -> None:
+    rng = Random(seed)
+    scene = random_scene(rng, None, {"two": 1})
+    question = ask(scene, rng, ("side",))
+    assert question is not None
+    words = question.text.replace(",", "").rstrip("?").split()
+    asked = words[3:5] if words[0] == "where" else words[-2:]
+    subject = named_shapes(scene, asked)[0]
+    other = next(s for s in scene.shapes if s is not subject)
+    if len(named_shapes(scene, asked)) == 1:
+        assert question.answer == relation(subject, other) == said_in(question.sentence)
+    if len(words) > 7:
+        assert other in named_shapes(scene, words[-2:] if words[0] == "where" else words[5:7])
 
 
 def test_no_question_on_the_relation_of_a_single_shape() -> None:
-    assert ask(random_scene(Random(0), None, {"one": 1}), Random(0), ("relation", "related_shape")) is None
+    assert ask(random_scene(Random(0), None, {"one": 1}), Random(0), ("relation", "related_shape", "side")) is None

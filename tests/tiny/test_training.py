@@ -18,7 +18,7 @@ from hf_mmembed.tiny.batches import picture_batch, text_batch
 from hf_mmembed.tiny.training import Recipe, train
 
 RECIPE = Recipe(
-    steps={"vision": 4, "naming": 2, "binding": 2, "mix": 4},
+    steps={"vision": 4, "naming": 2, "binding": 2, "mix": 4, "relations": 2, "review": 2},
     pictures=8,
     rows=3,
     images=4,
@@ -60,17 +60,17 @@ def test_a_killed_run_resumes_to_the_same_weights(
     def step_until_killed(run, loss):  # type: ignore[no-untyped-def]
         nonlocal taken
         taken += 1
-        if taken in (4, 10):
+        if taken in (4, 10, 18):  # in vision, in binding, in relations
             raise Killed
         step(run, loss)
 
     monkeypatch.setattr(training._Run, "_step", step_until_killed)
-    for _ in range(2):
+    for _ in range(3):
         with pytest.raises(Killed):
             train(tmp_path / "cut", RECIPE, threads=1, device="cpu")
     resumed = load_file(train(tmp_path / "cut", RECIPE, threads=1, device="cpu") / "model.safetensors")
     uninterrupted = load_file(whole / "model.safetensors")
-    assert taken > 10 and resumed.keys() == uninterrupted.keys()
+    assert taken > 18 and resumed.keys() == uninterrupted.keys()
     for name, tensor in uninterrupted.items():
         torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=0, msg=name)
 
@@ -93,6 +93,20 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(training._Run, "_learn_pictures", lambda run, batch: {"loss": float("nan"), "shape": 0.0})
     with pytest.raises(FloatingPointError, match="vision step 2"):
         train(tmp_path, RECIPE, threads=1)
+
+
+def test_the_learning_rate_rises_with_a_fresh_optimizer_and_ends_near_zero(model, tokenizer, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    run = training._Run(tmp_path, Recipe(), tokenizer, model)
+
+    def rate(stage: training.Stage, step: int) -> float:
+        run.progress = training._Progress(stage=training.STAGES.index(stage), step=step)
+        run._set_learning_rate()
+        return run.optimizer.param_groups[0]["lr"] / run.recipe.learning_rate
+
+    assert rate("naming", 0) == rate("vision", 0) == pytest.approx(1 / 60)
+    assert rate("binding", 0) == rate("mix", 0) == 1.0
+    assert rate("relations", 0) == pytest.approx(1 / 60) and rate("relations", 60) == rate("review", 0) == 1.0
+    assert rate("mix", 1999) == pytest.approx(0.02, rel=0.01) == rate("review", 799)
 
 
 @pytest.mark.parametrize("stage", ["vision", "mix"])

@@ -13,7 +13,7 @@ from typing import Literal
 
 from hf_mmembed.data.captions import caption, edit, noun_phrase, pick, salient_words, salient_words_of_text, synonym
 from hf_mmembed.data.questions import TOPICS, Topic, ask
-from hf_mmembed.data.scenes import KIND_WEIGHTS, Scene, random_scene, relation, split_of
+from hf_mmembed.data.scenes import KIND_WEIGHTS, Scene, Shape, random_scene, relation, split_of
 from hf_mmembed.tiny.wordings import (
     CAPTION_REQUESTS,
     IMAGE_REPLIES,
@@ -151,20 +151,25 @@ def _pair(rng: Random) -> Conversation:
 
 def _side_list(rng: Random) -> Conversation:
     """Where each of two shapes is, next to its name."""
-    a, b = rng.sample((scene := random_scene(rng, "train", {"two": 1})).shapes, 2)
-    sides = ((a, relation(a, b)), (b, relation(b, a)))
-    answer = ", ".join(f"{synonym(shape.color, rng)} {synonym(shape.shape, rng)} {side}" for shape, side in sides)
+    scene = random_scene(rng, "train", {"two": 1})
+    answer = ", ".join(f"{synonym(s.color, rng)} {synonym(s.shape, rng)} {side}" for s, side in _sides(scene, rng))
     request = pick(rng, LISTING_REQUESTS["side"])
     return Conversation(plain_system(rng), (Turn(request, answer), *_ask(scene, rng, 2, _PAIR_TOPICS)), scene)
 
 
 def _side_table(rng: Random) -> Conversation:
     """A `_table` of two shapes with where each one is, which is looked up like its colour."""
-    a, b = rng.sample((scene := random_scene(rng, "train", {"two": 1})).shapes, 2)
-    sides = ((a, relation(a, b)), (b, relation(b, a)))
+    scene = random_scene(rng, "train", {"two": 1})
+    sides = _sides(scene, rng)
     first, second = pick(rng, (("shape", "color"), ("color", "shape")))
     lines = [f"{getattr(s, first)} {side} {getattr(s, second)} {s.size} {s.fill}" for s, side in sides]
     return Conversation(plain_system(rng), (Turn(f"Make a table by {first} with sides.", ", ".join(lines)),), scene)
+
+
+def _sides(scene: Scene, rng: Random) -> list[tuple[Shape, str | None]]:
+    """Each of two shapes with where it is, seen from the other, in either order."""
+    a, b = rng.sample(scene.shapes, 2)
+    return [(a, relation(a, b)), (b, relation(b, a))]
 
 
 def _listing(rng: Random) -> Conversation:

@@ -41,7 +41,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2VLForConditionalGeneration
 
-from hf_mmembed.data.questions import TOPICS, Topic
+from hf_mmembed.data.questions import TOPICS
 from hf_mmembed.tiny.architecture import build_image_processor, build_model, build_tokenizer
 from hf_mmembed.tiny.batches import (
     ATTRIBUTE_WORDS,
@@ -61,6 +61,14 @@ logger = logging.getLogger(__name__)
 Stage = Literal["vision", "naming", "binding", "mix", "relations", "review"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 _WARMED_UP: tuple[Stage, ...] = ("vision", "naming", "relations")  # begun with a fresh optimizer
+_STEPS: dict[Stage, int] = {
+    "vision": 2000,
+    "naming": 200,
+    "binding": 600,
+    "mix": 2000,
+    "relations": 600,
+    "review": 800,
+}
 _BLOCK = 20  # steps between two looks at the vision accuracy
 _AHEAD = 4  # batches made ahead of the step that needs them
 
@@ -69,14 +77,11 @@ _AHEAD = 4  # batches made ahead of the step that needs them
 class Recipe:
     """Everything that decides the result; the defaults are the recipe of the shipped model.
 
-    `steps` are upper limits per stage; those with `gates` end early once their probe on the val split passes as many
-    percent.
+    `steps` are upper limits; a stage of `gates` ends once its probe on the val split passes that many percent.
     """
 
     seed: int = 0
-    steps: dict[Stage, int] = field(
-        default_factory=lambda: dict(zip(STAGES, (2000, 200, 600, 2000, 600, 800), strict=True))
-    )
+    steps: dict[Stage, int] = field(default_factory=_STEPS.copy)
     gates: dict[Stage, float] = field(default_factory=lambda: {"naming": 95.0, "binding": 88.0, "relations": 88.0})
     pictures: int = 64
     rows: int = 40
@@ -270,12 +275,12 @@ class _Run:
     def _passes(self) -> bool:
         """Logs a probe on the val split; True when it opens the gate of this stage."""
         kinds: tuple[Literal["one", "two"], ...] = ("one",) if self.stage == "naming" else ("one", "two")
-        topics: tuple[Topic, ...] = tuple(topic for topic in TOPICS if topic not in ("background", "related_color"))
+        topics = tuple(topic for topic in TOPICS if topic not in ("background", "related_color"))
         found = [a for kind in kinds for a in probe(self.model, self.tokenizer, kind, topics=topics, questions=96)]
         self._log({f"{a.kind}/{a.topic}": round(a.right, 1) for a in found})
-        topics = ("side",) if self.stage == "relations" else ("color", "shape")
-        decisive = [a.right for a in found if a.kind == kinds[-1] and a.topic in topics]
-        return min(decisive) >= self.recipe.gates.get(self.stage, math.inf)
+        decisive = ("side",) if self.stage == "relations" else ("color", "shape")
+        right = min(a.right for a in found if a.kind == kinds[-1] and a.topic in decisive)
+        return right >= self.recipe.gates.get(self.stage, math.inf)
 
     def _trained(self) -> list[torch.nn.Parameter]:
         """The tower and the embeddings in the vision stage; afterwards everything but the tower below its merger."""

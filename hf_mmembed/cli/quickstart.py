@@ -30,9 +30,9 @@ __all__ = ["quickstart"]
 _HITS = 5
 _FAMILIES, _STEPS = 100, 120  # of the fine-tuning: three to four minutes on two cores
 _ABOUT_RELATIONS = (
-    "Shown as it comes out. Without fine-tuning, an embedding gathers which shapes and colours are there; which stands "
-    "above which it holds weakly at best (`hf-mmembed tiny evaluate` measures how well). The mirror image, the square "
-    "above the triangle, is in the folder too."
+    "Shown as it comes out. A summary in one word gathers which shapes and colours are there, not which stands above "
+    "which (`hf-mmembed tiny evaluate` measures it), and minutes of fine-tuning need not change that. The mirror image, "
+    "the square above the triangle, is in the folder too."
 )
 
 

@@ -105,7 +105,7 @@ def test_the_command(embedder, tmp_path, monkeypatch, capsys):
     assert [(word == "right") for word, _ in verdicts] == [
         search.is_right(scenes[name]) for search, (_, name) in zip(tour.SEARCHES, verdicts, strict=True)
     ]
-    assert "Without fine-tuning" in shown and "its mirror image is at rank" in shown
+    assert "Shown as it comes out" in shown and "its mirror image is at rank" in shown
     assert re.search(r"done in \d+ s", shown)
     assert Image.open(tmp_path / "a tour/contact-sheet.png").width == 1600
     assert (tmp_path / "a tour/contact-sheet.html").read_text().count("<section>") == 4

@@ -113,6 +113,11 @@ class EmbeddingModel(PreTrainedModel):
         _require_complete(path, info["missing_keys"], info["mismatched_keys"], "config.json")
         return (model, info) if with_info else model
 
+    def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+        # Of a directory with an adapter, `from_pretrained` is told what the adapter lacks, and of its base nothing.
+        _require_complete(self.name_or_path, loading_info.missing_keys, loading_info.mismatched_keys, "config.json")
+
     def set_attn_implementation(self, attn_implementation: str | dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """As `PreTrainedModel.set_attn_implementation`; a dict names parts of the backbone, as in `from_pretrained`."""
         super().set_attn_implementation(attention_of_backbone(attn_implementation), *args, **kwargs)

@@ -276,6 +276,20 @@ def test_an_incomplete_adapter_is_an_error_that_names_it(batches, tmp_path):
             AutoModel.from_pretrained(tmp_path)
 
 
+def test_an_adapter_whose_base_lacks_weights_is_an_error_that_names_the_base(batches, tmp_path):
+    path, _, _ = batches("qwen2_vl")
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(path, base)
+    config = peft.LoraConfig(target_modules=["q_proj"])
+    peft.get_peft_model(AutoModel.from_pretrained(base), config).save_pretrained(adapter)
+    weights = load_file(base / "model.safetensors")
+    weights.pop("backbone.language_model.norm.weight")
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    for open_adapter in (AutoModel.from_pretrained, MMEmbedModel.from_pretrained):
+        with pytest.raises(ValueError, match=rf"{base}: 1 weights are missing .* than config\.json .*norm\.weight"):
+            open_adapter(adapter)
+
+
 def test_compile(batches):
     # A batch of texts alone: tracing the vision tower as well takes a minute and shows nothing more.
     path, _, _ = batches("llava")

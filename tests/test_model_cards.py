@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from hf_mmembed import tiny
 from hf_mmembed.tiny import ablation_report, reasoning_report
 from hf_mmembed.tiny.evaluate import markdown
+from hf_mmembed.tiny.runs import spread
 
 CARDS = Path(__file__).parents[1] / "model_cards"
 TINY = CARDS / "mmembed-tiny.md"
@@ -46,6 +47,17 @@ def test_tables_of_the_experiments_are_those_of_their_results(name: str, report:
     results = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     assert report.markdown(results).strip() in (folder / "README.md").read_text(encoding="utf-8")
     assert (folder / f"{name}.png").is_file()
+
+
+def test_tables_of_the_readme_are_rows_of_those_of_the_experiments() -> None:
+    readme = (CARDS.parent / "README.md").read_text(encoding="utf-8")
+    shown = ("mean", "text→image R@1", "composed R@1", "false negatives per batch")
+    results = json.loads((CARDS / "experiments" / "ablation.json").read_text(encoding="utf-8"))
+    assert f"| | {' | '.join(shown)} |" in readme
+    for arm in ("zero-shot", "random", "saha", "top-k"):
+        runs = [result for result in results if result["arm"] == arm]
+        cells = [spread([ablation_report.COLUMNS[name](run) for run in runs]) for name in shown]
+        assert f"| {arm} | {' | '.join(cells)} |" in readme
 
 
 def test_size_is_that_of_the_shipped_file() -> None:

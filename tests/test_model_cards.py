@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from hf_mmembed import tiny
 from hf_mmembed.tiny import ablation_report, reasoning_report
 from hf_mmembed.tiny.evaluate import markdown
+from hf_mmembed.tiny.reasoning import TASKS
 from hf_mmembed.tiny.runs import spread
 
 CARDS = Path(__file__).parents[1] / "model_cards"
@@ -58,6 +59,12 @@ def test_tables_of_the_readme_are_rows_of_those_of_the_experiments() -> None:
         runs = [result for result in results if result["arm"] == arm]
         cells = [spread([ablation_report.COLUMNS[name](run) for run in runs]) for name in shown]
         assert f"| {arm} | {' | '.join(cells)} |" in readme
+    results = json.loads((CARDS / "experiments" / "thinking.json").read_text(encoding="utf-8"))
+    assert f"| | {' | '.join(TASKS)} |" in readme
+    for name in ("direct", "TTE_t, oracle", "TTE_s"):
+        rows = [row for result in results for row in result["rows"] if row["row"] == name]
+        cells = [spread([row["scores"][task] for row in rows]) for task in TASKS]
+        assert f"| {name} | {' | '.join(cells)} |" in readme
 
 
 def test_size_is_that_of_the_shipped_file() -> None:

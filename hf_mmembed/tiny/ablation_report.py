@@ -85,9 +85,11 @@ def plot(results: Sequence[Result], path: Path) -> Path:
     for axes, column, label in ((left, "mean", "mean score, %"), (right, "false negatives per batch", None)):
         for place, runs in enumerate(arms.values()):
             values = [value for run in runs if (value := COLUMNS[column](run)) is not None]
-            if values:
-                axes.barh(place, mean(values), color="#c9d7ef" if axes is left else "#f3cfc6")
-                axes.plot(values, [place] * len(values), "o", color="#23395d", markersize=4)
+            if values and axes is left:  # no bars: the axis does not begin at zero
+                axes.plot(mean(values), place, "|", color="#7c9bd1", markersize=22, markeredgewidth=5)
+            elif values:
+                axes.barh(place, mean(values), color="#f3cfc6")
+            axes.plot(values, [place] * len(values), "o", color="#23395d", markersize=4)
         axes.set_xlabel(label or column)
         axes.spines[["top", "right"]].set_visible(False)
     scores = [result["mean"] for result in results]

@@ -56,7 +56,7 @@ def __getattr__(name: str) -> Any:
     try:
         value = getattr(import_module(_HOME[name]), name)
     except ImportError as error:
-        error.add_note("`hf-mmembed doctor` shows what is broken and the pip line that mends it.")
+        error.add_note("`hf-mmembed doctor` shows what is broken and the pip command that fixes it.")
         raise
     globals()[name] = value
     return value

@@ -36,7 +36,7 @@ def distill(
         list[str] | None,
         typer.Option("--set", help="Another value of the part, as in training.max_steps=100; may be repeated."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the last complete checkpoint.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Do everything up to the first step, and say what.")
     ] = False,

@@ -1,4 +1,4 @@
-"""``hf-mmembed doctor``: what is installed, what is broken, and the pip line that mends it.
+"""``hf-mmembed doctor``: what is installed, what is broken, and the pip command that fixes it.
 
 In: the running Python environment. Out: a report on stdout and exit code 0, or 1 when something needed is missing,
 too old or broken. Nothing suspicious is imported here: whatever can crash is tried in a child process, so a broken
@@ -46,7 +46,7 @@ class Finding:
     Attributes:
         name: What was looked at.
         state: What was found, in words.
-        remedy: The command that mends it. None: nothing needs mending.
+        remedy: The command that fixes it. None: nothing to fix.
     """
 
     name: str
@@ -195,7 +195,7 @@ def _examine_device() -> list[Finding]:
 
 
 def doctor() -> None:
-    """Show what is installed and what is broken, with the pip line that mends it.
+    """Show what is installed and what is broken, with the pip command that fixes it.
 
     Exit code 0 means that everything the core needs is there and works; a missing extra is no fault.
 
@@ -219,10 +219,10 @@ def doctor() -> None:
             mark = "✗" if finding.remedy and title != "extras" else " "
             typer.echo(f"  {mark} {finding.name:<30} {finding.state}")
         typer.echo()
-    # One cause breaks several imports: the first broken layer is what to mend first.
+    # One cause breaks several imports: the first broken layer is what to fix first.
     remedies = [f.remedy for f in core if f.remedy] or [f.remedy for f in works if f.remedy]
     if remedies:
-        typer.echo("to mend it:")
+        typer.echo("to fix it:")
         for remedy in remedies:
             typer.echo(f"  {remedy}")
         raise typer.Exit(1)

@@ -90,7 +90,7 @@ def embed(
     strict: StrictOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Embed pictures and texts into an Arrow dataset; run it again to go on after an interruption.
+    """Embed pictures and texts into an Arrow dataset; run it again to resume.
 
     Files that cannot be read are skipped, listed at the end and in OUT/skipped.jsonl, and the exit code is 1. Items
     that changed since an earlier run (texts by content, files by size and modification time) are embedded again. A text

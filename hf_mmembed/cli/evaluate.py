@@ -93,7 +93,7 @@ def run(
     ] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Measure a model; run it again to go on after an interruption. Several processes: accelerate launch -m.
+    """Measure a model; run it again to resume. Several processes: accelerate launch -m.
 
     Example: hf-mmembed evaluate mmembed-tiny --benchmark mmeb-v1 --data MMEB-eval --subset GQA
     """

@@ -47,7 +47,7 @@ def index(
     strict: StrictOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Build a searchable index of pictures and texts; run it again to go on after an interruption.
+    """Build a searchable index of pictures and texts; run it again to resume.
 
     Files that cannot be read are skipped, listed at the end and in OUT/skipped.jsonl, and the exit code is 1. Run it
     again after files were added, changed or removed: only those are embedded anew. A text longer than the model reads

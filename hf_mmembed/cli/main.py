@@ -47,30 +47,37 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.command()(quickstart)
-app.command()(convert)
-app.command()(embed)
-app.command()(index)
-app.command()(search)
-app.command()(mine)
-app.command()(judge)
-app.command()(distill)
-app.command()(train)
-app.command()(think)
-app.command()(think_train)
-app.add_typer(prompt)
-app.add_typer(tiny)
-app.add_typer(evaluate)
-app.add_typer(bench)
-app.command()(demo)
-app.command()(export)
-app.command()(card)
-app.command()(push)
-app.command()(verify)
-app.command()(doctor)
+_START = "Start"
+_SEARCH = "Embed and search"
+_TRAIN = "Train"
+_MEASURE = "Measure"
+_PUBLISH = "Publish"
+
+app.command(rich_help_panel=_START)(quickstart)
+app.command(rich_help_panel=_START)(convert)
+app.command(rich_help_panel=_START)(doctor)
+app.command(rich_help_panel=_SEARCH)(embed)
+app.command(rich_help_panel=_SEARCH)(index)
+app.command(rich_help_panel=_SEARCH)(search)
+app.command(rich_help_panel=_SEARCH)(demo)
+app.add_typer(prompt, rich_help_panel=_SEARCH)
+app.command(rich_help_panel=_TRAIN)(mine)
+app.command(rich_help_panel=_TRAIN)(judge)
+app.command(rich_help_panel=_TRAIN)(distill)
+app.command(rich_help_panel=_TRAIN)(train)
+app.command(rich_help_panel=_TRAIN)(think)
+app.command(rich_help_panel=_TRAIN)(think_train)
+app.add_typer(evaluate, rich_help_panel=_MEASURE)
+app.add_typer(bench, rich_help_panel=_MEASURE)
+app.add_typer(tiny, rich_help_panel=_MEASURE)
+app.command(rich_help_panel=_PUBLISH)(export)
+app.command(rich_help_panel=_PUBLISH)(card)
+app.command(rich_help_panel=_PUBLISH)(push)
+app.command(rich_help_panel=_PUBLISH)(verify)
 
 
 def _show_version(value: bool) -> None:
@@ -123,5 +130,5 @@ def _one_line(error: Exception) -> str:
     if cause is not None:
         message = f"{printable(' '.join(str(cause).split()))}: {message}"
     if cause is not None or "torchvision" in message or (isinstance(error, ImportError) and "transformers" in message):
-        message += " (run `hf-mmembed doctor` to see what is broken and the pip line that mends it)"
+        message += " (run `hf-mmembed doctor` to see what is broken and the pip command that fixes it)"
     return message

@@ -73,7 +73,7 @@ def mine(
     device: DeviceOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Group training pairs into clusters of hard negatives; run it again to go on after an interruption.
+    """Group training pairs into clusters of hard negatives; run it again to resume.
 
     The model embeds every distinct query and document once. Several processes share the work:
     accelerate launch --num_processes 8 -m hf_mmembed.cli mine ...

@@ -118,7 +118,7 @@ def think_train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE that wins over the file, e.g. training.max_steps=10.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the last checkpoint of the run.")] = False,
 ) -> None:
     """Train on traces: a reasoner (sft), an embedder that reads them (embedder), or a head on a reasoner (unified).
 

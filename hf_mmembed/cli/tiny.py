@@ -24,7 +24,7 @@ def train(
     threads: Annotated[int | None, typer.Option(help="CPU threads. Defaults to the number of cores.", min=1)] = None,
     device: DeviceOption = None,
 ) -> None:
-    """Train the model from nothing, or go on where a killed run stopped.
+    """Train the model from scratch, or resume a killed run.
 
     Example: hf-mmembed tiny train runs/tiny
     """

@@ -31,7 +31,7 @@ def train(
         list[str] | None,
         typer.Option("--set", help="Another value of the recipe, as in training.max_steps=100; may be repeated."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the last complete checkpoint.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Do everything up to the first step, and say what.")
     ] = False,

@@ -8,7 +8,7 @@ import pytest
 from hf_mmembed.cli.main import main
 from hf_mmembed.thinking.recipes import _untrained, load_thinking_recipe, thinking_recipe_names
 from hf_mmembed.thinking.traces import TraceStore
-from tests.training.conftest import in_processes
+from tests.forks import in_processes
 
 
 def run(*words) -> int:

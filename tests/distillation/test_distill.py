@@ -18,8 +18,8 @@ from hf_mmembed.distillation import (
 from hf_mmembed.distillation.student import set_vision_aside
 from hf_mmembed.model.presets import PRESETS
 from tests.distillation.conftest import TEACHER
+from tests.forks import in_processes
 from tests.tiny_families import FAMILIES
-from tests.training.conftest import in_processes
 
 
 def arguments(directory, **options):

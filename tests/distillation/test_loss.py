@@ -15,7 +15,8 @@ from hf_mmembed.distillation.loss import DIAGONALS, DIRECTIONS, SimilarityDistil
 from hf_mmembed.distillation.teacher import TeacherVectors
 from hf_mmembed.mining.store import Embeddings
 from hf_mmembed.training.chunks import Facts
-from tests.training.conftest import double_precision, in_processes
+from tests.forks import in_processes
+from tests.training.conftest import double_precision
 from tests.training.test_losses import assert_equal_gradients, batch_of, gradients, without_cache
 
 

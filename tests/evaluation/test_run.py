@@ -6,16 +6,15 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from hf_mmembed.evaluation import OVERALL, evaluate
+from hf_mmembed.evaluation import OVERALL, evaluate, run
 from tests.evaluation import layouts
+from tests.forks import exit_code, in_processes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,8 +70,6 @@ def noisy():
 
 def test_scores_do_not_depend_on_order_shards_or_cache(data, tmp_path, monkeypatch):
     import pyarrow.parquet as pq
-
-    from hf_mmembed.evaluation import run
 
     def scores(out):
         results = evaluate(noisy(), "mmeb-v1", data, out=out)
@@ -196,35 +193,21 @@ def test_a_plot_beside_published_systems(tmp_path):
         plot({"metadata": metadata, "metrics": {"image": {}}}, tmp_path / "c.png")
 
 
-SCRIPT = """
-import os, sys
-from tests.evaluation import layouts
-from tests.evaluation.test_run import noisy
-from hf_mmembed.evaluation import evaluate, run
+def small_shards(rank, data, out, die_after=None):
+    """Evaluates in shards of five; how many inputs this process embedded."""
+    encoder, embed = noisy(), run.embed_items
+    vector = encoder.vector
 
-stop_after = int(os.environ.get("STOP_AFTER", "0"))
-encoder = noisy()
-inner = encoder.vector
-def vector(item):
-    if stop_after and len(encoder.seen) > stop_after:
-        os.kill(os.getpid(), 9)
-    return inner(item)
-encoder.vector = vector
-embed = run.embed_items
-run.embed_items = lambda *a, **k: embed(*a, **k, shard=5)
-results = evaluate(encoder, "mmeb-v1", sys.argv[1], out=sys.argv[2])
-with open(f"{sys.argv[2]}/embedded-{os.environ.get('RANK', '0')}", "w") as file:
-    file.write(str(len(encoder.seen)))
-"""
+    def watched(item):
+        if die_after is not None and len(encoder.seen) > die_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return vector(item)
 
-
-def launch(arguments, *command, **environment):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1", **environment}
-    return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, env=environment, cwd=ROOT)
-
-
-def embedded(out):
-    return [int(file.read_text()) for file in sorted(out.glob("embedded-*"))]
+    encoder.vector = watched
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "embed_items", lambda *a, **k: embed(*a, **k, shard=5))
+        evaluate(encoder, "mmeb-v1", data, out=out)
+    return len(encoder.seen)
 
 
 def measured(out):
@@ -232,26 +215,15 @@ def measured(out):
 
 
 def test_a_killed_run_goes_on(data, tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    command = (sys.executable, tmp_path / "script.py")
-    killed = launch([data, tmp_path / "a"], *map(str, command), STOP_AFTER="27")
-    assert killed.returncode == -signal.SIGKILL
-    resumed = launch([data, tmp_path / "a"], *map(str, command))
-    assert resumed.returncode == 0, resumed.stderr
+    assert exit_code(small_shards, 0, data, tmp_path / "a", 27) == -signal.SIGKILL
     # Five whole shards of five were kept.
-    assert embedded(tmp_path / "a") == [62 - 25]
-    whole = launch([data, tmp_path / "b"], *map(str, command))
-    assert whole.returncode == 0 and embedded(tmp_path / "b") == [62]
+    assert small_shards(0, data, tmp_path / "a") == 62 - 25
+    assert small_shards(0, data, tmp_path / "b") == 62
     assert measured(tmp_path / "a") == measured(tmp_path / "b")
 
 
 def test_two_processes_give_the_scores_of_one(data, tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    one = launch([data, tmp_path / "a"], sys.executable, str(tmp_path / "script.py"))
-    torchrun = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "script.py"))
-    two = launch([data, tmp_path / "b"], sys.executable, "-m", *torchrun, OMP_NUM_THREADS="1")
-    assert two.returncode == 0, two.stderr
-    assert one.returncode == 0 and embedded(tmp_path / "a") == [62]
-    shares = embedded(tmp_path / "b")
-    assert len(shares) == 2 and sum(shares) == 62 and min(shares) > 20
+    assert small_shards(0, data, tmp_path / "a") == 62
+    shares = in_processes(small_shards, data, tmp_path / "b", store=tmp_path / "store")
+    assert sum(shares) == 62 and min(shares) > 20
     assert measured(tmp_path / "a") == measured(tmp_path / "b")

@@ -6,9 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import datasets
@@ -19,6 +16,7 @@ from PIL import Image
 from hf_mmembed.data import open_source
 from hf_mmembed.index import build_index, embed_source, read_manifest, write_npy
 from hf_mmembed.index.lock import only_writer
+from tests.forks import exit_code
 from tests.index.fake_embedder import DIM, FakeEmbedder, identity
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,24 +150,19 @@ def test_an_exception_of_the_model_keeps_finished_shards(many_pictures, tmp_path
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
 def test_sigkill_in_the_middle_of_a_write(many_pictures, tmp_path):
-    script = textwrap.dedent("""
-        import os, signal, sys
-        from pathlib import Path
-        from tests.index.test_embedding import run
+    count, rename = 0, os.replace
 
-        count, rename = 0, os.replace
-        def replace(source, target):
-            global count
-            count += "data-" in str(target)
-            if count == 3:
-                os.kill(os.getpid(), signal.SIGKILL)
-            rename(source, target)
-        os.replace = replace
-        run(Path(sys.argv[1]), Path(sys.argv[2]))
-    """)
+    def replace(source, target):
+        nonlocal count
+        count += "data-" in str(target)
+        if count == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(source, target)
+
     out = tmp_path / "killed"
-    done = subprocess.run([sys.executable, "-c", script, many_pictures, out], cwd=ROOT, check=False)
-    assert done.returncode == -signal.SIGKILL
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        assert exit_code(run, many_pictures, out) == -signal.SIGKILL
     assert len(list(out.glob("items/data-*.arrow"))) == 2 and len(list(out.glob("items/.*.tmp"))) == 1
     assert run(many_pictures, out).new == 18 - 11
     run(many_pictures, tmp_path / "whole")

@@ -12,7 +12,8 @@ from hf_mmembed.data.pairs import negatives_of, query_of, read_pairs
 from hf_mmembed.judging import judge_pairs, sampled
 from hf_mmembed.judging.candidates import mined, of_pairs
 from hf_mmembed.training.soft_labels import SoftLabelLoss
-from tests.training.conftest import in_processes, make_pairs
+from tests.forks import in_processes
+from tests.training.conftest import make_pairs
 
 
 class Formula:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from hf_mmembed.data.pairs import read_pairs
 from hf_mmembed.mining import Clusters, FilterRules, mine_pairs
 from hf_mmembed.mining.dataset import are_labels
 from hf_mmembed.mining.report import hardness, write_report
+from tests.forks import exit_code, in_processes
 from tests.index.fake_embedder import FakeEmbedder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,40 +172,15 @@ def test_an_embedding_that_is_not_finite_stops_the_run(tmp_path):
     assert not list((tmp_path / "embeddings").rglob("*.npy"))
 
 
-SCRIPT = """
-import os, signal, sys
-from pathlib import Path
-from hf_mmembed.mining import mine_pairs
-from tests.index.fake_embedder import FakeEmbedder
-from tests.mining.test_dataset import MODEL, rows
-
 class Dying(FakeEmbedder):
     def _encode(self, inputs, task):
-        if sys.argv[2] == "die" and self.embedded >= 24:
+        if self.embedded >= 24:
             os.kill(os.getpid(), signal.SIGKILL)
         return super()._encode(inputs, task)
 
-embedder = Dying()
-mine_pairs(rows(60), embedder, sys.argv[1], model=MODEL, k=3, shard_size=8)
-sys.stdout.write(f"{embedder.embedded}\\n")  # in one piece: two processes share the pipe
-"""
 
-
-def run(out, how, launcher=()):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [
-            sys.executable,
-            *launcher,
-            "-c" if not launcher else str(out.parent / "script.py"),
-            *([SCRIPT] if not launcher else []),
-            str(out),
-            how,
-        ],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
+def mined_into(out, embedder):
+    return mine_pairs(rows(60), embedder, out, model=MODEL, k=3, shard_size=8)
 
 
 def files(directory):
@@ -214,22 +188,23 @@ def files(directory):
 
 
 def test_killed_and_resumed_gives_the_same_bytes(fake, tmp_path):
-    assert run(tmp_path / "killed", "die").returncode == -signal.SIGKILL
+    assert exit_code(mined_into, tmp_path / "killed", Dying()) == -signal.SIGKILL
     assert len(list((tmp_path / "killed").rglob("*.npy"))) == 3
-    mined = mine_pairs(rows(60), fake, tmp_path / "killed", model=MODEL, k=3, shard_size=8)
+    mined = mined_into(tmp_path / "killed", fake)
     assert fake.embedded == 120 - 24
-    mine_pairs(rows(60), FakeEmbedder(), tmp_path / "whole", model=MODEL, k=3, shard_size=8)
+    mined_into(tmp_path / "whole", FakeEmbedder())
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
     assert mined.clusters.rows.tolist() == Clusters.load(tmp_path / "whole").rows.tolist()
 
 
 def test_two_processes_give_what_one_gives(tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = run(tmp_path / "two", "live", launcher)
-    assert done.returncode == 0, done.stderr
-    assert sorted(int(line) for line in done.stdout.split()) == [56, 64]
-    mine_pairs(rows(60), FakeEmbedder(), tmp_path / "one", model=MODEL, k=3, shard_size=8)
+    def embedded(rank):
+        embedder = FakeEmbedder()
+        mined_into(tmp_path / "two", embedder)
+        return embedder.embedded
+
+    assert sorted(in_processes(embedded, store=tmp_path / "store")) == [56, 64]
+    mined_into(tmp_path / "one", FakeEmbedder())
     assert files(tmp_path / "two") == files(tmp_path / "one")
 
 

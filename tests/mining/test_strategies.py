@@ -161,17 +161,10 @@ def test_the_seed_decides_and_nothing_else(tmp_path):
         "data = corpus(3, rows=80, queries=50, documents=40)\n"
         "print([mine(*data, strategy=s, k=3, seed=5).rows.tolist() for s in STRATEGIES])"
     )
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-        ).stdout
-        for hash_seed in ("1", "2")
-    }
-    assert len(outputs) == 1
+    environment = {**os.environ, "PYTHONHASHSEED": "1"}  # the hash seed of this process is random
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    data = corpus(3, rows=80, queries=50, documents=40)
+    assert other.stdout == f"{[mine(*data, strategy=s, k=3, seed=5).rows.tolist() for s in STRATEGIES]}\n"
     data = one_to_one(64)
     assert mine(*data, k=3, seed=1).rows.tolist() != mine(*data, k=3, seed=2).rows.tolist()
 

@@ -1,23 +1,19 @@
-"""Tiny pairs, a tiny embedder, and processes that talk to each other; shared by the tests of training."""
+"""Tiny pairs, a tiny embedder and a short run of training; shared by the tests of training."""
 
 from __future__ import annotations
 
 import io
-import multiprocessing
-import os
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState
 from datasets import Dataset
 from PIL import Image
 
-from hf_mmembed import MMEmbedder, processes
+from hf_mmembed import MMEmbedder
 from hf_mmembed.data.pairs import read_pairs
 from hf_mmembed.training.trainer import SaHaTrainer
 from tests.training.runs import CLUSTERS, Steps, arguments
@@ -98,42 +94,3 @@ def double_precision() -> Iterator[None]:
         patch.setattr(torch.Tensor, "to", to)
         patch.setattr(torch.Tensor, "float", torch.Tensor.double)
         yield
-
-
-def _run(function, arguments, rank, world, store, queue):
-    try:
-        os.environ |= {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(world),
-            "LOCAL_WORLD_SIZE": str(world),
-        }
-        # accelerate looks at these even where the group is made already, and remembers that the parent was alone.
-        os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "1", "ACCELERATE_USE_CPU": "true"}
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        processes.world.cache_clear()
-        torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-        queue.put((rank, function(rank, *arguments), None))
-        torch.distributed.destroy_process_group()
-    except BaseException:  # noqa: BLE001, the parent raises it
-        queue.put((rank, None, traceback.format_exc()))
-
-
-def in_processes(function, *arguments, world: int = 2, store: Path):
-    """What `function(rank, *arguments)` returns on each of some forked processes with a gloo group."""
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    processes = [
-        context.Process(target=_run, args=(function, arguments, rank, world, store, queue)) for rank in range(world)
-    ]
-    for process in processes:
-        process.start()
-    results = dict.fromkeys(range(world))
-    for _ in processes:
-        rank, result, error = queue.get(timeout=300)
-        assert error is None, error
-        results[rank] = result
-    for process in processes:
-        process.join()
-    return [results[rank] for rank in range(world)]

@@ -13,7 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from hf_mmembed.training.arguments import SaHaTrainingArguments
 from hf_mmembed.training.chunks import Facts
 from hf_mmembed.training.hard_negatives import InBatchHardNegativeLoss
-from tests.training.conftest import double_precision, in_processes, make_pairs
+from tests.forks import in_processes
+from tests.training.conftest import double_precision, make_pairs
 from tests.training.test_losses import assert_equal_gradients, batch_of, gradients, without_cache
 
 

@@ -17,7 +17,8 @@ from hf_mmembed.training.chunks import Facts, NonFiniteLossError
 from hf_mmembed.training.collator import ROW, PairCollator
 from hf_mmembed.training.losses import MaskedInfoNCELoss
 from hf_mmembed.training.models import add_lora
-from tests.training.conftest import double_precision, in_processes, make_pairs
+from tests.forks import in_processes
+from tests.training.conftest import double_precision, make_pairs
 
 
 def brute_force(queries, documents, negatives, facts, *, temperature, symmetric, margin):

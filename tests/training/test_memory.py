@@ -6,7 +6,8 @@ import torch
 
 from hf_mmembed.training import checkpoints
 from hf_mmembed.training.trainer import SaHaTrainer
-from tests.training.conftest import in_processes, make_pairs
+from tests.forks import in_processes
+from tests.training.conftest import make_pairs
 from tests.training.runs import CLUSTERS, COMPARABLE, arguments, trained_weights
 
 

@@ -16,7 +16,8 @@ from hf_mmembed.training.arguments import SaHaTrainingArguments
 from hf_mmembed.training.chunks import Facts
 from hf_mmembed.training.soft_labels import SoftLabelLoss
 from hf_mmembed.training.trainer import SaHaTrainer
-from tests.training.conftest import double_precision, in_processes, make_pairs
+from tests.forks import in_processes
+from tests.training.conftest import double_precision, make_pairs
 from tests.training.test_losses import assert_equal_gradients, batch_of, gradients, without_cache
 
 

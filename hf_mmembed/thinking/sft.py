@@ -26,6 +26,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArg
 from hf_mmembed.data.pairs import document_of, query_of
 from hf_mmembed.identity import local_checkpoint
 from hf_mmembed.inputs import as_messages
+from hf_mmembed.training.arguments import on_one_device
 from hf_mmembed.training.callbacks import Progress, Values
 
 from .fill import thoughts_of_pairs
@@ -225,6 +226,7 @@ def fine_tune(
         head.requires_grad_(True)
     student.get_input_embeddings().requires_grad_(True)
     args.remove_unused_columns = False
+    on_one_device(args)
     known = list(inspect.signature(student.forward).parameters)
     trainer = Trainer(
         student,

@@ -6,6 +6,7 @@ sentence-transformers and transformers with a few more.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from dataclasses import dataclass, field
@@ -13,9 +14,12 @@ from typing import Literal, get_args
 
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
-__all__ = ["LORA_TARGETS", "LOSSES", "Loss", "SaHaTrainingArguments"]
+__all__ = ["LORA_TARGETS", "LOSSES", "Loss", "SaHaTrainingArguments", "on_one_device"]
+
+logger = logging.getLogger(__name__)
 
 Loss = Literal["infonce", "in-batch-hard-negatives", "soft-labels"]
 LOSSES: tuple[Loss, ...] = get_args(Loss)
@@ -145,6 +149,9 @@ class SaHaTrainingArguments(SentenceTransformerTrainingArguments):
             self.use_cpu = True  # or transformers would take each process for the only one
         self.dataloader_pin_memory &= torch.accelerator.is_available()  # or torch warns in every epoch
         super().__post_init__()
+        on_one_device(self)
+        # Without clipping, the norm is looked at all the same: a gradient that is no number must not reach the weights.
+        self.max_grad_norm = self.max_grad_norm or sys.float_info.max
         if self.push_to_hub and self.hub_strategy != HubStrategy.END:
             raise ValueError(
                 f"hub_strategy is {HubStrategy(self.hub_strategy).value!r}, but only the result is pushed: checkpoints "
@@ -173,3 +180,18 @@ class SaHaTrainingArguments(SentenceTransformerTrainingArguments):
                 f"hard_negatives is {self.hard_negatives}, but {together} pairs that meet in a batch give a query from 1 to "
                 f"{together - 1} negatives; change it, or global_batch_size, or gradient_accumulation_steps."
             )
+
+
+def on_one_device(args: TrainingArguments) -> None:
+    """Keep one process on one GPU where there are several, and say how to use the others.
+
+    transformers would put them into `nn.DataParallel`, which multiplies the batch by their number and cuts pictures and
+    texts in different places.
+    """
+    if args.n_gpu > 1:
+        logger.warning(
+            "%d GPUs and one process: training uses %s alone; accelerate launch --num_processes %d -m hf_mmembed.cli ... "
+            "uses all of them",
+            args.n_gpu, args.device, args.n_gpu,
+        )  # fmt: skip
+        args._n_gpu = 1

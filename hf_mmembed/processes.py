@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import cache
-from typing import TypeVar, cast
+from typing import Any, TypeVar
 
 __all__ = ["World", "world"]
 
@@ -17,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# One process may mine, merge or upload for hours, where the group that trains gives up on it after minutes.
+PATIENCE = timedelta(days=7)
 # What `accelerate launch` sets for more than one process, and what it or MPI sets if it starts them.
 _LEFT_ALONE = ({"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"}, {"WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"})
 
@@ -28,6 +31,7 @@ class World:
     rank: int = 0
     size: int = 1
     device: str | None = None
+    group: Any = field(default=None, repr=False, compare=False)
 
     @property
     def main(self) -> bool:
@@ -38,17 +42,21 @@ class World:
         """Waits for all processes; the first failure of any of them."""
         if self.size == 1:
             return failure
-        from accelerate.utils import gather_object
+        import torch.distributed
 
-        return next((one for one in gather_object([failure]) if one is not None), None)
+        failures: list[str | None] = [None] * self.size
+        torch.distributed.all_gather_object(failures, failure, group=self.group)
+        return next((one for one in failures if one is not None), None)
 
     def share(self, value: T) -> T:
         """The main process's value, on all of them."""
         if self.size == 1:
             return value
-        from accelerate.utils import broadcast_object_list
+        import torch.distributed
 
-        return cast(T, broadcast_object_list([value])[0])
+        values = [value]
+        torch.distributed.broadcast_object_list(values, group=self.group)
+        return values[0]
 
 
 @cache
@@ -61,9 +69,10 @@ def world() -> World:
                 "--multi_gpu, which starts them on a CPU too"
             )
         return World()
-    import torch
+    import torch.distributed
     from accelerate import PartialState
 
     # Without an accelerator it has to be told, or every process takes itself for the only one.
     state = PartialState(cpu=not torch.accelerator.is_available())
-    return World(state.process_index, state.num_processes, str(state.device))
+    group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+    return World(state.process_index, state.num_processes, str(state.device), group)

@@ -6,7 +6,6 @@ place (`prepare`), or the trained checkpoint (`train`).
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,11 +14,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import torch
 from datasets import Dataset
 
 from hf_mmembed.data.pairs import read_pairs
-from hf_mmembed.identity import prompt_hash
+from hf_mmembed.identity import prompt_hash, weights_digest
 from hf_mmembed.mining import Clusters, FilterRules, changed_rules, content_ids, mine_pairs
 from hf_mmembed.model.presets import load_prompt
 from hf_mmembed.sentence_transformer import MMEmbedder
@@ -149,16 +147,13 @@ def mine_clusters(model: MMEmbedder, directory: Path, *, pairs: Dataset, options
         pairs: What to mine.
         options: Of `mine_pairs`; ``model`` is not one.
     """
-    digest = hashlib.blake2b(digest_size=16)
-    for name, weight in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     identity = {
-        "weights": digest.hexdigest(),
+        "weights": weights_digest(model),
         "prompt": prompt_hash(model),
         "image_size": str(model.processor.image_processor.size),
     }
-    chosen = {name: value for name, value in options.items() if name != "model"}
+    chosen = {"device": model.device, **options}
+    chosen.pop("model", None)
     return mine_pairs(pairs, model, directory, model=identity, **{**chosen, "rules": _rules(options)}).clusters
 
 

@@ -119,6 +119,7 @@ def test_traces_that_must_not_count(data, tmp_path):
 
 def test_processes_share_the_thinking(monkeypatch):
     monkeypatch.setattr(module, "world", lambda: World(0, 2))
+    monkeypatch.setattr(World, "agree", lambda self, failure: failure)
     reasoner = Parrot()
     thought = think_about(ITEMS, Thinker(reasoner), "auto", GQA)
     assert reasoner.asked == [("qa", 1), ("qa", 1)]  # its own half; then, without a shared store, the other

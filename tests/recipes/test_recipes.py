@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import MISSING, fields
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from sentence_transformers import SentenceTransformer
 
 from hf_mmembed import PRESETS, MMEmbedder
 from hf_mmembed.mining import Clusters
+from hf_mmembed.training import recipes
 from hf_mmembed.training.arguments import SaHaTrainingArguments
 from hf_mmembed.training.recipes import load_recipe, prepare, recipe_names, train
 from tests.training.conftest import make_pairs
@@ -97,6 +99,17 @@ def test_mine_and_train_and_open(generative, tmp_path):
         assert clusters.strategy == "saha"
         assert {name: clusters.settings["rules"][name] for name in ("rank", "query_similarity", "margin")} == {
             "rank": 0.1, "query_similarity": 0.95, "margin": None}  # fmt: skip
+
+
+def test_the_device_of_the_model_searches(embedder, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        recipes, "mine_pairs", lambda *_, **options: asked.append(options["device"]) or SimpleNamespace(clusters=None)
+    )
+    model = MMEmbedder(embedder("qwen2_vl"), device="cpu")
+    for options in ({"k": 1}, {"k": 1, "device": "meta"}):
+        recipes.mine_clusters(model, tmp_path, pairs=make_pairs(), options=options)
+    assert asked == [model.device, "meta"]
 
 
 def test_another_model_mines_as_it_is(generative, tmp_path, monkeypatch):

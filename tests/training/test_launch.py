@@ -7,9 +7,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
+from transformers import TrainingArguments
 
-from hf_mmembed.processes import World, world
+from hf_mmembed.processes import PATIENCE, World, world
+from hf_mmembed.training.arguments import SaHaTrainingArguments
+from tests.forks import in_processes
 from tests.training.conftest import make_pairs
 
 
@@ -49,3 +53,25 @@ def test_accelerate_that_starts_one_process_for_several_is_reported(monkeypatch,
         assert world() == World()
     assert ("add --multi_gpu" in caplog.text) != started
     world.cache_clear()
+
+
+def test_one_process_trains_on_one_gpu_of_several(monkeypatch, tmp_path, caplog):
+    def several(args):
+        args._n_gpu, args.distributed_state = 8, None
+        return torch.device("cuda", 0)
+
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(several))
+    args = SaHaTrainingArguments(str(tmp_path), global_batch_size=16, bf16=False)
+    assert (args.n_gpu, args.train_batch_size) == (1, 16)
+    assert "8 GPUs and one process" in caplog.text and "--num_processes 8" in caplog.text
+
+
+def test_processes_wait_for_each_other_for_days(tmp_path):
+    """One may mine for hours, which the group that trains would take for a failure."""
+
+    def said(rank):
+        process = world()
+        patience = process.group._get_backend(torch.device("cpu")).options._timeout
+        return patience, process.agree(None), process.share(rank), process.agree("broken" if rank else None)
+
+    assert in_processes(said, store=tmp_path / "store") == [(PATIENCE, None, 0, "broken")] * 2

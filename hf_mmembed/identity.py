@@ -112,15 +112,20 @@ def identify(name: str, directory: Path, revision: str | None, embedder: MMEmbed
 
     Args:
         name: What the user called it.
-        directory: The checkpoint it was loaded from.
+        directory: The checkpoint it was loaded from; of an adapter, the base is read as well.
         revision: Its commit, if it came from the Hub.
         embedder: The loaded model.
 
     Raises:
         ValueError: There are no weights in `directory`.
     """
-    paths = sorted({path for pattern in _FILES for path in directory.glob(pattern)})
-    files = {path.name: _digest(path) for path in paths}
+    files = _digests(directory)
+    adapter = directory / "adapter_config.json"
+    if adapter.is_file() and "config.json" not in files:
+        settings = json.loads(adapter.read_text(encoding="utf-8"))
+        base = settings["base_model_name_or_path"]
+        base, _ = local_checkpoint(base, None if Path(base).is_dir() else settings.get("revision"))
+        files |= {f"base/{file}": digest for file, digest in _digests(base).items()}
     if not any(name.endswith(".safetensors") for name in files):
         raise ValueError(f"no *.safetensors in {directory}: only safetensors weights are read")
     fingerprint = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:32]
@@ -149,6 +154,11 @@ def weights_digest(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    paths = sorted({path for pattern in _FILES for path in directory.glob(pattern)})
+    return {path.name: _digest(path) for path in paths}
 
 
 def _digest(path: Path) -> str:

@@ -93,3 +93,16 @@ def test_another_preset_is_another_prompt(embedder):
         directory, _ = local_checkpoint(embedder("qwen2_vl", prompt=prompt))
         found.append(identify(prompt, directory, None, MMEmbedder(str(directory), device="cpu")))
     assert found[0].differences(found[1])[0].startswith("the prompt (hash ")
+
+
+def test_an_adapter_is_another_one_over_another_base(checkpoint, tmp_path_factory):
+    base = tmp_path_factory.mktemp("base")
+    (base / "model.safetensors").write_bytes(b"weights of the base")
+    (base / "config.json").write_text('{"readout": "final"}')
+    (checkpoint / "config.json").unlink()
+    (checkpoint / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(base), "revision": None})
+    )
+    before = of(checkpoint)
+    (base / "config.json").write_text('{"readout": "pre_mlp"}')
+    assert before.differences(of(checkpoint)) == ["the model files base/config.json"]

@@ -106,6 +106,8 @@ class EmbeddingModel(PreTrainedModel):
         path = pretrained_model_name_or_path
         if path is not None:
             require_safetensors(Path(path, kwargs.get("subfolder", "")))
+        if (revision := _revision_of_base(path, kwargs)) is not None:
+            kwargs["revision"] = revision
         try:
             model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         except SafetensorError as error:
@@ -168,6 +170,19 @@ class EmbeddingModel(PreTrainedModel):
                 temporary = path.with_name(path.name + ".tmp")
                 temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
                 os.replace(temporary, path)
+
+
+def _revision_of_base(base: Any, kwargs: dict[str, Any]) -> str | None:
+    """The commit of its base that an adapter names, where transformers would take the newest: it fits no other weights."""
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    where = dict(kwargs.get("adapter_kwargs") or {})
+    adapter = where.pop("_adapter_model_path", None)
+    if adapter is None or Path(base).is_dir():
+        return None
+    where |= {name: kwargs[name] for name in ("cache_dir", "local_files_only") if name in kwargs}
+    file = find_adapter_config_file(adapter, **where)
+    return None if file is None else json.loads(Path(file).read_text(encoding="utf-8")).get("revision")
 
 
 def _require_complete(source: Any, missing: Iterable[str], misshapen: Iterable[tuple[Any, ...]], config: str) -> None:

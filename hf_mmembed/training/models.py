@@ -170,7 +170,9 @@ def save_result(
     shutil.rmtree(staged, ignore_errors=True)
     save_embedder(embedder, staged)
     if merged and (adapter := adapter_of(embedder)):
-        base: Any = MMEmbedder(adapter.base_model_name_or_path, device="cpu")  # the device may be full
+        name = adapter.base_model_name_or_path
+        revision = None if Path(name).is_dir() else adapter.revision
+        base: Any = MMEmbedder(name, revision=revision, device="cpu")  # the device may be full
         base[0].processor = embedder[0].processor  # its prompt and image size may have been chosen for this training
         base[0].model = PeftModel.from_pretrained(base[0].model, staged).merge_and_unload()
         shutil.rmtree(staged)

@@ -47,6 +47,17 @@ tuned.save_pretrained(out / "adapter")
 push(out / "adapter", "org/adapter")
 with torch.no_grad():
     np.save(out / "adapter.npy", tuned.eval()(**batch).pooler_output.numpy())
+
+push(local, "org/moved")
+torch.manual_seed(0)
+config = LoraConfig(r=2, target_modules=r".*language_model.*\\.(q_proj|v_proj)", init_lora_weights=False)
+get_peft_model(AutoModel.from_pretrained("org/moved"), config).save_pretrained(out / "pinned")
+push(out / "pinned", "org/pinned")
+with torch.no_grad():
+    for weight in model.parameters():
+        weight.mul_(1.5)
+model.save_pretrained(local)
+push(local, "org/moved")  # after the adapter was made
 shutil.rmtree(local)
 """
 
@@ -87,6 +98,8 @@ for repo in ("org/adapter", "org/by-peft"):
     tuned = PeftModel.from_pretrained(base, repo).eval()
     assert np.array_equal(embed(tuned, processor), np.load(out / "adapter.npy")), repo
     assert not np.array_equal(embed(tuned, processor), expected)
+pinned = AutoModel.from_pretrained("org/pinned", trust_remote_code=True).eval()
+assert np.allclose(embed(pinned, processor), np.load(out / "adapter.npy"), atol=1e-6)
 """
 
 
@@ -130,7 +143,8 @@ def test_a_stranger_opens_everything_by_id_with_the_same_numbers(published, tmp_
 def test_no_way_to_push_uploads_a_machine_path_a_token_or_a_pickle(published):
     hub, folder = published
     foreign = re.compile(TOKEN + "|" + re.escape(str(folder)) + r"|(?<![\w.:/])/(?:home|root|tmp|work|Users)/\w")
-    assert {"org/pushed", "org/by-parts", "org/by-st", "org/by-peft", "org/adapter"} == set(hub.repos)
+    names = ("pushed", "by-parts", "by-st", "by-peft", "adapter", "moved", "pinned")
+    assert set(hub.repos) == {f"org/{name}" for name in names}
     for repo in hub.repos:
         for name, content in hub.files(repo).items():
             assert not name.endswith((".bin", ".pt", ".pkl")), f"{repo}/{name}"

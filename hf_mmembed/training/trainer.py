@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from datasets import Dataset
 from huggingface_hub import CommitInfo
@@ -122,8 +123,7 @@ class SaHaTrainer(SentenceTransformerTrainer):
         self._staging: Path | None = None
         self._values: dict[str, list[Tensor]] = {}
         self._rows_of_step: list[int] = []
-        self._pairs_seen = 0
-        self._since = time.monotonic()
+        self._pairs_seen, self._since = 0, time.monotonic()
         super().__init__(
             model=model,
             args=args,
@@ -201,7 +201,7 @@ class SaHaTrainer(SentenceTransformerTrainer):
             if not (within and directory.is_dir()):
                 logger.info("mining anew for epoch %d", epoch + 1)
                 self.mine(self.model, directory)
-                self.accelerator.wait_for_everyone()
+                world().agree(None)
             self._sampler.set_clusters(Clusters.load(directory).rows)
 
     # Steps
@@ -229,7 +229,7 @@ class SaHaTrainer(SentenceTransformerTrainer):
         except NonFiniteLossError as error:
             self._report_rows(error)
             raise
-        self._rows_of_step = rows
+        self._rows_of_step = [*(self._rows_of_step if gradients else []), *rows]
         for name, value in self.loss.metrics.items():
             self._values.setdefault(name, []).append(value.detach())
         self._pairs_seen += len(rows) * self.args.world_size
@@ -258,7 +258,7 @@ class SaHaTrainer(SentenceTransformerTrainer):
         norm = super()._clip_grad_norm(model)
         # With float16 a gradient may overflow: the scaler then skips the step.
         if not self.args.fp16 and not bool(torch.isfinite(torch.as_tensor(float(norm)))):
-            error = NonFiniteLossError("the gradient", self._rows_of_step)
+            error = NonFiniteLossError("the gradient", gather_object(self._rows_of_step))
             self._report_rows(error)
             raise error
         return norm
@@ -266,8 +266,7 @@ class SaHaTrainer(SentenceTransformerTrainer):
     def _report_rows(self, error: NonFiniteLossError) -> None:
         report = {"step": self.state.global_step + 1, "error": str(error), "rows": error.rows}
         Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
-        content = json.dumps(report, indent=2) + "\n"
-        write_atomically(Path(self.args.output_dir, "non-finite-rows.json"), content.encode("utf-8"))
+        write_atomically(Path(self.args.output_dir, "non-finite-rows.json"), f"{json.dumps(report, indent=2)}\n".encode())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in transformers, with the loss's metrics, pairs per second and seconds since the last time."""
@@ -367,9 +366,10 @@ class SaHaTrainer(SentenceTransformerTrainer):
         finally:
             self._staging = None
         self.accelerator.wait_for_everyone()
+        if best := self.state.best_model_checkpoint == str(staging / name):
+            self.state.best_model_checkpoint = str(output_dir / name)
         if self.args.should_save:
-            if self.state.best_model_checkpoint == str(staging / name):
-                self.state.best_model_checkpoint = str(output_dir / name)
+            if best:
                 self.state.save_to_json(str(staging / name / TRAINER_STATE_NAME))
             publish(staging / name, output_dir / name)
             shutil.rmtree(staging)

@@ -42,3 +42,17 @@ def test_an_infinite_gradient_stops_before_the_weights_change(embedder, tmp_path
     with pytest.raises(NonFiniteLossError, match="the gradient of 4 rows"):
         trainer.train()
     assert_same(trained_weights(trainer.model), before)
+
+
+def test_an_infinite_gradient_names_all_rows_that_it_is_of(embedder, tmp_path):
+    """Of every accumulated part, and where nothing is clipped too."""
+    options = {"global_batch_size": None, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    trainer = SaHaTrainer(
+        embedder("qwen2_vl"), arguments(tmp_path, max_grad_norm=0, **options), make_pairs(), CLUSTERS
+    )
+    before = trained_weights(trainer.model)
+    next(p for p in trainer.model.parameters() if p.requires_grad).register_hook(lambda grad: grad * torch.inf)
+    with pytest.raises(NonFiniteLossError, match="the gradient of 4 rows") as caught:
+        trainer.train()
+    assert len(set(caught.value.rows)) == 4
+    assert_same(trained_weights(trainer.model), before)

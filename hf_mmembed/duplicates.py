@@ -119,6 +119,8 @@ def _digest(image: Any) -> Hashable:
 
 
 def _of_file(path: str, key: Callable[[BinaryIO], Hashable]) -> Hashable:
+    if not os.path.isfile(path):  # a pipe would be waited for, a device has no end
+        raise OSError(f"{path} is no file")
     with open(path, "rb") as file:
         return key(file)
 

@@ -52,8 +52,9 @@ class MMEmbedder(SentenceTransformer):
     """Embed texts, pictures and both with a converted multimodal LLM.
 
     Takes the arguments of `SentenceTransformer` and opens the same directories with the same numbers: a checkpoint
-    written by ``hf-mmembed convert``, a repository of one on the Hub, or a PEFT adapter over one. No remote code runs:
-    the installed classes of ``hf_mmembed`` are used even with ``trust_remote_code=True``.
+    written by ``hf-mmembed convert``, a repository of one on the Hub, or a PEFT adapter over one. These open with the
+    installed classes of ``hf_mmembed`` and need no ``trust_remote_code``; with it, other code that a repository names
+    runs as it does in `SentenceTransformer`.
 
     Beyond `SentenceTransformer`:
 

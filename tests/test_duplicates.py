@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -128,3 +129,8 @@ def test_text_by_its_characters(text):
         [chat, [{"role": "user", "content": "Red"}], chat, [{"role": "system", "content": "red"}]]
     )
     assert (firsts, places) == ([0, 1, 3], [0, 1, 0, 2])
+
+
+def test_nobody_waits_for_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")  # nobody writes to it
+    assert groups([{"image": str(tmp_path / "pipe.png")}] * 2) == [0, 0]

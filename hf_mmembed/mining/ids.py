@@ -7,7 +7,9 @@ stays the same query however a row words the instruction. Neither ever depends o
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -203,6 +205,8 @@ def _number(digests: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _file_digest(path: str) -> bytes:
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for, a device has no end
+        raise OSError(errno.EINVAL, "it is no file")
     return _digest(Path(path).read_bytes())
 
 

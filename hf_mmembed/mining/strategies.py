@@ -62,7 +62,7 @@ def mine(
         groups: ``(queries,)`` and ``(documents,)``, integers: with ``saha``, equal numbers on either side mean the same
             thing and are never negatives of one another; see `hf_mmembed.mining.groups`. Defaults to None: only the
             rows tell.
-        device: Where to compute. Defaults to where the query embeddings are.
+        device: Where to compute; the CPU for ``mps``. Defaults to where the query embeddings are.
 
     Raises:
         ValueError: An argument is out of range, an id has no embedding, or an embedding is not finite; the message
@@ -91,6 +91,8 @@ def mine(
             f"{len(query_ids)} query_ids for {len(document_ids)} document_ids; there is one of each per row"
         )
     device = queries.device if device is None else torch.device(device)
+    if device.type == "mps":  # which has no float64
+        device = torch.device("cpu")
     dtype = torch.promote_types(queries.dtype, documents.dtype)
     queries, documents = queries.to(device, dtype), documents.to(device, dtype)
     settings: dict[str, Any] = {"k": k, "mult": mult, "label_subset": label_subset, "seed": seed}

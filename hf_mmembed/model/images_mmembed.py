@@ -16,6 +16,7 @@ import struct
 import sys
 import urllib.request
 import zlib
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -165,7 +166,7 @@ def _download(url: str, allow_urls: bool) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=20) as response:
             data = response.read(MAX_DOWNLOAD_BYTES + 1)
-    except OSError as error:
+    except (OSError, HTTPException, ValueError) as error:
         raise ImageError(f"the URL could not be fetched ({error}).") from error
     if len(data) > MAX_DOWNLOAD_BYTES:
         raise ImageError(f"the file behind the URL is larger than {MAX_DOWNLOAD_BYTES:,} bytes.")

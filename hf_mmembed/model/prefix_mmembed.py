@@ -202,9 +202,10 @@ def states_with_shared_prefix(
         return rest_states, rest_mask
 
     states = rest_states.new_zeros(batch, length, rest_states.shape[-1])
-    states[:, prefix:] = rest_states * rest_mask.unsqueeze(-1).to(rest_states.dtype)
-    columns = starts[:, None] + torch.arange(prefix, device=input_ids.device)
-    states[torch.arange(batch, device=input_ids.device)[:, None], columns] = prefix_states
+    # The last block may be on another device than the mask.
+    states[:, prefix:] = rest_states * rest_mask.unsqueeze(-1).to(rest_states)
+    columns = starts.to(states.device)[:, None] + torch.arange(prefix, device=states.device)
+    states[torch.arange(batch, device=states.device)[:, None], columns] = prefix_states
     return states, attention_mask
 
 

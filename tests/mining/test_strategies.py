@@ -222,3 +222,8 @@ def test_what_is_saved_is_loaded(tmp_path):
         Clusters.load(tmp_path)
     with pytest.raises(ValueError, match="no clusters in"):
         Clusters.load(tmp_path / "elsewhere")
+
+
+def test_where_there_is_no_float64_the_cpu_searches():
+    data = one_to_one(64)
+    assert mine(*data, k=3, device="mps").rows.tolist() == mine(*data, k=3).rows.tolist()

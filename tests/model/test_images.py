@@ -221,6 +221,12 @@ def test_urls_are_fetched_when_allowed(photo, monkeypatch):
         open_image("file:///etc/hostname", allow_urls=True)
 
 
+@pytest.mark.parametrize("url", ["https://host/my pic.jpg", "http://[::1/a.png"])
+def test_what_is_no_url_is_refused(url):
+    with pytest.raises(ImageError, match="could not be fetched"):
+        open_image(url, allow_urls=True)
+
+
 def test_a_download_that_is_too_large_is_stopped(monkeypatch):
     monkeypatch.setattr("hf_mmembed.model.images_mmembed.MAX_DOWNLOAD_BYTES", 10)
     monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: io.BytesIO(bytes(1000)))

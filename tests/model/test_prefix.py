@@ -12,7 +12,12 @@ from PIL import Image
 
 from hf_mmembed.model import MMEmbedModel, MMEmbedProcessor
 from hf_mmembed.model import modeling_mmembed as modeling
-from hf_mmembed.model.prefix_mmembed import CAUSAL_FAMILIES, PrefixMemory, shared_prefix_length
+from hf_mmembed.model.prefix_mmembed import (
+    CAUSAL_FAMILIES,
+    PrefixMemory,
+    shared_prefix_length,
+    states_with_shared_prefix,
+)
 from tests.tiny_families import FAMILIES
 
 IMAGE = 9
@@ -76,6 +81,20 @@ def test_sharing_changes_nothing(family, batch, side, loaded):
     real = features["attention_mask"].bool()
     assert torch.allclose(whole.embeddings, shared.embeddings, rtol=0, atol=5e-6)
     assert torch.allclose(whole.last_hidden_state[real], shared.last_hidden_state[real], rtol=0, atol=2e-4)
+
+
+def test_the_last_block_may_be_on_another_device_than_the_mask(loaded):
+    model, processor = loaded("qwen2_vl")
+    backbone = copy.deepcopy(model.backbone)
+
+    def elsewhere(module, arguments, output):
+        output.last_hidden_state = output.last_hidden_state.to("meta")
+
+    backbone.register_forward_hook(elsewhere)
+    features = processor(text=["red", "blue", "a green circle"], return_tensors="pt")
+    with torch.no_grad():
+        states, mask = states_with_shared_prefix(backbone, features["input_ids"], features["attention_mask"])
+    assert states.device.type == "meta" and states.shape[:2] == mask.shape
 
 
 @pytest.mark.parametrize("family", sorted(CAUSAL_FAMILIES))

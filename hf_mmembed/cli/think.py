@@ -129,7 +129,7 @@ def think_train(
     from .models import embedder, generative
 
     _no_bars_in_a_file()
-    overrides = {"model": model, "data": data, "traces": traces, "output": output}
+    overrides = {"model": model, "data.source": data, "traces": traces, "output": output}
     overrides = {key: value for key, value in overrides.items() if value is not None}
     overrides |= values_set(set_ or [])
     loaded = load_thinking_recipe(recipe, overrides)

@@ -61,6 +61,7 @@ def test_wrong_families(family, data, generative, tmp_path):
 def test_recipes_that_ship():
     assert thinking_recipe_names() == ["tte-embedder", "tte-sft", "tte-unified"]
     assert {load_thinking_recipe(name).variant for name in thinking_recipe_names()} == {"sft", "embedder", "unified"}
+    assert {load_thinking_recipe(name).data["split"] for name in thinking_recipe_names()} == {"original"}
     training = load_thinking_recipe("tte-embedder").training
     assert (training["lora_rank"], training["lora_alpha"], training["temperature"]) == (16, 64, 0.02)
 
@@ -68,6 +69,8 @@ def test_recipes_that_ship():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [({"heads": 1}, "unknown key heads; did you mean head"), ({"training.learningrate": 1}, "learning_rate"),
+     ({"data.splits": "original"}, "unknown key data.splits; did you mean data.split"),
+     ({"data": "pairs.jsonl"}, "data must be a mapping, not str"), ({"data": {"split": "original"}}, "lacks data.source"),
      ({"variant": "other"}, "variant is 'other'")],
 )  # fmt: skip
 def test_wrong_recipes(overrides, message):

@@ -23,7 +23,7 @@ from hf_mmembed.mining import Clusters
 from hf_mmembed.model.unified_mmembed import UnifiedConfig
 from hf_mmembed.processes import world
 from hf_mmembed.training.arguments import SaHaTrainingArguments
-from hf_mmembed.training.recipe_files import names_in, read_recipe, require_known
+from hf_mmembed.training.recipe_files import names_in, read_recipe, require_known, require_types, types_of
 
 from ..sft import fine_tune
 from ..templates import LATEST, load_templates
@@ -44,7 +44,7 @@ class ThinkingRecipe:
     Attributes:
         variant: ``"sft"`` trains a reasoner, ``"embedder"`` an embedder, ``"unified"`` a head on a reasoner.
         model: A multimodal LLM; for ``"embedder"`` also an embedder or an adapter.
-        data: What `read_pairs` takes: a source, or a mapping of its arguments.
+        data: Arguments of `read_pairs`, ``source`` first of all.
         traces: The store that ``hf-mmembed think`` has filled.
         output: Directory of the run. The result will be in ``model`` inside it.
         clusters: Directory of mined clusters, for batches of hard negatives. Defaults to random batches.
@@ -63,7 +63,7 @@ class ThinkingRecipe:
 
     variant: str
     model: str
-    data: Any
+    data: Mapping[str, Any]
     traces: str
     output: str
     clusters: str | None = None
@@ -94,7 +94,8 @@ def load_thinking_recipe(source: str | Path, overrides: Mapping[str, Any] | None
 
     Raises:
         FileNotFoundError: There is no such recipe or file.
-        ValueError: The file is no recipe, or a key is unknown; the message names the nearest.
+        ValueError: The file is no recipe, or a key is unknown, of which the message names the nearest, or a value of
+            ``data`` is of another type than it must be.
 
     Example:
         >>> load_thinking_recipe("tte-sft", {"training.max_steps": 3}).training["max_steps"]
@@ -107,6 +108,9 @@ def load_thinking_recipe(source: str | Path, overrides: Mapping[str, Any] | None
     require_known(source, "training.", values.get("training") or {}, of_training)
     if missing := {"variant", "model", "data", "traces", "output"} - values.keys():
         raise ValueError(f"{source} lacks {', '.join(sorted(missing))}")
+    require_types(source, "data.", values["data"], types_of(read_pairs))
+    if "source" not in values["data"]:
+        raise ValueError(f"{source} lacks data.source")
     return ThinkingRecipe(**values)
 
 
@@ -130,7 +134,7 @@ def train_thinking(recipe: ThinkingRecipe, *, pairs: Dataset | None = None, resu
     if not Path(recipe.traces).is_file():
         raise FileNotFoundError(f"there are no traces at {recipe.traces}; make them with `hf-mmembed think`")
     if pairs is None:
-        pairs = read_pairs(**recipe.data) if isinstance(recipe.data, Mapping) else read_pairs(recipe.data)
+        pairs = read_pairs(**recipe.data)
     with TraceStore(recipe.traces) as store:
         if recipe.variant == "sft":
             defaults = {

@@ -56,7 +56,6 @@ def render_tiny_card(folder: Path | None = None) -> str:
             "megabytes": f"{weights.stat().st_size / 1e6:.1f}",
             "parameters": f"{_parameters(weights) / 1e6:.1f}",
             "score": lambda prompt, test, digits=1: f"{score(prompt, test):.{digits}f}",
-            "ratio": lambda prompt, other, test: f"{score(prompt, test) / score(other, test):.1f}",
             "answer": lambda kind, topic: f"{answers[kind, topic]['right']:.0f}",
             "guess": lambda kind, topic: f"{answers[kind, topic]['guess']:.0f}",
         },
@@ -78,13 +77,13 @@ def render_saha_card(folder: Path | None = None) -> str:
     before, after = card.split("## How it was made\n")
     return f"""{before}## Scores
 
-On `hf-mmembed tiny benchmark`, by `hf-mmembed tiny score`. The scenes are test scenes, of which no training pair shows
-any; what `DrawnEdit` makes of them may be of any split.
+On `hf-mmembed tiny benchmark`, by `hf-mmembed tiny score`. The scenes are of the test split and in no training
+pair; the edited scenes of `DrawnEdit` may be of any split.
 
 {scores}
 ## How it was made
 
-`hf-mmembed train --config saha-tiny`, once.
+A single run of `hf-mmembed train --config saha-tiny`.
 {after}"""
 
 

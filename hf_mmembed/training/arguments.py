@@ -129,6 +129,7 @@ class SaHaTrainingArguments(SentenceTransformerTrainingArguments):
 
     learning_rate: float = field(default=5e-5, metadata={"help": "The initial learning rate."})
     warmup_steps: float = field(default=100, metadata={"help": "Steps of linear warm-up, or their share if below 1."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Clip the gradient to this norm; 0 clips nothing."})
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Not used: a NaN stops the run."})
     disable_tqdm: bool | None = field(default=None, metadata={"help": "No bars; by default, off a terminal."})

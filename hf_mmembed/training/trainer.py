@@ -266,7 +266,9 @@ class SaHaTrainer(SentenceTransformerTrainer):
     def _report_rows(self, error: NonFiniteLossError) -> None:
         report = {"step": self.state.global_step + 1, "error": str(error), "rows": error.rows}
         Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(self.args.output_dir, "non-finite-rows.json"), f"{json.dumps(report, indent=2)}\n".encode())
+        write_atomically(
+            Path(self.args.output_dir, "non-finite-rows.json"), f"{json.dumps(report, indent=2)}\n".encode()
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in transformers, with the loss's metrics, pairs per second and seconds since the last time."""

@@ -24,7 +24,7 @@ quickstart: $(TO_TRAIN) ## Draw 300 pictures, search them, fine-tune with SaHa, 
 
 .PHONY: test
 test: quality chromium ## Quality gates, then the whole test suite
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --durations 15
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --durations 15
 
 # For the browser tests of the Space, which are skipped without it. No "##": nobody needs to call it.
 .PHONY: chromium

@@ -19,6 +19,17 @@ settings.register_profile("any-machine", deadline=None, derandomize=True)
 settings.load_profile("any-machine")
 
 
+def pytest_xdist_make_scheduler(config, log):
+    """Workers take whole files, and one of them all that ask the running Space, which takes half a minute to start."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return "tests/spaces" if nodeid.startswith("tests/spaces/") else super()._split_scope(nodeid)
+
+    return Files(config, log)
+
+
 @pytest.fixture(scope="session")
 def generative(tmp_path_factory) -> Callable[[str], Path]:
     """`generative("qwen2_vl")` is the directory of that family's tiny random checkpoint; do not write to it."""

@@ -1,7 +1,7 @@
 """The Typer application: registers one plain function per command and turns errors into exit codes.
 
-To add a command, write ``cli/NAME.py`` with a function ``NAME`` and add two lines below: its import and its
-registration. Keep torch, transformers and the like out of the top of the command file.
+To add a command, write ``cli/NAME.py`` with a function ``NAME``, import it below and put it into a panel of the help.
+Keep torch, transformers and the like out of the top of the command file.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,33 +51,19 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_START = "Start"
-_SEARCH = "Embed and search"
-_TRAIN = "Train"
-_MEASURE = "Measure"
-_PUBLISH = "Publish"
-
-app.command(rich_help_panel=_START)(quickstart)
-app.command(rich_help_panel=_START)(convert)
-app.command(rich_help_panel=_START)(doctor)
-app.command(rich_help_panel=_SEARCH)(embed)
-app.command(rich_help_panel=_SEARCH)(index)
-app.command(rich_help_panel=_SEARCH)(search)
-app.command(rich_help_panel=_SEARCH)(demo)
-app.add_typer(prompt, rich_help_panel=_SEARCH)
-app.command(rich_help_panel=_TRAIN)(mine)
-app.command(rich_help_panel=_TRAIN)(judge)
-app.command(rich_help_panel=_TRAIN)(distill)
-app.command(rich_help_panel=_TRAIN)(train)
-app.command(rich_help_panel=_TRAIN)(think)
-app.command(rich_help_panel=_TRAIN)(think_train)
-app.add_typer(evaluate, rich_help_panel=_MEASURE)
-app.add_typer(bench, rich_help_panel=_MEASURE)
-app.add_typer(tiny, rich_help_panel=_MEASURE)
-app.command(rich_help_panel=_PUBLISH)(export)
-app.command(rich_help_panel=_PUBLISH)(card)
-app.command(rich_help_panel=_PUBLISH)(push)
-app.command(rich_help_panel=_PUBLISH)(verify)
+_PANELS: dict[str, tuple[Any, ...]] = {
+    "Start": (quickstart, convert, doctor),
+    "Embed and search": (embed, index, search, demo, prompt),
+    "Train": (mine, judge, distill, train, think, think_train),
+    "Measure": (evaluate, bench, tiny),
+    "Publish": (export, card, push, verify),
+}
+for _panel, _commands in _PANELS.items():
+    for _command in _commands:
+        if isinstance(_command, typer.Typer):
+            app.add_typer(_command, rich_help_panel=_panel)
+        else:
+            app.command(rich_help_panel=_panel)(_command)
 
 
 def _show_version(value: bool) -> None:

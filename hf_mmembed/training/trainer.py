@@ -216,8 +216,7 @@ class SaHaTrainer(SentenceTransformerTrainer):
             RuntimeError: Memory runs out with a single input in a chunk.
         """
         rows = inputs["facts"].rows.tolist()
-        # There are some only while gradients accumulate.
-        gradients = {p: p.grad.clone() for p in model.parameters() if p.grad is not None}
+        gradients = {p: p.grad.clone() for p in model.parameters() if p.grad is not None}  # while they accumulate
         random_state = _random_state()
         try:
             while (loss := self._attempt(model, inputs, num_items_in_batch)) is None:
@@ -265,10 +264,9 @@ class SaHaTrainer(SentenceTransformerTrainer):
 
     def _report_rows(self, error: NonFiniteLossError) -> None:
         report = {"step": self.state.global_step + 1, "error": str(error), "rows": error.rows}
-        Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
-        write_atomically(
-            Path(self.args.output_dir, "non-finite-rows.json"), f"{json.dumps(report, indent=2)}\n".encode()
-        )
+        directory = Path(self.args.output_dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(directory / "non-finite-rows.json", f"{json.dumps(report, indent=2)}\n".encode())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in transformers, with the loss's metrics, pairs per second and seconds since the last time."""

@@ -17,17 +17,24 @@ from accelerate.state import AcceleratorState, GradientState
 
 from hf_mmembed import processes
 
-__all__ = ["exit_code", "in_processes"]
+__all__ = ["exit_code", "exit_codes", "in_processes"]
 
 _FORK = multiprocessing.get_context("fork")
 
 
 def exit_code(function: Callable[..., Any], *arguments: Any) -> int | None:
     """Calls `function(*arguments)` in a forked process; the negative number of the signal that ended it, if one did."""
-    process = _FORK.Process(target=function, args=arguments)
-    process.start()
-    process.join()
-    return process.exitcode
+    return exit_codes(function, arguments)[0]
+
+
+def exit_codes(function: Callable[..., Any], *calls: tuple[Any, ...]) -> list[int | None]:
+    """The same for several processes at once, each with the arguments of one of `calls`."""
+    processes = [_FORK.Process(target=function, args=arguments) for arguments in calls]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
 
 
 def in_processes(function: Callable[..., Any], *arguments: Any, world: int = 2, store: Path) -> list[Any]:

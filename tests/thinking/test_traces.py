@@ -3,8 +3,6 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from PIL import Image
 
 from hf_mmembed.inputs import as_messages
 from hf_mmembed.thinking.traces import Origin, Record, Trace, TraceStore, content_digest
+from tests.forks import exit_codes
 
 ORIGIN = Origin("someone", "abc", "1", "{}")
 
@@ -186,30 +185,23 @@ def test_reading_needs_no_right_to_write(tmp_path):
         assert len(TraceStore(path)) == 1
 
 
-WRITER = """
-import os, signal, sys
-from hf_mmembed.thinking.traces import Origin, Record, Trace, TraceStore
-path, name, count, kill = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-store, origin = TraceStore(path), Origin("w", "", "1", "{}")
-for number in range(count):
-    contents = [f"{name}-{number}-{part}" for part in range(2)]
-    if number == kill:  # in the middle of a transaction
-        store._connection.execute("BEGIN IMMEDIATE")
-        store._connection.execute(
-            "INSERT INTO traces VALUES ('half','c','query','qa','w','','1','{}','r','empty','stop',0,0)"
-        )
-        os.kill(os.getpid(), signal.SIGKILL)
-    store.put(Record(origin.key(c, "query", "qa"), c, "query", "qa", origin, Trace(c)) for c in contents)
-"""
+def write(path, name: str, count: int, kill: int | None = None) -> None:
+    """In a process of its own: pairs of records, until it is killed in the middle of transaction `kill`."""
+    store, origin = TraceStore(path), Origin("w", "", "1", "{}")
+    for number in range(count):
+        contents = [f"{name}-{number}-{part}" for part in range(2)]
+        if number == kill:
+            store._connection.execute("BEGIN IMMEDIATE")
+            store._connection.execute(
+                "INSERT INTO traces VALUES ('half','c','query','qa','w','','1','{}','r','empty','stop',0,0)"
+            )
+            os.kill(os.getpid(), signal.SIGKILL)
+        store.put(Record(origin.key(c, "query", "qa"), c, "query", "qa", origin, Trace(c)) for c in contents)
 
 
 def test_many_write_and_one_is_killed(tmp_path):
     path = tmp_path / "traces.sqlite"
-    arguments = [("a", "15", "-1"), ("b", "15", "-1"), ("c", "15", "10")]
-    writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(path), *words], env=os.environ) for words in arguments
-    ]
-    assert [writer.wait(timeout=300) for writer in writers] == [0, 0, -signal.SIGKILL]
+    assert exit_codes(write, (path, "a", 15), (path, "b", 15), (path, "c", 15, 10)) == [0, 0, -signal.SIGKILL]
     with TraceStore(path) as store:
         assert len(store) == 2 * (15 + 15 + 10)
         assert store.get(["half"]) == {}

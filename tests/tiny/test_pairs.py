@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
@@ -34,18 +31,6 @@ def test_the_same_seed_draws_the_same_pairs(drawn: DrawnPairs) -> None:
     assert again.pairs.to_dict() == drawn.pairs.to_dict()
     assert (again.queries == drawn.queries).all() and (again.documents == drawn.documents).all()
     assert other.pairs["query_text"] != drawn.pairs["query_text"]
-
-
-def test_no_process_has_an_order_of_its_own() -> None:
-    code = (
-        "from hf_mmembed.tiny.pairs import draw_pairs\n"
-        "pairs = draw_pairs(0, families=4, pixels=16).pairs\n"
-        "print(pairs['query_text'][:], pairs['pos_text'][:])"
-    )
-    environment = {**os.environ, "PYTHONHASHSEED": "1"}  # the hash seed of this process is random
-    other = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    pairs = draw_pairs(0, families=4, pixels=16).pairs
-    assert other.stdout == f"{pairs['query_text'][:]} {pairs['pos_text'][:]}\n"
 
 
 def test_every_scene_that_is_drawn_is_of_the_mine_split(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from hf_mmembed.training import checkpoints
 from hf_mmembed.training.trainer import SaHaTrainer
+from tests.forks import exit_code
 from tests.training.conftest import make_pairs
 from tests.training.runs import CLUSTERS, Steps, arguments, assert_same, trained_weights
 
@@ -72,10 +72,7 @@ def _killed(directory, path, where):
 @pytest.mark.parametrize("where", ["step", "save", "list of files"])
 def test_killed_and_resumed_equals_uninterrupted(uninterrupted, embedder, tmp_path, caplog, where):
     _, _, weights = uninterrupted
-    process = multiprocessing.get_context("fork").Process(target=_killed, args=(tmp_path, embedder("qwen2_vl"), where))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    assert exit_code(_killed, tmp_path, embedder("qwen2_vl"), where) == -signal.SIGKILL
     trainer = SaHaTrainer(embedder("qwen2_vl"), arguments(tmp_path), make_pairs(), CLUSTERS)
     with caplog.at_level(logging.INFO):
         trainer.train(True)

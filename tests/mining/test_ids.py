@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from datasets import Dataset, concatenate_datasets
@@ -50,6 +52,9 @@ def test_pictures_count_by_their_bytes_wherever_they_lie(tmp_path):
     assert content_ids(read_pairs(with_text)).query_ids.tolist() == [0, 0, 0, 1, 2]
     (tmp_path / "b.png").unlink()
     with pytest.raises(ValueError, match=r"row 3: the picture .*b\.png cannot be read"):
+        content_ids(read_pairs(table))
+    os.mkfifo(tmp_path / "b.png")  # opening it would wait for a writer
+    with pytest.raises(ValueError, match=r"row 3: the picture .*b\.png cannot be read .*it is no file"):
         content_ids(read_pairs(table))
 
 

@@ -28,7 +28,9 @@ def _rank_run(rank, path, directory):
     trainer.train()
     final = trained_weights(trainer.model)
     equal_to = {
-        step for step, weights in steps.weights.items() if all(torch.equal(weights[name], final[name]) for name in final)
+        step
+        for step, weights in steps.weights.items()
+        if all(torch.equal(weights[name], final[name]) for name in final)
     }
     return equal_to, trainer.state.best_model_checkpoint
 

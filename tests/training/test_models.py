@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from hf_mmembed import MMEmbedder
-from hf_mmembed.training.models import save_result
+from hf_mmembed.training import models
+from hf_mmembed.training.models import adapter_of, save_result
 from hf_mmembed.training.trainer import SaHaTrainer
 from tests.training.conftest import make_pairs
 from tests.training.runs import CLUSTERS, arguments, assert_same, trained_weights
@@ -41,6 +42,24 @@ def test_dora_adapters_open_through_transformers_and_through_peft(embedder, tmp_
     results = [save_result(trainer.model, tmp_path / str(merged), merged=merged) for merged in (False, True)]
     for path in (tmp_path / "run" / "checkpoint-1", *results):
         np.testing.assert_allclose(MMEmbedder(path, device="cpu").encode_query(["red thing"]), expected, atol=1e-5)
+
+
+def test_an_adapter_is_merged_into_the_commit_of_the_base_it_was_made_for(
+    uninterrupted, embedder, tmp_path, monkeypatch
+):
+    _, trainer, _ = uninterrupted
+    adapter = adapter_of(trainer.model)
+    monkeypatch.setattr(adapter, "base_model_name_or_path", "org/base")
+    monkeypatch.setattr(adapter, "revision", "abc123")
+    opened = []
+
+    def open_base(name, **options):
+        opened.append((name, options["revision"]))
+        return MMEmbedder(embedder("qwen2_vl"), device="cpu")
+
+    monkeypatch.setattr(models, "MMEmbedder", open_base)
+    save_result(trainer.model, tmp_path / "merged", merged=True)
+    assert opened == [("org/base", "abc123")]
 
 
 def test_an_adapter_goes_on_training(uninterrupted, tmp_path):

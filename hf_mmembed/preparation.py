@@ -24,6 +24,9 @@ __all__ = ["Conversation", "estimate_tokens", "prepare"]
 _TOKENIZER_LOCK = threading.Lock()
 # A PIL image cannot be decoded by two threads at once; the same object may stand in several inputs.
 _PICTURE_LOCKS = [threading.Lock() for _ in range(64)]
+# Of families that do not say how many tokens a picture takes: one per square of 28 pixels, as in Qwen2-VL, of a picture
+# that was scaled down to about 900 x 900.
+_PIXELS_OF_TOKEN, _MOST_TOKENS = 28 * 28, 1024
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,12 @@ def estimate_tokens(
         sizes.update(dict.fromkeys(own, 0))
     if sizes:
         family: Any = getattr(embedder.processor, "backbone_processor", embedder.processor)
-        of_images = (options.get("processing_kwargs") or {}).get("image", {})
-        counted = family._get_num_multimodal_tokens(image_sizes=list(sizes), images_kwargs=of_images)
-        sizes = dict(zip(sizes, counted.num_image_tokens, strict=True))
+        if hasattr(family, "_get_num_multimodal_tokens"):
+            of_images = (options.get("processing_kwargs") or {}).get("image", {})
+            counted = family._get_num_multimodal_tokens(image_sizes=list(sizes), images_kwargs=of_images)
+            sizes = dict(zip(sizes, counted.num_image_tokens, strict=True))
+        else:
+            sizes = {(high, wide): min(high * wide // _PIXELS_OF_TOKEN + 1, _MOST_TOKENS) for high, wide in sizes}
     limit = embedder.max_seq_length or sys.maxsize
     return [
         fixed + sum(sizes[size] for size in own) + min(limit, sum(map(text_tokens, texts(conversation.messages))))

@@ -9,7 +9,10 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from transformers import Qwen2VLProcessor
 
+from hf_mmembed.inputs import as_messages
+from hf_mmembed.preparation import Conversation, estimate_tokens
 from tests.sentence_transformer.reference import assert_same, noise
 
 
@@ -75,6 +78,14 @@ def test_batches_respect_the_bounds(model, monkeypatch):
     shapes.clear()
     model.encode(texts, token_budget=1)
     assert {rows for rows, _ in shapes} == {1}
+
+
+def test_families_that_do_not_say_how_many_tokens_a_picture_takes(model, pool, one_by_one, monkeypatch):
+    """As those of Idefics2, LFM2-VL and some ten more."""
+    monkeypatch.delattr(Qwen2VLProcessor, "_get_num_multimodal_tokens")
+    assert_same(model.encode_query(pool, batch_size=3), one_by_one, 2e-5)
+    estimates = estimate_tokens(model, [Conversation(i, as_messages(pool[i])) for i in (3, 4, 6)], {})
+    assert estimates[2] - estimates[1] == 2  # 40 x 32 pixels
 
 
 def test_containers(model):

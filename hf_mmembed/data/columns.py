@@ -49,9 +49,7 @@ def read_csv(path: Path) -> dict[str, Column]:
     try:
         with csv.open_csv(path, read_options=read, parse_options=parse) as reader:
             names = reader.schema.names
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"several columns are called {', '.join(map(repr, twice))}")
+        _require_different(names)
         types = dict.fromkeys(names, pa.string())
         convert = csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""])
         table = csv.read_csv(path, read_options=read, parse_options=parse, convert_options=convert)
@@ -90,17 +88,23 @@ def read_parquet(path: Path) -> dict[str, Column]:
     """Opens a Parquet file; a row group is read when one of its cells is asked for.
 
     Raises:
-        ValueError: It is no Parquet file.
+        ValueError: It is no Parquet file, or two columns share a name.
     """
     from pyarrow import parquet
 
     try:
         file = parquet.ParquetFile(path)
+        _require_different(file.schema_arrow.names)
     except ValueError as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     return {
         field.name: Column(_ParquetCells(file, field.name), _kind_of_type(field.type)) for field in file.schema_arrow
     }
+
+
+def _require_different(names: Sequence[str]) -> None:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"several columns are called {', '.join(map(repr, twice))}")
 
 
 def read_saved_dataset(path: Path) -> dict[str, Column]:
@@ -187,7 +191,7 @@ def _kind_of_type(kind: pa.DataType) -> str:
         or pa.types.is_string_view(value)
     ):
         return "text"
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+    if pa.types.is_binary(value) or pa.types.is_large_binary(value) or pa.types.is_binary_view(value):
         return "image"
     if pa.types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}:
         return "image"

@@ -16,7 +16,7 @@ from datasets import ClassLabel, Dataset, Features, Image, List, Value, concaten
 
 from .tables import resolve_image
 
-__all__ = ["NEGATIVE_FEATURES", "PAIR_FEATURES", "as_pairs", "check_pairs"]
+__all__ = ["NEGATIVE_FEATURES", "PAIR_FEATURES", "USUAL_NAMES", "as_pairs", "check_pairs"]
 
 _TEXT, _IMAGE = Value("string"), Image(decode=False)
 
@@ -52,7 +52,11 @@ _DOCUMENTS = ("positive", "pos", "document", "answer")
 _NEGATIVES = ("negative", "neg")
 _CAPTIONS = ("text", "caption")
 _PICTURES = ("image", "image_path", "file_name")
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 _SHOWN = 5
+
+USUAL_NAMES = frozenset((*_SCHEMA, *_QUERIES, *_DOCUMENTS, *_NEGATIVES, *_CAPTIONS, *_PICTURES))
+"""Columns that `as_pairs` looks at when it is not told which is what."""
 
 
 def as_pairs(rows: Dataset, columns: Mapping[str, str] | None, *, root: Path | None, name: str) -> Dataset:
@@ -111,7 +115,7 @@ def check_pairs(pairs: Dataset, name: str) -> Dataset:
     for batch in pairs.with_format("arrow").iter(1000):
         for side in ("query", "pos"):
             text = pc.utf8_trim_whitespace(batch.column(f"{side}_text"))
-            empty = pc.and_(pc.equal(text, ""), _without_picture(batch.column(f"{side}_image").combine_chunks()))
+            empty = pc.and_(pc.equal(text, ""), _without_picture(batch.column(f"{side}_image")))
             where = pc.indices_nonzero(empty).to_pylist()
             wrong += [f"row {start + row} has neither {side}_text nor {side}_image" for row in where]
         if "neg_text" in batch.column_names and "neg_image" in batch.column_names:
@@ -169,8 +173,10 @@ def _cells(rows: Dataset, ours: str, theirs: str, root: Path) -> Any:
         column = pa.chunked_array([["" if cell is None else feature.int2str(cell) for cell in column.to_pylist()]])
     if pa.types.is_null(column.type):
         column = column.cast(pa.string())
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        kind = "text, a path or pictures" if ours.endswith("_image") else "text"
+    # Pictures of other binary types are passed on as they are stored, see `_holds_pictures`.
+    pictures = [pa.types.is_binary_view] if ours.endswith("_image") else []
+    if not any(fits(column.type) for fits in (*_TEXTS, *pictures)):
+        kind = "text, a path or pictures" if pictures else "text"
         raise ValueError(f"column {theirs!r} holds {column.type}, not {kind}, which {ours!r} needs")
     if ours.endswith("_image"):
         return [_stored(cell, root, row, theirs) for row, cell in enumerate(column.to_pylist())]
@@ -178,6 +184,10 @@ def _cells(rows: Dataset, ours: str, theirs: str, root: Path) -> Any:
 
 
 def _stored(cell: Any, root: Path, row: int, name: str) -> dict[str, Any] | None:
+    if isinstance(cell, bytes):
+        return {"bytes": cell, "path": None}
+    if isinstance(cell, dict) and cell.keys() == {"bytes", "path"}:
+        return cell
     try:
         path = resolve_image(cell, root)
     except ValueError as error:
@@ -185,10 +195,12 @@ def _stored(cell: Any, root: Path, row: int, name: str) -> dict[str, Any] | None
     return None if path is None else {"bytes": None, "path": str(path)}
 
 
-def _without_picture(column: Any) -> Any:
+def _without_picture(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Which of the stored pictures are absent."""
-    empty = pc.and_(pc.is_null(pc.struct_field(column, "bytes")), pc.is_null(pc.struct_field(column, "path")))
-    return pc.or_(pc.is_null(column), empty)
+    # Chunk by chunk: in one piece, more than 2 GB of pictures do not fit the offsets of their type.
+    chunks = [(chunk, pc.struct_field(chunk, "bytes"), pc.struct_field(chunk, "path")) for chunk in column.chunks]
+    empty = [pc.or_(pc.is_null(of), pc.and_(pc.is_null(data), pc.is_null(path))) for of, data, path in chunks]
+    return pa.chunked_array(empty, pa.bool_())
 
 
 def _listed(rows: Dataset) -> str:

@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from .columns import load_saved
 from .mmeb_train import is_mmeb_train, read_mmeb_train
-from .pair_schema import NEGATIVE_FEATURES, PAIR_FEATURES, as_pairs, check_pairs
+from .pair_schema import NEGATIVE_FEATURES, PAIR_FEATURES, USUAL_NAMES, as_pairs, check_pairs
 from .rows import has_lone_surrogate, require_utf8
 from .tables import METADATA_NAMES, TABLE_READERS
 
@@ -82,7 +83,7 @@ def read_pairs(
             for name, rows, root in read_mmeb_train(path, split=split, subset=subset)
         ]
         return concatenate_datasets(parts)
-    rows, root = _read_local(path, split)
+    rows, root = _read_local(path, columns, split)
     return check_pairs(as_pairs(rows, columns, root=root, name=subset or path.stem), str(source))
 
 
@@ -137,7 +138,7 @@ def _input(text: str | None, image: Any, instruction: str | None) -> dict[str, A
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _read_local(path: Path, split: str) -> tuple[Dataset, Path]:
+def _read_local(path: Path, columns: Mapping[str, str] | None, split: str) -> tuple[Dataset, Path]:
     """Raw rows of a path that is no MMEB-train folder, and the directory that its picture paths are relative to."""
     if path.is_dir() and any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
         loaded = load_saved(path)
@@ -156,17 +157,28 @@ def _read_local(path: Path, split: str) -> tuple[Dataset, Path]:
         raise ValueError(
             f"cannot read pairs from {path}: {suffix or 'no extension'} is none of {', '.join(sorted(TABLE_READERS))}"
         )
+    table = TABLE_READERS[suffix](path)
+    if not any(len(column.cells) for column in table.values()):
+        raise ValueError(f"{path} has no rows")
     if suffix == ".parquet":
         return Dataset.from_parquet(str(path)), path.parent
-    table = TABLE_READERS[suffix](path)
+    asked_for = USUAL_NAMES if columns is None else set(columns.values())
+    cells = {name: list(column.cells) for name, column in table.items()}
+    return Dataset(pa.table({name: _array(cells[name], name, path, name in asked_for) for name in cells})), path.parent
+
+
+def _array(cells: list[Any], name: str, path: Path, asked_for: bool) -> pa.Array:
     try:
-        return Dataset.from_dict({name: list(column.cells) for name, column in table.items()}), path.parent
-    except UnicodeEncodeError as error:
-        cells = ((row, name, cell) for name, column in table.items() for row, cell in enumerate(column.cells))
-        row, name, _ = next(found for found in cells if has_lone_surrogate(json.dumps(found[2], ensure_ascii=False)))
-        raise ValueError(f"{path}, row {row}: {name!r} is no text (it holds half of a surrogate pair)") from error
-    except ValueError as error:  # pyarrow's errors are ValueErrors; its TypeErrors are not met: JSON holds no objects
-        raise ValueError(f"cannot read {path}: a column holds values of different types ({error})") from error
+        return pa.array(cells)
+    except (ValueError, TypeError, OverflowError) as error:  # pyarrow's own errors are among the first two
+        if not asked_for:
+            return pa.nulls(len(cells))
+        if not isinstance(error, UnicodeEncodeError):
+            raise ValueError(f"cannot read {path}: {name!r} holds values of different types ({error})") from error
+        broken = (row for row, cell in enumerate(cells) if has_lone_surrogate(json.dumps(cell, ensure_ascii=False)))
+        raise ValueError(
+            f"{path}, row {next(broken)}: {name!r} is no text (it holds half of a surrogate pair)"
+        ) from error
 
 
 def _one_split(loaded: DatasetDict, split: str, path: Path) -> Dataset:

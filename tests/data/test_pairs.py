@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
@@ -14,6 +15,7 @@ from datasets.splits import SplitDict, SplitInfo
 from PIL import Image
 from pyarrow import parquet
 
+from hf_mmembed.data.pair_schema import check_pairs
 from hf_mmembed.data.pairs import (
     NEGATIVE_FEATURES,
     PAIR_FEATURES,
@@ -218,10 +220,62 @@ def test_paths_that_are_none(tmp_path):
 
 @pytest.mark.parametrize("cell", ['"a \\ud800"', '["a", "\\udfff"]'])
 def test_half_a_surrogate_pair_is_named(tmp_path, cell):
-    rows = ['{"query": "a", "positive": "b", "more": null}', f'{{"query": "a", "positive": "b", "more": {cell}}}']
+    rows = [
+        '{"query": "a", "positive": "b", "negative": null}',
+        f'{{"query": "a", "positive": "b", "negative": {cell}}}',
+    ]
     (tmp_path / "pairs.jsonl").write_text("\n".join(rows))
-    with pytest.raises(ValueError, match="pairs.jsonl, row 1: 'more' is no text"):
+    with pytest.raises(ValueError, match="pairs.jsonl, row 1: 'negative' is no text"):
         read_pairs(tmp_path / "pairs.jsonl")
+
+
+@pytest.mark.parametrize("cells", [(2**64, 1), (1, "a"), ("a", ["b"]), ("a", "\ud800")])
+def test_a_column_that_nobody_asks_for_may_hold_anything(tmp_path, cells):
+    rows = [{"query": "a", "positive": "b", "more": cell} for cell in cells]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert [query_of(row) for row in read_pairs(tmp_path / "pairs.jsonl")] == [{"text": "a"}] * 2
+    with pytest.raises(ValueError, match=r"pairs\.jsonl.*'more' (is no text|holds values of different types)"):
+        read_pairs(tmp_path / "pairs.jsonl", columns={"query_text": "more", "pos_text": "positive"})
+
+
+def test_parquet_files_that_hold_no_table_of_pairs(tmp_path):
+    parquet.write_table(pa.table({"query": pa.array([], pa.string())}), tmp_path / "none.parquet")
+    with pytest.raises(ValueError, match=r"none\.parquet has no rows"):
+        read_pairs(tmp_path / "none.parquet")
+    parquet.write_table(pa.table([["a"], ["b"]], names=["query", "query"]), tmp_path / "twice.parquet")
+    with pytest.raises(ValueError, match=r"cannot read .*twice\.parquet: several columns are called 'query'"):
+        read_pairs(tmp_path / "twice.parquet")
+
+
+@pytest.mark.parametrize("text", [pa.string(), pa.large_string(), pa.string_view()])
+@pytest.mark.parametrize("data", [pa.binary(), pa.large_binary(), pa.binary_view()])
+@pytest.mark.parametrize("list_of", [pa.list_, pa.large_list, lambda kind: pa.list_(kind, 2)])
+def test_every_type_of_text_and_picture(tmp_path, text, data, list_of):
+    one, other = png(tmp_path / "a.png").read_bytes(), png(tmp_path / "b.png", "blue").read_bytes()
+    columns = {
+        "query": pa.array(["a"], text),
+        "pos_image": pa.array([one], data),
+        "neg_image": pa.array([[other, one]], list_of(data)),
+    }
+    parquet.write_table(pa.table(columns), tmp_path / "pairs.parquet")
+    [row] = read_pairs(
+        tmp_path / "pairs.parquet", columns={"query_text": "query", **{n: n for n in ("pos_image", "neg_image")}}
+    )
+    assert (query_of(row), document_of(row)) == ({"text": "a"}, {"image": one})
+    assert negatives_of(row) == [{"image": other}, {"image": one}]
+
+
+def test_pictures_of_more_than_two_gigabytes(tmp_path):
+    """In one piece they do not fit the offsets of their type. Here all rows share one piece of untouched memory."""
+    size = 1 << 28
+    offsets = pa.py_buffer(np.array([0, size], np.int32))
+    data = pa.Array.from_buffers(pa.binary(), 1, [None, offsets, pa.allocate_buffer(size)])
+    pictures = pa.StructArray.from_arrays([data, pa.array([None], pa.string())], ["bytes", "path"])
+    rows = read_pairs(Dataset.from_dict({"query": ["a"] * 9, "positive": ["b"] * 9})).data.table
+    place = rows.schema.get_field_index("pos_image")
+    table = rows.set_column(place, "pos_image", pa.chunked_array([pictures] * 9))
+    pairs = Dataset(table, fingerprint="of its own, since they are not to be read")
+    assert check_pairs(pairs, "pairs") is pairs
 
 
 MARK = "<|image_1|>\n"

@@ -7,10 +7,12 @@ import io
 import json
 
 import datasets
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pyarrow import parquet
 
 from hf_mmembed.data import open_source
 
@@ -118,6 +120,20 @@ def test_pictures_stored_in_a_table(pictures, kind):
     assert source.image_column == "photo"
     assert [source[row].image for row in (2, 0, 1)] == [png("green"), png("red"), png("blue")]
     assert len({source.fingerprint(row) for row in range(3)}) == 3
+
+
+@pytest.mark.parametrize("kind", [pa.large_binary(), pa.binary_view(), pa.dictionary(pa.int32(), pa.binary())])
+def test_every_type_of_stored_picture(tmp_path, kind):
+    cells = [png("red"), png("blue"), png("red")]
+    parquet.write_table(pa.table({"photo": pa.array(cells).cast(kind)}), tmp_path / "t.parquet")
+    source = open_source(tmp_path / "t.parquet")
+    assert source.image_column == "photo" and [source[row].image for row in range(3)] == cells
+
+
+def test_two_columns_of_one_name_are_named(tmp_path):
+    parquet.write_table(pa.table([["a"], ["b"]], names=["text", "text"]), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=r"cannot read .*t\.parquet: several columns are called 'text'"):
+        open_source(tmp_path / "t.parquet")
 
 
 def test_an_imagefolder_follows_its_metadata(pictures):

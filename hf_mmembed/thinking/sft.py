@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import nn
 from torch.nn.functional import pad
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
@@ -28,6 +29,7 @@ from hf_mmembed.identity import local_checkpoint
 from hf_mmembed.inputs import as_messages
 from hf_mmembed.training.arguments import on_one_device
 from hf_mmembed.training.callbacks import Progress, Values
+from hf_mmembed.training.checkpoints import take_up_finished
 
 from .fill import thoughts_of_pairs
 from .reasoner import open_generative, row_of
@@ -167,6 +169,28 @@ def _stack(tensors: list[torch.Tensor], fill: float) -> torch.Tensor:
     return torch.cat(padded)
 
 
+class _SftTrainer(Trainer):
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load the student as it was saved.
+
+        Raises:
+            ValueError: The checkpoint lacks weights.
+        """
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        # A saved student has the names of the Hub's weights, which `Trainer` would pass over as unknown.
+        saved, info = type(self.model).from_pretrained(
+            resume_from_checkpoint, dtype=self.model.dtype, use_safetensors=True, output_loading_info=True
+        )
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(
+                f"{resume_from_checkpoint} lacks {len(missing)} weights, the first is {missing[0]!r}; remove it, and "
+                "resume from the checkpoint before"
+            )
+        self.model.load_state_dict(saved.state_dict())
+
+
 def _last_complete(output_dir: str | None) -> str | None:
     """The checkpoint of the highest step; one without the file that the `Trainer` writes last is passed over."""
     complete = [path.parent for path in Path(output_dir or ".").glob("checkpoint-*/trainer_state.json")]
@@ -207,7 +231,7 @@ def fine_tune(
 
     Raises:
         OSError: The student cannot be read.
-        ValueError: There is nothing to learn, or the teacher had other templates.
+        ValueError: There is nothing to learn, the teacher had other templates, or the checkpoint lacks weights.
     """
     chosen = lessons(pairs, store, origin=origin, sides=sides, families=families, allow_gold=allow_gold)
     teacher = origin or store.origins()[0]
@@ -228,7 +252,7 @@ def fine_tune(
     args.remove_unused_columns = False
     on_one_device(args)
     known = list(inspect.signature(student.forward).parameters)
-    trainer = Trainer(
+    trainer = _SftTrainer(
         student,
         args,
         data_collator=LessonCollator(pairs, processor, templates, known),
@@ -237,7 +261,9 @@ def fine_tune(
     )
     trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
     trainer.add_callback(Values() if args.disable_tqdm else Progress())
-    trainer.train(resume_from_checkpoint=_last_complete(args.output_dir) if resume else None)
+    checkpoint = _last_complete(args.output_dir) if resume else None
+    if take_up_finished(trainer, checkpoint) is None:
+        trainer.train(resume_from_checkpoint=checkpoint)
     out = Path(out)
     if trainer.is_world_process_zero():
         staged = out.with_name(f".{out.name}.unfinished")

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, TrainingArguments
 
 from hf_mmembed.thinking.fill import think_about_pairs
@@ -111,6 +113,23 @@ def test_resuming_goes_on_from_the_last_complete_checkpoint(tmp_path):
         if step < 12:  # a killed run has not written the last file yet
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
     assert _last_complete(str(tmp_path)) == str(tmp_path / "checkpoint-10")
+
+
+def test_a_resumed_run_ends_like_one_that_was_not_interrupted(generative, store, some_pairs, tmp_path):
+    def weights(*, resume: bool) -> dict[str, torch.Tensor]:
+        args = TrainingArguments(
+            str(tmp_path / "run"), max_steps=2, save_steps=1, logging_steps=1, per_device_train_batch_size=2,
+            learning_rate=5e-3, lr_scheduler_type="constant", use_cpu=True, report_to="none", disable_tqdm=True,
+        )  # fmt: skip
+        out = fine_tune(generative("qwen2_vl"), some_pairs, store, args, tmp_path / "student", resume=resume)
+        return load_file(out / "model.safetensors")
+
+    whole = weights(resume=False)
+    finished = weights(resume=True)
+    shutil.rmtree(tmp_path / "run" / "checkpoint-2")
+    for resumed in (finished, weights(resume=True)):
+        assert resumed.keys() == whole.keys()
+        assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
 def test_resuming_where_there_is_no_checkpoint_begins_anew(generative, store, some_pairs, tmp_path):

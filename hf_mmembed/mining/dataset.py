@@ -144,6 +144,10 @@ def mine_pairs(
                 if len(rows)
             }
             clusters = _joined(parts, strategy)
+        if not len(clusters):
+            logger.warning(
+                "no cluster of %d came of %d pairs: batches will be random; choose a smaller k", k + 1, len(usable)
+            )
         clusters.save(out)
     process.agree(None)
     return Mined(Clusters.load(out), ids, queries, documents, skipped)

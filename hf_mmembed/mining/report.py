@@ -67,8 +67,9 @@ def hardness(mined: Mined, rows: np.ndarray) -> np.ndarray:
     """
     size = rows.shape[1]
     there = rows >= 0
-    of_query = _unit(mined.queries.take(mined.ids.query_ids[rows.ravel()])).reshape(len(rows), size, -1)
-    of_document = _unit(mined.documents.take(mined.ids.document_ids[rows.ravel()])).reshape(len(rows), size, -1)
+    query = _unit(mined.queries.take(mined.ids.query_ids[rows.ravel()]))
+    document = _unit(mined.documents.take(mined.ids.document_ids[rows.ravel()]))
+    of_query, of_document = (vectors.reshape(*rows.shape, vectors.shape[1]) for vectors in (query, document))
     others = there[:, :, None] & there[:, None, :] & ~np.eye(size, dtype=bool)
     return (of_query @ of_document.transpose(0, 2, 1))[others]
 

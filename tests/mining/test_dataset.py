@@ -87,11 +87,14 @@ def test_a_label_subset_that_is_not_there_is_named(fake, tmp_path):
 
 
 @pytest.mark.parametrize("first", [1, 4])
-def test_subsets_that_give_no_clusters_are_no_failure(fake, tmp_path, first):
+def test_subsets_that_give_no_clusters_are_no_failure(fake, tmp_path, caplog, first):
     pairs = Dataset.from_dict({"query": ["one"] * 4 + ["two"], "positive": list("abcde"), "subset": list("aaaab")})
     pairs = read_pairs(pairs.select([*range(first, 5), *range(first)]))
     mined = mine_pairs(pairs, fake, tmp_path, model=MODEL, k=1)
     assert len(mined.clusters) == 0 and mined.clusters.counts["left_over"] == 5
+    assert "no cluster of 2 came of 5 pairs: batches will be random; choose a smaller k" in caplog.text
+    numbers = write_report(pairs, mined, tmp_path)
+    assert numbers["clusters"] == 0 and not numbers["hardness"]["mined"]
 
 
 def test_rows_of_one_query_that_fit_nowhere_are_told_apart(fake, tmp_path, caplog):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from hf_mmembed.sentence_transformer import MMEmbedder
 
-__all__ = ["ModelIdentity", "identify", "local_checkpoint", "prompt_hash", "weights_digest"]
+__all__ = ["ModelIdentity", "identify", "local_checkpoint", "prompt_hash", "settings_digest", "weights_digest"]
 
 # What decides the numbers. Not the README, not the *.py files: `hf_mmembed` runs its own.
 _FILES = (
@@ -154,6 +154,21 @@ def weights_digest(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def settings_digest(model: nn.Module) -> str:
+    """Digest of what the parts of a model do with their weights: readout, pooling, activations and the like."""
+    from transformers import PreTrainedModel
+
+    found: list[Any] = [type(part).__name__ for part in model.children()]
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            found.append(_without_volatile(json.loads(part.config.to_json_string(use_diff=False))))
+        elif callable(settings := getattr(part, "get_config_dict", None)):
+            found.append(settings())
+    # The type alone of what is no JSON: it may print its address, which is another one in every process.
+    written = json.dumps(found, sort_keys=True, default=lambda value: type(value).__name__)
+    return hashlib.sha256(written.encode()).hexdigest()[:32]
 
 
 def _digests(directory: Path) -> dict[str, str]:

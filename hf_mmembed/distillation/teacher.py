@@ -17,7 +17,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
-from hf_mmembed.identity import weights_digest
+from hf_mmembed.identity import settings_digest, weights_digest
 from hf_mmembed.mining import content_ids
 from hf_mmembed.mining.store import Embeddings, embed_contents
 
@@ -97,6 +97,7 @@ def embed_with_teacher(
     encoder = _Encoder(teacher)
     identity = {
         "weights": weights_digest(teacher),
+        "settings": settings_digest(teacher),
         "prompts": dict(teacher.prompts),
         "default_prompt_name": teacher.default_prompt_name,
         "max_seq_length": limit,

@@ -5,7 +5,6 @@ In: a directory, a Hub id or a loaded `SentenceTransformer`. Out: an `Encoder`, 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hf_mmembed.data.rows import hash_parts
 
 from .items import Item, as_input, name_input
 
@@ -178,20 +179,13 @@ def _image_size(model: SentenceTransformer) -> dict[str, int]:
 
 
 def _fingerprint(model: SentenceTransformer) -> str:
-    """Digest of the weights, the prompts and what the model reads around its inputs."""
-    import torch
+    """Digest of the weights, how they are used, the prompts and what the model reads around its inputs."""
+    from hf_mmembed.identity import prompt_hash, settings_digest, weights_digest
 
-    from hf_mmembed.identity import prompt_hash
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     processor = getattr(model, "processor", None)
     template = getattr(processor, "chat_template", None)
-    settings = [type(module).__name__ for module in model] + [str(model.truncate_dim), str(model.max_seq_length)]
     read = (
         prompt_hash(model) if hasattr(processor, "prompt") else json.dumps([template, model.prompts], sort_keys=True)
     )
-    digest.update("\0".join([*settings, str(_image_size(model)), read]).encode())
-    return digest.hexdigest()[:32]
+    settings = [str(model.truncate_dim), str(model.max_seq_length), str(_image_size(model)), read]
+    return hash_parts(weights_digest(model), settings_digest(model), *settings)

@@ -115,3 +115,12 @@ def test_words_beyond_the_limit_of_a_teacher_of_words(tmp_path, caplog):
         tmp_path,
     )
     assert "1 of 2 sentences are longer than the teacher reads (2 tokens)" in caplog.text
+
+
+def test_the_same_weights_under_another_pooling_are_another_teacher(tmp_path):
+    words = WordEmbeddings(WhitespaceTokenizer(["disc", "box"], stop_words=[]), np.eye(2, dtype=np.float32))
+    texts = ["disc box", "box"]
+    for mode in ("mean", "max"):
+        teacher = SentenceTransformer(modules=[words, Pooling(2, mode)], device="cpu")
+        found = embed_with_teacher(as_sentence_pairs(texts), teacher, tmp_path)
+        np.testing.assert_allclose(found.take(found.ids.reshape(-1)), teacher.encode(texts), atol=1e-6)

@@ -80,6 +80,27 @@ def test_the_key_follows_weights_and_prompt_but_not_the_place(checkpoint, embedd
     assert other.key != first.key
 
 
+@pytest.mark.parametrize("choice", [{"readout": "pre_mlp"}, {"pooling": "mean"}, {"embedding_dim": 8}])
+def test_the_key_follows_how_the_backbone_is_read_out(checkpoint, choice):
+    plain, other = (SentenceEncoder(MMEmbedder(checkpoint, device="cpu", config_kwargs=own)) for own in ({}, choice))
+    first, second = plain([Item("a red square")]), other([Item("a red square")])
+    assert first.shape != second.shape or np.abs(first - second).max() > 1e-3
+    assert plain.key != other.key
+
+
+def test_the_key_of_another_model_follows_its_pooling():
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, WordEmbeddings
+    from sentence_transformers.sentence_transformer.modules.tokenizer import WhitespaceTokenizer
+
+    words = WordEmbeddings(WhitespaceTokenizer(["a", "b"], stop_words=[]), np.eye(2, dtype=np.float32))
+    keys = [
+        SentenceEncoder(SentenceTransformer(modules=[words, Pooling(2, mode)], device="cpu")).key
+        for mode in ("mean", "max", "mean")
+    ]
+    assert keys[0] == keys[2] != keys[1]
+
+
 def test_pictures_are_scaled_as_asked(checkpoint, picture):
     whole, small = load_encoder(checkpoint, device="cpu"), load_encoder(checkpoint, device="cpu", longest_edge=5000)
     assert small.metadata["image_size"] == whole.metadata["image_size"] | {"longest_edge": 5000}

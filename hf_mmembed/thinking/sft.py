@@ -29,7 +29,7 @@ from hf_mmembed.identity import local_checkpoint
 from hf_mmembed.inputs import as_messages
 from hf_mmembed.training.arguments import on_one_device
 from hf_mmembed.training.callbacks import Progress, Values
-from hf_mmembed.training.checkpoints import take_up_finished
+from hf_mmembed.training.checkpoints import require_no_run, take_up_finished
 
 from .fill import thoughts_of_pairs
 from .reasoner import open_generative, row_of
@@ -231,8 +231,11 @@ def fine_tune(
 
     Raises:
         OSError: The student cannot be read.
-        ValueError: There is nothing to learn, the teacher had other templates, or the checkpoint lacks weights.
+        ValueError: There is nothing to learn, the teacher had other templates, ``args.output_dir`` holds checkpoints and
+            `resume` is not given, or the checkpoint lacks weights.
     """
+    if not resume:
+        require_no_run(args.output_dir or ".")
     chosen = lessons(pairs, store, origin=origin, sides=sides, families=families, allow_gold=allow_gold)
     teacher = origin or store.origins()[0]
     templates = templates or load_templates(teacher.template_version)

@@ -19,7 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
 
-__all__ = ["STAGING", "last_complete", "publish", "take_up_finished", "what_is_missing"]
+__all__ = ["STAGING", "last_complete", "publish", "require_no_run", "take_up_finished", "what_is_missing"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,22 @@ def what_is_missing(checkpoint: Path) -> str | None:
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes instead of {size}"
     return None
+
+
+def require_no_run(output_dir: str | Path) -> None:
+    """Refuse a directory that a new run would share with an earlier one.
+
+    Args:
+        output_dir: Of the trainer.
+
+    Raises:
+        ValueError: It holds checkpoints.
+    """
+    if any(Path(output_dir).glob("checkpoint-*")):
+        raise ValueError(
+            f"{output_dir} holds checkpoints of an earlier run, which would be mixed up with those of this "
+            "one: resume it, or choose another output directory."
+        )
 
 
 def last_complete(output_dir: str | Path) -> Path | None:

@@ -41,7 +41,7 @@ from hf_mmembed.sentence_transformer import MMEmbedder
 
 from .arguments import SaHaTrainingArguments
 from .callbacks import BeginEpoch, LogWhatIsSaved, Progress, Values
-from .checkpoints import STAGING, last_complete, publish, take_up_finished, what_is_missing
+from .checkpoints import STAGING, last_complete, publish, require_no_run, take_up_finished, what_is_missing
 from .choices import make_loss
 from .chunks import NonFiniteLossError
 from .collator import PairCollator, numbered
@@ -303,12 +303,9 @@ class SaHaTrainer(SentenceTransformerTrainer):
             found = last_complete(self.args.output_dir)
             logger.info("going on from %s", found) if found else logger.info("no checkpoint yet: from the beginning")
             resume_from_checkpoint = None if found is None else str(found)
-        elif not resume_from_checkpoint and any(Path(self.args.output_dir).glob("checkpoint-*")):
-            raise ValueError(
-                f"{self.args.output_dir} holds checkpoints of an earlier run, which would be mixed up with those of this "
-                "one: resume it, or choose another output directory."
-            )
-        elif resume_from_checkpoint and (missing := what_is_missing(Path(resume_from_checkpoint))):
+        elif not resume_from_checkpoint:
+            require_no_run(self.args.output_dir)
+        elif missing := what_is_missing(Path(resume_from_checkpoint)):
             raise ValueError(f"cannot resume from {resume_from_checkpoint}: {missing}.")
         self._since = time.monotonic()
         done = take_up_finished(self, resume_from_checkpoint)

@@ -132,6 +132,13 @@ def test_a_resumed_run_ends_like_one_that_was_not_interrupted(generative, store,
         assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
+def test_a_new_run_is_not_mixed_with_an_earlier_one(store, some_pairs, tmp_path):
+    (tmp_path / "checkpoint-1").mkdir()
+    args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
+    with pytest.raises(ValueError, match="holds checkpoints of an earlier run.* choose another output directory"):
+        fine_tune(tmp_path / "never opened", some_pairs, store, args, tmp_path / "out")
+
+
 def test_resuming_where_there_is_no_checkpoint_begins_anew(generative, store, some_pairs, tmp_path):
     args = TrainingArguments(
         str(tmp_path / "run"), max_steps=1, per_device_train_batch_size=2, use_cpu=True, report_to="none",

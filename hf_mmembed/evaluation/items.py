@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -42,7 +43,8 @@ class ImageFile:
             if self.member is None:
                 return self.path.read_bytes()
             return _archive(self.path, file_state(self.path)).read(self.member)
-        except (OSError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        # RuntimeError: a member that is encrypted, or packed in a way that Python cannot unpack.
+        except (OSError, KeyError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
             raise ValueError(f"cannot read the picture {self}: {error}") from error
 
 

@@ -81,17 +81,25 @@ def read_v2_visdoc(root: Path, subset: Subset, protocol: Protocol) -> Ranking:
 
 
 def _unpack_pages(corpus: Path, split: str, name: str, out: Path) -> None:
-    """Writes the pages that lie in the corpus as files, as the official code does on its first run."""
+    """Writes the pages that lie in the corpus as files, as the official code does on its first run.
+
+    Raises:
+        ValueError: They cannot be written there, or the corpus is broken.
+    """
     aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    aside.mkdir(parents=True, exist_ok=True)
-    for corpus_id, data in read_images(corpus, "corpus-id", split=split):
-        (aside / _page_file(name, corpus_id)).write_bytes(data)
     try:
+        aside.mkdir(parents=True, exist_ok=True)
+        for corpus_id, data in read_images(corpus, "corpus-id", split=split):
+            (aside / _page_file(name, corpus_id)).write_bytes(data)
         aside.rename(out)
-    except OSError:
-        shutil.rmtree(aside)
+    except OSError as error:
         if not out.is_dir():  # unless another process was faster
-            raise
+            raise ValueError(
+                f"cannot unpack the pages into {out}: {error}; make this place writable and see that the disk has room, "
+                "or evaluate a copy of the data that is writable"
+            ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _split(name: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from hf_mmembed.evaluation import evaluate
 from hf_mmembed.evaluation.mmeb_visdoc import read_v2_visdoc
 from hf_mmembed.evaluation.subsets import MMEB_V2, choose
 from tests.evaluation import layouts
@@ -95,3 +96,31 @@ def test_bad_judgements_are_named(tmp_path):
     write(folder, {0: "a"}, [(0, "3", 1)], ["3"])
     with pytest.raises(ValueError, match="no picture '3.png'"):
         read(tmp_path, "ViDoSeek-doc")
+
+
+def test_a_folder_that_takes_no_pages_fails_its_data_set_alone(tmp_path):
+    data = tmp_path / "data"
+    for name in ("tatdqa_test_beir", "arxivqa_test_subsampled_beir"):
+        folder = data / "annotation/vidore" / name
+        write(folder, {0: "#2"}, [(0, "2", 1)], [])
+        rows = [{"corpus-id": n, "image": {"bytes": layouts.picture(n), "path": None}} for n in (1, 2)]
+        layouts.write_parquet(folder / "corpus" / "test-00000-of-00001.parquet", rows)
+    layouts.write_pictures(data / "images" / "ViDoRe_arxivqa", [1, 2])
+    (data / "visdoc-tasks").write_bytes(b"")  # where pages would be unpacked, also for a user who may write anywhere
+    results = evaluate(layouts.oracle(), "mmeb-v2", data, out=tmp_path / "out")
+    assert list(results.metrics["visdoc"]) == ["ViDoRe_arxivqa"] and list(results.failed) == ["ViDoRe_tatdqa"]
+    place = data / "visdoc-tasks/images/ViDoRe_tatdqa"
+    assert f"cannot unpack the pages into {place}" in results.failed["ViDoRe_tatdqa"]
+    assert "writable" in results.failed["ViDoRe_tatdqa"]
+
+
+def test_a_broken_corpus_leaves_no_half_unpacked_pages(tmp_path):
+    folder = tmp_path / "annotation/vidore/tatdqa_test_beir"
+    write(folder, {0: "#2"}, [(0, "2", 1)], [])
+    rows = [
+        {"corpus-id": n, "image": {"bytes": data, "path": None}} for n, data in ((1, layouts.picture(1)), (2, None))
+    ]
+    layouts.write_parquet(folder / "corpus" / "test-00000-of-00001.parquet", rows)
+    with pytest.raises(ValueError, match="2 has no picture"):
+        read(tmp_path, "ViDoRe_tatdqa")
+    assert not any((tmp_path / "visdoc-tasks" / "images").iterdir())

@@ -46,7 +46,7 @@ EXAMPLES = [
 LAB_REMARKS = {
     "no prompt": "The bare input.",
     "generic": "The chat template with a system prompt that says nothing about the task.",
-    "hierarchical": "The checkpoint's own: one word asked for by the system, and again at the end of the query.",
+    "hierarchical": "The checkpoint's own prompt, or SaHa's where it has none.",
 }
 MAX_MAP = 8
 

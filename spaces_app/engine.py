@@ -96,7 +96,7 @@ class Engine:
         self._prompts = {
             "no prompt": PRESETS["plain"],
             "generic": HierarchicalPrompt(system=GENERIC_SYSTEM, represent_text="", represent_image=""),
-            "hierarchical": own if own.system else PRESETS["saha"],
+            "hierarchical": own if own != PRESETS["plain"] else PRESETS["saha"],
         }
         # The prompt belongs to the processor, which all visitors share; the reasoner, which is slower, has its own.
         self._lock, self._reasoner_lock = threading.Lock(), threading.Lock()

@@ -1,8 +1,8 @@
 """What every model of this package does with its checkpoint: it refuses a broken one and writes a complete one.
 
 In: a directory or Hub id, or a model. Out: a model with all its weights, or a directory that sentence-transformers
-opens as well. This file travels with the checkpoint, so it imports nothing but transformers, safetensors
-and its neighbour.
+opens as well. This file travels with the checkpoint, so it imports nothing but torch, transformers,
+safetensors and its neighbour.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
@@ -133,6 +134,8 @@ class EmbeddingModel(PreTrainedModel):
     ) -> Any:
         """As `PreTrainedModel.load_adapter`, but it knows DoRA as PEFT writes it and refuses an incomplete adapter.
 
+        The weights of a LoRA are in float32 at least, as PEFT has them, also over a model of less precision.
+
         Raises:
             ValueError: If weights are missing or have the wrong shape.
         """
@@ -145,7 +148,11 @@ class EmbeddingModel(PreTrainedModel):
         mapping = load_config.weight_mapping or get_model_conversion_mapping(self)
         # Behind the renaming that puts the adapter's name in.
         magnitude = WeightRenaming(rf"({_MAGNITUDE}\.[^.]+)$", r"\1.weight")
-        load_config = replace(load_config, weight_mapping=[*mapping, magnitude], ignore_mismatched_sizes=True)
+        # In the model's bfloat16, what a short training changed would be rounded away.
+        dtypes = {**load_config.dtype_plan, "lora_": torch.promote_types(self.dtype, torch.float32)}
+        load_config = replace(
+            load_config, weight_mapping=[*mapping, magnitude], ignore_mismatched_sizes=True, dtype_plan=dtypes
+        )
         info = super().load_adapter(peft_model_id, adapter_name, *args, load_config=load_config, **kwargs)
         # An adapter called "a" makes transformers miss every weight with that letter in its name.
         missing = [name for name in info.missing_keys if (adapter_name or "default") in name.split(".")]

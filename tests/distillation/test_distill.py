@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from PIL import Image
@@ -16,7 +18,9 @@ from hf_mmembed.distillation import (
     prepare_distillation,
 )
 from hf_mmembed.distillation.student import set_vision_aside
+from hf_mmembed.distillation.trainer import DistillationTrainer
 from hf_mmembed.model.presets import PRESETS
+from hf_mmembed.training.models import save_embedder
 from tests.distillation.conftest import TEACHER
 from tests.forks import in_processes
 from tests.tiny_families import FAMILIES
@@ -104,6 +108,20 @@ def test_distilled_killed_resumed_and_opened(generative, pairs, tmp_path, load_i
         torch.testing.assert_close(weight, after[name], rtol=0, atol=1e-6, msg=name)
     losses = [entry for entry in trainer.state.log_history if "agreement" in entry]
     assert len(losses) >= 2 and losses[-1]["loss"] < trainer.state.log_history[0]["loss"]
+
+
+def test_a_student_over_a_base_in_bfloat16_is_resumed_without_rounding(embedder, tmp_path):
+    weights = []
+    for _ in range(2):
+        student = open_student(embedder("qwen2_vl", dtype="bfloat16"), arguments(tmp_path))
+        weights.append({name: p for name, p in student.named_parameters() if p.requires_grad})
+        if len(weights) == 1:
+            for weight in weights[0].values():
+                weight.data += 1e-4 * torch.rand_like(weight)
+            save_embedder(student, tmp_path / "checkpoint")
+    DistillationTrainer._load_from_checkpoint(SimpleNamespace(model=student), str(tmp_path / "checkpoint"))
+    for name, weight in weights[0].items():
+        assert torch.equal(weights[1][name], weight), name
 
 
 def _rank_distilled(rank, recipe, pairs):

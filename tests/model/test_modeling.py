@@ -260,6 +260,27 @@ def test_peft_adapters(batches, tmp_path, kind):
     assert torch.allclose(embed(adapted.merge_and_unload(), inputs), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("base", "adapter"), [("bfloat16", "float32"), ("float16", "float32"), ("float64", "float64")]
+)
+def test_an_adapter_is_read_as_it_was_written_over_a_base_of_less_precision(batches, tmp_path, base, adapter):
+    path, inputs, _ = batches("qwen2_vl")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], use_dora=True, init_lora_weights=False)
+    model = AutoModel.from_pretrained(path, dtype=adapter)
+    peft.get_peft_model(model, config).save_pretrained(tmp_path)
+    written = load_file(tmp_path / "adapter_model.safetensors")
+    later = AutoModel.from_pretrained(path, dtype=base)
+    later.load_adapter(tmp_path)
+    for opened in (later, AutoModel.from_pretrained(tmp_path, dtype=base)):
+        assert {p.dtype for name, p in opened.named_parameters() if "lora_" not in name} == {getattr(torch, base)}
+        read = {name.removesuffix(".weight"): weight for name, weight in opened.get_adapter_state_dict().items()}
+        assert len(read) == len(written)
+        for name, weight in written.items():
+            found = read[name.removeprefix("base_model.model.").removesuffix(".weight")]
+            assert found.dtype == weight.dtype and torch.equal(found, weight), name
+        assert embed(opened, inputs).isfinite().all()
+
+
 def test_an_incomplete_adapter_is_an_error_that_names_it(batches, tmp_path):
     path, _, _ = batches("qwen2_vl")
     adapted = peft.get_peft_model(AutoModel.from_pretrained(path), peft.LoraConfig(target_modules=["q_proj"]))

@@ -24,6 +24,16 @@ def test_resuming_equals_never_having_stopped(uninterrupted, embedder, tmp_path,
     assert_same(trained_weights(trainer.model), weights[6])
 
 
+def test_resuming_over_a_base_in_bfloat16_rounds_nothing(embedder, tmp_path):
+    path = embedder("qwen2_vl", dtype="bfloat16")
+    options = {"use_dora": True, "max_steps": 2}
+    whole = SaHaTrainer(path, arguments(tmp_path / "whole", **options), make_pairs(), CLUSTERS)
+    whole.train()
+    resumed = SaHaTrainer(path, arguments(tmp_path, save_strategy="no", **options), make_pairs(), CLUSTERS)
+    resumed.train(str(tmp_path / "whole" / "checkpoint-1"))
+    assert_same(trained_weights(resumed.model), trained_weights(whole.model))
+
+
 def test_a_finished_run_is_not_trained_further(embedder, tmp_path, caplog):
     first = SaHaTrainer(embedder("qwen2_vl"), arguments(tmp_path, max_steps=5), make_pairs(), CLUSTERS)
     first.train()

@@ -46,6 +46,16 @@ def differences_in_protocol(one: Mapping[str, Any], other: Mapping[str, Any]) ->
         values = [results["metadata"].get(key) for results in (one, other)]
         if None not in values and values[0] != values[1]:
             found.append(f"{key} is {values[0]} in the first and {values[1]} in the second")
+    sizes = [results["metadata"].get("image_size") for results in (one, other)]
+    # Of another form, they count something else: pixels in all, or of one side.
+    same_form = all(isinstance(size, Mapping) for size in sizes) and set(sizes[0]) == set(sizes[1])
+    if same_form and sizes[0] != sizes[1]:
+        found.append(f"image_size is {sizes[0]} in the first and {sizes[1]} in the second")
+    if all("reference_split" in results["metadata"] for results in (one, other)):
+        data = [results["metadata"]["reference_split"] for results in (one, other)]
+        if (data[0] is None) != (data[1] is None):
+            first, second = (name or "data of one's own" for name in data)
+            found.append(f"the first is on {first} and the second on {second}")
     splits = [visdoc_split(results["metrics"]) for results in (one, other)]
     if None not in splits and splits[0] != splits[1]:
         found.append(f"visual documents are scored on {splits[0]} in the first and on {splits[1]} in the second")

@@ -155,6 +155,32 @@ def test_comparison_says_what_does_not_compare():
     assert "Not comparable" not in compare(other, other)
 
 
+def small(**metadata):
+    return {
+        "metadata": {"model_name": "m", "benchmark": "sugarcrepe", **metadata},
+        "metrics": {"sugarcrepe": {"swap_obj": {"accuracy": 0.5}}},
+    }
+
+
+def test_comparison_tells_data_of_ones_own_from_the_official():
+    own, official, silent = small(reference_split=None), small(reference_split="SugarCrepe"), small()
+    assert "the first is on data of one's own and the second on SugarCrepe" in compare(own, official)
+    assert "the first is on SugarCrepe and the second on data of one's own" in compare(official, own)
+    for one, other in ((own, own), (official, official), (own, silent), (silent, official)):
+        assert "Not comparable" not in compare(one, other)
+    images = {"benchmark": "mmeb-v2", "reference_split": "MMEB-V2"}  # without visual documents
+    assert "Not comparable" not in compare(small(**images), small(**images | {"reference_split": "page-fixed"}))
+
+
+def test_comparison_tells_sizes_of_pictures_where_they_mean_the_same():
+    pixels = [small(image_size={"shortest_edge": 3136, "longest_edge": edge}) for edge in (984064, 12845056)]
+    table = compare(*pixels)
+    assert "image_size is {'shortest_edge': 3136, 'longest_edge': 984064} in the first and {" in table
+    side = small(image_size={"longest_edge": 1536})
+    for other in (pixels[0], side, small(image_size={}), small(image_size=None), small()):
+        assert "Not comparable" not in compare(pixels[0], other)
+
+
 def test_references_name_their_source_and_split_and_agree_with_themselves():
     rows = [row for benchmark in ("mmeb-v1", "mmeb-v2", "sugarcrepe", "retrieval") for row in references(benchmark)]
     assert len(rows) > 60 and all(row.source and row.split and row.scores for row in rows)

@@ -7,11 +7,12 @@ cannot be read has no embedding; it is listed with the reason.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,11 @@ _NPY = "embeddings.npy"
 _OPEN_PIXELS = 64_000_000  # decoded pictures held at once, about 200 MB; and as much again in the making
 _OPEN_ROWS = 256
 _OPEN_WORKERS = 4
+# It is not the file that is at fault.
+_PASSING = {
+    errno.EAGAIN, errno.EHOSTDOWN, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOTCONN, errno.ESTALE,
+    errno.ETIMEDOUT,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,11 +83,21 @@ class Report:
 
 
 @dataclass(frozen=True)
+class _Refused:
+    reason: str
+    passing: bool
+
+
+@dataclass(frozen=True)
 class _Opened:
     row: int
     item: Row
     inputs: dict[str, Any]
     pixels: int
+
+
+class _UnreadableNow(Unreadable):
+    """A row that the disk did not give this time."""
 
 
 def embed_source(
@@ -99,7 +115,7 @@ def embed_source(
     """Embeds every row of `source` into `out`, keeping what an earlier, interrupted run finished.
 
     A run that was killed at any moment and started again gives the same bytes as one that was not. When rows of the
-    source have changed since, only those are embedded again.
+    source have changed since, only those are embedded again, and those that the disk failed to give.
 
     Args:
         source: What to embed.
@@ -131,15 +147,16 @@ def embed_source(
             manifest = manifest.changed(faiss=None)
         write_manifest(out, manifest)
         items.mkdir(exist_ok=True)
-        todo = [shard for shard in shards if not shard.path(items).exists()]
-        known = recall_rows(items, shards, salt=salt) if todo else {}
+        known = recall_rows(items, shards, salt=salt) if len(finished) < len(shards) else {}
         encode = _encoder(embedder, task=task, instruction=instruction, batch_size=batch_size)
         total = len(source)
         kept = sum(shard.stop - shard.start for shard in finished)
         new = 0
         started = time.perf_counter()
         with tqdm(total=total, initial=kept, unit=" items", desc="embedding", disable=None, smoothing=0.1) as bar:
-            for shard in todo:
+            for number, shard in enumerate(shards):
+                if shard in finished:
+                    continue
                 rows: list[Embedded] = []
                 skipped: list[Unreadable] = []
                 for done, failed in _embed_shard(source, shard, encode, known):
@@ -151,6 +168,9 @@ def embed_source(
                     bar.update(len(done) + len(failed))
                 rows.sort(key=lambda row: row.row)
                 skipped.sort(key=lambda item: item.row or 0)
+                if any(isinstance(item, _UnreadableNow) for item in skipped):
+                    # Under another name the next run recalls its rows, and does not take it for finished.
+                    shard = shards[number] = replace(shard, digest=hash_parts(shard.digest, "not all could be read"))
                 write_shard(items, shard, rows, skipped, salt=salt, dim=identity.dimension)
         seconds = time.perf_counter() - started
         return _finish(source, out, manifest, shards, new, seconds)
@@ -299,8 +319,9 @@ def _open_in_groups(source: Source, rows: list[int]) -> Iterator[tuple[list[_Ope
     group: list[_Opened] = []
     failed: list[Unreadable] = []
     for row, opened in prefetch(_open, _read_rows(source, rows), workers=_OPEN_WORKERS, ahead=2 * _OPEN_WORKERS):
-        if isinstance(opened, str):
-            failed.append(Unreadable(row[0], source.name(row[0]), opened))
+        if isinstance(opened, _Refused):
+            kind = _UnreadableNow if opened.passing else Unreadable
+            failed.append(kind(row[0], source.name(row[0]), opened.reason))
             continue
         group.append(opened)
         if len(group) == _OPEN_ROWS or sum(item.pixels for item in group) >= _OPEN_PIXELS:
@@ -309,18 +330,18 @@ def _open_in_groups(source: Source, rows: list[int]) -> Iterator[tuple[list[_Ope
     yield group, failed
 
 
-def _read_rows(source: Source, rows: list[int]) -> Iterator[tuple[int, Row | str]]:
+def _read_rows(source: Source, rows: list[int]) -> Iterator[tuple[int, Row | _Refused]]:
     for row in rows:
         try:
             yield row, source[row]
         except ValueError as error:
-            yield row, _one_line(error)
+            yield row, _Refused(_one_line(error), passing=False)
 
 
-def _open(numbered: tuple[int, Row | str]) -> _Opened | str:
+def _open(numbered: tuple[int, Row | _Refused]) -> _Opened | _Refused:
     """The row with its picture decoded, or why it has none. Runs in a worker thread."""
     row, item = numbered
-    if isinstance(item, str):
+    if isinstance(item, _Refused):
         return item
     inputs: dict[str, Any] = {} if item.text is None else {"text": item.text}
     pixels = 0
@@ -328,7 +349,8 @@ def _open(numbered: tuple[int, Row | str]) -> _Opened | str:
         try:
             image: Image = open_image(item.image)
         except ValueError as error:
-            return _one_line(error)
+            cause = error.__cause__
+            return _Refused(_one_line(error), passing=isinstance(cause, OSError) and cause.errno in _PASSING)
         inputs["image"] = image
         pixels = image.width * image.height
     return _Opened(row, item, inputs, pixels)

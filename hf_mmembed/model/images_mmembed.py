@@ -128,6 +128,8 @@ def _read(stream: BinaryIO, name: str, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name} has too many pixels: {error}") from error
     except DECODING_ERRORS as error:
+        if isinstance(error, OSError) and error.errno:  # Pillow's own have none
+            raise ImageError(f"{name} cannot be read ({error.strerror}).") from error
         raise ImageError(
             f"{name} is not a readable image of one of the formats {', '.join(FORMATS)} ({type(error).__name__}); "
             "convert a picture of another format, such as HEIC, to JPEG."

@@ -1,7 +1,7 @@
 """The cards of the shipped models: every figure comes from the weights, from a recorded evaluation or from the run.
 
-In: `mmembed-tiny.json` (written by `hf-mmembed tiny evaluate --out`), `mmembed-tiny.yaml` (the stages of the training
-run), `mmembed-tiny-benchmark.json` and `mmembed-tiny-saha-benchmark.json` (written by `hf-mmembed tiny score`) and the
+In: `mmembed-tiny.json` and `mmembed-tiny-again.json` (written by `hf-mmembed tiny evaluate --out`, the latter of a second
+training run), `mmembed-tiny.yaml` (the stages of both runs), `mmembed-tiny-benchmark.json` and `mmembed-tiny-saha-benchmark.json` (written by `hf-mmembed tiny score`) and the
 templates, all in `model_cards/` of the repository; and the record beside the adapter. Out: `mmembed-tiny.md` and
 `mmembed-tiny-saha.md`.
 """
@@ -26,7 +26,7 @@ from hf_mmembed.tiny.score import tables
 __all__ = ["render_saha_card", "render_tiny_card", "write_tiny_cards"]
 
 NAME = "mmembed-tiny"
-SAHA = f"{NAME}-saha"
+AGAIN, SAHA = f"{NAME}-again", f"{NAME}-saha"
 
 
 def render_tiny_card(folder: Path | None = None) -> str:
@@ -39,12 +39,12 @@ def render_tiny_card(folder: Path | None = None) -> str:
         FileNotFoundError: The data are not there; a wheel does not carry them.
     """
     folder = folder or template_folder()
-    results: dict[str, Any] = json.loads((folder / f"{NAME}.json").read_text(encoding="utf-8"))
-    answers = {(row["kind"], row["topic"]): row for row in results["answers"]}
+    results, again = (json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in (NAME, AGAIN))
+    answers, others = ({(row["kind"], row["topic"]): row for row in run["answers"]} for run in (results, again))
     weights = generative_path() / "model.safetensors"
 
-    def score(prompt: str, test: str) -> float:
-        return mean(run[test] for run in results["zero_shot"]["final"][prompt])
+    def score(prompt: str, test: str, of: dict[str, Any] = results) -> float:
+        return mean(run[test] for run in of["zero_shot"]["final"][prompt])
 
     return render_card(
         f"{NAME}.md.jinja",
@@ -58,6 +58,10 @@ def render_tiny_card(folder: Path | None = None) -> str:
             "score": lambda prompt, test, digits=1: f"{score(prompt, test):.{digits}f}",
             "answer": lambda kind, topic: f"{answers[kind, topic]['right']:.0f}",
             "guess": lambda kind, topic: f"{answers[kind, topic]['guess']:.0f}",
+            "both_scores": lambda prompt, test: f"{score(prompt, test):.1f} | {score(prompt, test, again):.1f}",
+            "both_answers": lambda kind, topic: " | ".join(
+                f"{run[kind, topic]['right']:.1f}" for run in (answers, others)
+            ),
         },
     )
 

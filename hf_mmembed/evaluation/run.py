@@ -147,17 +147,19 @@ def evaluate(
             was trained to. Give a thinker a store on the disk, and an interrupted run goes on.
         think_when: ``"auto"``: about queries of families where it pays by the thinker's templates. ``"always"``: about
             every query and document. Without effect on traces that are there.
-        name: What to call the model in tables. Defaults to its Hub id, or its directory's name.
-        batch_size: Inputs per forward pass, at most.
-        longest_edge: To what pictures are scaled down; recorded with the score; see `load_encoder`.
-        device: Defaults to the best there is, or that of this process.
+        name: What to call the model in tables. Defaults to its Hub id, or its directory's name. An `Encoder` has its own.
+        batch_size: Inputs per forward pass, at most. An `Encoder` has its own.
+        longest_edge: To what pictures are scaled down; recorded with the score; see `load_encoder`. For a directory or Hub
+            id alone.
+        device: Defaults to the best there is, or that of this process. For a directory or Hub id alone.
         trust_remote_code: Run code that comes with a checkpoint of others.
 
     Returns:
         All scores. What failed is in ``results.failed``, the rest is finished all the same.
 
     Raises:
-        ValueError: There is no such benchmark or data set, or nothing of it in the folder.
+        ValueError: There is no such benchmark or data set, or nothing of it in the folder; or the model is open already
+            and would not follow an option.
         ImportError: The packages of the extra ``eval`` are not installed.
 
     Source:
@@ -182,11 +184,12 @@ def evaluate(
     here = world()
     options = {
         "name": name,
+        "device": device,
         "batch_size": batch_size,
         "trust_remote_code": trust_remote_code,
         "longest_edge": longest_edge,
     }
-    encoder = _encoder(model, device=device or here.device, **options)
+    encoder = _encoder(model, **options)
     if think is not None and isinstance(encoder, SentenceEncoder) and not encoder.ours:
         raise ValueError(f"{encoder.name} is no embedder of hf_mmembed, so it cannot read what a reasoner writes")
     thinking = source_of_traces(think)
@@ -293,11 +296,17 @@ def _former_thinking(folder: Path, metadata: Mapping[str, Any]) -> dict[str, flo
 
 
 def _encoder(model: Any, **options: Any) -> Encoder:
+    """The model as it is asked for; ValueError where it is open already and would not follow."""
     if isinstance(model, (str, Path)):
-        return load_encoder(model, **options)
-    if hasattr(model, "key") and hasattr(model, "metadata"):
-        return model
-    return SentenceEncoder(model, options["name"], batch_size=options["batch_size"])
+        return load_encoder(model, **options | {"device": options["device"] or world().device})
+    ready = hasattr(model, "key") and hasattr(model, "metadata")
+    for option in ("longest_edge", "device", *["name"] * ready):
+        if (value := options[option]) is not None:
+            raise ValueError(
+                f"{option}={value!r} has no effect on a model that is open already; open it that way, best with "
+                f"load_encoder(..., {option}={value!r}), or give its directory or Hub id"
+            )
+    return model if ready else SentenceEncoder(model, options["name"], batch_size=options["batch_size"])
 
 
 def _subsets(benchmark: str, root: Path) -> tuple[tuple[Subset, ...], dict[str, Wording]]:

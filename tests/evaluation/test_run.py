@@ -118,6 +118,26 @@ def test_what_is_not_there_is_said(data, tmp_path):
     assert "nothing in" in asked.failed["VisDial"] and asked.metrics["image"]["GQA"]["hit@1"] == 1
 
 
+@pytest.mark.parametrize("given", [{"longest_edge": 5000}, {"device": "cpu"}, {"name": "mine"}])
+def test_options_that_an_open_model_would_not_follow_are_refused(data, tmp_path, given):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize
+
+    [(option, value)] = given.items()
+    with pytest.raises(ValueError, match=f"^{option}={value!r} has no effect on a model that is open already"):
+        evaluate(layouts.oracle(), "mmeb-v1", data, out=tmp_path / "out", **given)
+    if option != "name":  # what a SentenceTransformer is called in tables is ours to say
+        with pytest.raises(ValueError, match=f"^{option}="):
+            evaluate(
+                SentenceTransformer(modules=[Normalize()], device="cpu"),
+                "mmeb-v1",
+                data,
+                out=tmp_path / "out",
+                **given,
+            )
+    assert not (tmp_path / "out").exists()
+
+
 def test_files_that_are_written(data, tmp_path):
     out = tmp_path / "out"
     results = evaluate(noisy(), "mmeb-v1", data, out=out, tie="legacy")

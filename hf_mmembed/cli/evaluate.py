@@ -53,7 +53,12 @@ def run(
         list[str] | None,
         typer.Option(help="Data set, meta-task or modality; may be repeated. Default: all there are."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for results. Default: results/MODEL/BENCHMARK.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for results. Default: results/MODEL/BENCHMARK; for RUN/model, results/RUN/BENCHMARK."
+        ),
+    ] = None,
     cache: Annotated[
         Path | None, typer.Option(help="Folder for embeddings, shared by runs. Default: OUT/embeddings.")
     ] = None,
@@ -98,11 +103,14 @@ def run(
     Example: hf-mmembed evaluate mmembed-tiny --benchmark mmeb-v1 --data MMEB-eval --subset GQA
     """
     from hf_mmembed.evaluation import evaluate as measure
+    from hf_mmembed.evaluation.encoder import model_name
+    from hf_mmembed.evaluation.run import results_folder
     from hf_mmembed.processes import world
 
     from .models import embedder
 
-    folder = out or Path("results", Path(model).name, benchmark)
+    name = model_name(model)
+    folder = out or results_folder(name, benchmark)
     try:
         results = measure(
             embedder(model),
@@ -117,7 +125,7 @@ def run(
             frames=frames,
             think=_source(think, folder / "traces.sqlite", max_new_tokens, device or world().device),
             think_when=think_when,
-            name=Path(model).name if Path(model).is_dir() else model,
+            name=name,
             batch_size=batch_size,
             longest_edge=longest_edge,
             device=device,

@@ -110,9 +110,10 @@ def score(
 
     Example: hf-mmembed tiny benchmark drawn && hf-mmembed tiny score mmembed-tiny drawn scores.json
     """
+    from hf_mmembed.evaluation.encoder import model_name
     from hf_mmembed.tiny.score import score_drawn, tables
 
     from .models import embedder
 
-    name = Path(model).name if Path(model).is_dir() else model
+    name = model_name(model)
     typer.echo(tables({name: score_drawn(embedder(model), drawn, out, name=name, device=device)}))

@@ -6,6 +6,8 @@ In: a directory, a Hub id or a loaded `SentenceTransformer`. Out: an `Encoder`, 
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,7 +22,7 @@ from .items import Item, as_input, name_input
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Encoder", "SentenceEncoder", "load_encoder"]
+__all__ = ["Encoder", "SentenceEncoder", "load_encoder", "model_name"]
 
 _OURS = ("mmembed", "mmembed_unified")  # by `model_type`
 
@@ -135,7 +137,7 @@ def load_encoder(
 
     Args:
         model: Directory or Hub id.
-        name: What to call it. Defaults to the Hub id, or the directory's name.
+        name: What to call it. Defaults to its `model_name`.
         device: Defaults to the best there is.
         batch_size: Inputs per forward pass, at most.
         longest_edge: To what pictures are scaled down, as the model's image processor understands it: pixels in all for
@@ -168,8 +170,23 @@ def load_encoder(
                 f"{model} scales pictures to {size or 'no size'}; longest_edge={longest_edge} does not fit that"
             )
         opened.processor.image_processor.size = opened.processor.image_processor.size | {"longest_edge": longest_edge}
-    name = name or (Path(model).name if Path(model).is_dir() else str(model))
-    return SentenceEncoder(opened, name, batch_size=batch_size)
+    return SentenceEncoder(opened, name or model_name(model), batch_size=batch_size)
+
+
+def model_name(model: str | Path) -> str:
+    """What a model is called in tables and folders of results: its Hub id, or its directory's name.
+
+    Every training writes to ``model`` in its output, every run has a ``stage-1`` or a ``checkpoint-40``. So the first is
+    left off, and the others are called with the directory above: ``saha-qwen2-vl-2b/model`` is ``saha-qwen2-vl-2b``, and
+    ``unime-tiny/stage-1/model`` is ``unime-tiny/stage-1``.
+    """
+    if not Path(model).is_dir():
+        return str(model)
+    path = Path(os.path.abspath(model))  # resolve() would call a link by what it points to
+    if path.name == "model" and path.parent.name:
+        path = path.parent
+    of_a_run = re.fullmatch(r"(stage|checkpoint)-\d+", path.name) and path.parent.name
+    return f"{path.parent.name}/{path.name}" if of_a_run else path.name
 
 
 def _image_size(model: SentenceTransformer) -> dict[str, int]:

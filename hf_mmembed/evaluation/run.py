@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
     from hf_mmembed.thinking import Thinker, TraceStore
 
-__all__ = ["Results", "evaluate"]
+__all__ = ["Results", "evaluate", "results_folder"]
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,8 @@ def evaluate(
         data_dir: Its folder, in the official layout. With a ``subsets.json`` in it, ``"mmeb-v1"`` is a benchmark of
             your own; see `read_subsets`.
         subsets: Names of data sets, meta-tasks or modalities. Defaults to all that are there.
-        out: Where results and predictions go. Defaults to ``results/<model>/<benchmark>``.
+        out: Where results and predictions go. Defaults to ``results/<model>/<benchmark>``, the model by its name in
+            tables, ``--`` for each ``/``.
         cache: Where embeddings go. Defaults to ``embeddings`` in `out`.
         instruction_in: ``"user"`` (the published protocol up to 2025), ``"system"`` or ``"none"``; see `instructions`.
         fusion: ``"joint"``: the model reads picture and text of an input together; ``"sum"``: apart, and their
@@ -147,7 +148,8 @@ def evaluate(
             was trained to. Give a thinker a store on the disk, and an interrupted run goes on.
         think_when: ``"auto"``: about queries of families where it pays by the thinker's templates. ``"always"``: about
             every query and document. Without effect on traces that are there.
-        name: What to call the model in tables. Defaults to its Hub id, or its directory's name. An `Encoder` has its own.
+        name: What to call the model in tables. Defaults to its Hub id, or its directory's name, that of the training for
+            the result of one; see `model_name`. An `Encoder` has its own.
         batch_size: Inputs per forward pass, at most. An `Encoder` has its own.
         longest_edge: To what pictures are scaled down; recorded with the score; see `load_encoder`. For a directory or Hub
             id alone.
@@ -195,7 +197,7 @@ def evaluate(
     thinking = source_of_traces(think)
     if fusion == "sum":
         encoder = SumOfModalities(encoder)
-    folder = Path(out) if out is not None else Path("results", encoder.name.replace("/", "--"), benchmark)
+    folder = Path(out) if out is not None else results_folder(encoder.name, benchmark)
     embeddings = EmbeddingCache((Path(cache) if cache is not None else folder / "embeddings") / encoder.key)
     metadata: dict[str, Any] = {
         "model_name": encoder.name,
@@ -254,6 +256,11 @@ def evaluate(
     if here.main and any(mean.value is not None for mean in results.means().values()):
         plot(results.as_dict(), folder / "results.png")
     return results
+
+
+def results_folder(name: str, benchmark: str) -> Path:
+    """Where the results of a model go by default."""
+    return Path("results", name.replace("/", "--"), benchmark)
 
 
 def _finish(results: Results, write: bool, folder: Path) -> None:

@@ -31,7 +31,7 @@ def score_drawn(
         model: Directory or Hub id.
         drawn: What `draw_benchmark` wrote. Embeddings and predictions are kept in ``results`` there.
         out: JSON file.
-        name: What to call the model. Defaults to its Hub id, or its directory's name.
+        name: What to call the model. Defaults to its Hub id, or its directory's name; see `model_name`.
         device: Defaults to the best there is.
 
     Raises:

@@ -54,6 +54,23 @@ def test_a_model_is_measured_without_naming_the_subcommand(tmp_path, monkeypatch
     assert "failed: VizWiz: nothing in" in captured.err and "| GQA |" in captured.out
 
 
+def test_results_of_two_trainings_lie_apart(tmp_path, monkeypatch, capsys):
+    def opened(model, *, name, **options):
+        return layouts.Fake(layouts.oracle().vector, name)
+
+    monkeypatch.setattr("hf_mmembed.evaluation.run.load_encoder", opened)
+    monkeypatch.chdir(tmp_path)
+    layouts.write_small_v1(tmp_path / "data", rows=1, candidates=2)
+    for model in ("saha/model", "unime/stage-1/model"):
+        (tmp_path / model).mkdir(parents=True)
+    called = {"saha/model": "saha", "unime/stage-1/model": "unime/stage-1", "someone/model": "someone/model"}
+    for model, name in called.items():
+        assert call("evaluate", model, "--benchmark", "mmeb-v1", "--data", "data", "--subset", "GQA") == 0
+        folder = tmp_path / "results" / name.replace("/", "--") / "mmeb-v1"
+        assert f"results: {folder.relative_to(tmp_path)}" in capsys.readouterr().out
+        assert json.loads((folder / "results.json").read_text())["metadata"]["model_name"] == name
+
+
 def test_thinking_is_scored_too(tmp_path, monkeypatch, capsys):
     import hf_mmembed.evaluation.run as run
     from hf_mmembed.evaluation.mmeb_image import read_v1

@@ -8,6 +8,7 @@ from PIL import Image
 
 from hf_mmembed import MMEmbedder
 from hf_mmembed.evaluation import SentenceEncoder, evaluate, load_encoder
+from hf_mmembed.evaluation.encoder import model_name
 from hf_mmembed.evaluation.items import ImageFile, Item
 from hf_mmembed.thinking import make_unified
 from tests.evaluation import layouts
@@ -99,6 +100,22 @@ def test_the_key_of_another_model_follows_its_pooling():
         for mode in ("mean", "max", "mean")
     ]
     assert keys[0] == keys[2] != keys[1]
+
+
+def test_what_trainings_write_is_called_after_the_training(tmp_path, monkeypatch):
+    names = {
+        "saha-qwen2-vl-2b/model": "saha-qwen2-vl-2b",
+        "unime/stage-1/model": "unime/stage-1",
+        "unime/model/": "unime",
+        "saha-qwen2-vl-2b/checkpoint-40": "saha-qwen2-vl-2b/checkpoint-40",
+        "an-embedder": "an-embedder",
+    }
+    for path in names:
+        (tmp_path / path).mkdir(parents=True)
+    assert {path: model_name(tmp_path / path) for path in names} == names
+    monkeypatch.chdir(tmp_path / "unime" / "model")
+    assert [model_name(path) for path in (".", "../stage-1/model")] == ["unime", "unime/stage-1"]
+    assert model_name("someone/model") == "someone/model"  # on the Hub
 
 
 def test_pictures_are_scaled_as_asked(checkpoint, picture):

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from packaging.requirements import Requirement
@@ -20,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hf_mmembed"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 REMOTE_CODE = sorted((PACKAGE / "model").glob("*_mmembed.py"))
+LAZY = [path for path in MODULES if path.name == "__init__.py" and "def __getattr__" in path.read_text("utf-8")]
 HEAVY = {"PIL", "datasets", "faiss", "numpy", "pandas", "pyarrow", "sentence_transformers", "torch", "transformers"}
 
 # Each part may import the parts of a lower rank, and itself. `tiny` trains and evaluates, so it sits high.
@@ -119,6 +122,16 @@ def test_public_name_resolves(name):
 def test_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no_such_name"):
         hf_mmembed.no_such_name  # noqa: B018
+
+
+@pytest.mark.parametrize("path", LAZY, ids=name_of)
+def test_lazy_names_are_no_modules(path):
+    package = import_module(".".join(path.relative_to(ROOT).parent.parts))
+    for name in package.__all__:
+        # The import of a module, at the first use, puts the module in the place of what has the same name.
+        first = getattr(package, name)
+        assert first is getattr(package, name)
+        assert not isinstance(first, ModuleType) or first is hf_mmembed.tiny, f"{name} is a module"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

@@ -55,7 +55,7 @@ def think(
     Example: hf-mmembed think mmembed-tiny pairs.jsonl traces.sqlite --family qa --max-new-tokens 32
     """
     from hf_mmembed.data.pairs import read_pairs
-    from hf_mmembed.thinking.fill import think_about_pairs
+    from hf_mmembed.thinking.filling import think_about_pairs
     from hf_mmembed.thinking.reasoner import LocalReasoner, Reasoner, Settings
     from hf_mmembed.thinking.templates import load_templates
     from hf_mmembed.thinking.traces import TraceStore

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .endpoint import EndpointReasoner
-    from .fill import fill, think_about_pairs
+    from .filling import fill, think_about_pairs
     from .reasoner import LocalReasoner, PrecomputedReasoner, Reasoner, Settings
     from .sft import fine_tune
     from .templates import FAMILIES, load_templates
@@ -52,12 +52,12 @@ _HOME = {
     "Trace": "traces",
     "TraceStore": "traces",
     "UnifiedModel": "unified",
-    "fill": "fill",
+    "fill": "filling",
     "fine_tune": "sft",
     "load_templates": "templates",
     "make_unified": "unified",
     "open_unified": "unified",
-    "think_about_pairs": "fill",
+    "think_about_pairs": "filling",
     "traced_trainer": "traced",
 }
 

@@ -31,7 +31,7 @@ from hf_mmembed.training.arguments import on_one_device
 from hf_mmembed.training.callbacks import Progress, Values
 from hf_mmembed.training.checkpoints import require_no_run, take_up_finished
 
-from .fill import thoughts_of_pairs
+from .filling import thoughts_of_pairs
 from .reasoner import open_generative, row_of
 from .templates import Templates, load_templates
 from .traces import Origin, Side, TraceStore, content_digest

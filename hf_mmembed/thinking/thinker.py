@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import astuple
 from typing import Any, Literal
 
-from .fill import Filled, Thought, fill
+from .filling import Filled, Thought, fill
 from .reasoner import Reasoner
 from .templates import guess_family
 from .traces import Side, Trace, TraceStore, content_digest

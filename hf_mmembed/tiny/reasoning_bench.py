@@ -29,7 +29,7 @@ from hf_mmembed.data.pairs import query_of
 from hf_mmembed.files import write_atomically
 from hf_mmembed.inputs import as_messages
 from hf_mmembed.sentence_transformer import MMEmbedder
-from hf_mmembed.thinking.fill import think_about_pairs
+from hf_mmembed.thinking.filling import think_about_pairs
 from hf_mmembed.thinking.reasoner import LocalReasoner, PrecomputedReasoner, Settings
 from hf_mmembed.thinking.sft import fine_tune
 from hf_mmembed.thinking.traced import traced_trainer

@@ -41,7 +41,7 @@ def test_ctrl_c_says_how_to_go_on(data, generative, tmp_path, monkeypatch, capsy
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hf_mmembed.thinking.fill.think_about_pairs", interrupted)
+    monkeypatch.setattr("hf_mmembed.thinking.filling.think_about_pairs", interrupted)
     words = ["think", generative("qwen2_vl"), data, tmp_path / "t.sqlite", "--device", "cpu"]
     assert run(*words) == 130
     assert f"stopped; 0 traces are kept in {tmp_path}" in capsys.readouterr().err
@@ -81,7 +81,7 @@ def test_wrong_recipes(overrides, message):
 @pytest.mark.parametrize("recipe", ["tte-sft", "tte-embedder", "tte-unified"])
 def test_one_command_trains_each_variant(recipe, data, generative, tmp_path):
     from hf_mmembed.data.pairs import read_pairs
-    from hf_mmembed.thinking.fill import think_about_pairs
+    from hf_mmembed.thinking.filling import think_about_pairs
     from tests.thinking.conftest import Parrot
 
     with TraceStore(tmp_path / "t.sqlite") as store:

@@ -15,7 +15,7 @@ from PIL import Image
 from hf_mmembed.data.pairs import read_pairs
 from hf_mmembed.thinking import endpoint
 from hf_mmembed.thinking.endpoint import EndpointReasoner
-from hf_mmembed.thinking.fill import think_about_pairs
+from hf_mmembed.thinking.filling import think_about_pairs
 from hf_mmembed.thinking.reasoner import Settings
 from hf_mmembed.thinking.traces import TraceStore
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from hf_mmembed import tiny
-from hf_mmembed.thinking.fill import think_about_pairs
+from hf_mmembed.thinking.filling import think_about_pairs
 from hf_mmembed.thinking.reasoner import LocalReasoner, PrecomputedReasoner, Settings, fingerprint
 from hf_mmembed.thinking.traces import Trace, TraceStore
 

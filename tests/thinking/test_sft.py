@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, TrainingArguments
 
-from hf_mmembed.thinking.fill import think_about_pairs
+from hf_mmembed.thinking.filling import think_about_pairs
 from hf_mmembed.thinking.reasoner import LocalReasoner, Settings, open_generative
 from hf_mmembed.thinking.sft import IGNORED, Lesson, LessonCollator, _last_complete, fine_tune, lessons
 from hf_mmembed.thinking.templates import load_templates

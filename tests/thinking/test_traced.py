@@ -6,7 +6,7 @@ from datasets import Dataset
 
 from hf_mmembed.data.pairs import read_pairs
 from hf_mmembed.mining.ids import content_ids
-from hf_mmembed.thinking.fill import think_about_pairs
+from hf_mmembed.thinking.filling import think_about_pairs
 from hf_mmembed.thinking.traced import TracedCollator, traced_trainer
 from hf_mmembed.thinking.traces import Trace, TraceStore
 from hf_mmembed.thinking.unified import make_unified, open_unified

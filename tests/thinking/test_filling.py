@@ -6,7 +6,7 @@ from PIL import Image
 from hf_mmembed.data.pairs import query_of
 from hf_mmembed.inputs import as_messages
 from hf_mmembed.mining.ids import content_ids
-from hf_mmembed.thinking.fill import Thought, fill, think_about_pairs
+from hf_mmembed.thinking.filling import Thought, fill, think_about_pairs
 from hf_mmembed.thinking.sft import lessons
 from hf_mmembed.thinking.thinker import Thinker
 from hf_mmembed.thinking.traced import TracedCollator

@@ -28,7 +28,7 @@ from hf_mmembed.data.pairs import document_of, query_of
 from hf_mmembed.identity import local_checkpoint
 from hf_mmembed.inputs import as_messages
 from hf_mmembed.training.arguments import on_one_device
-from hf_mmembed.training.callbacks import Progress, Values
+from hf_mmembed.training.callbacks import FrozenStaysFrozen, Progress, Values
 from hf_mmembed.training.checkpoints import require_no_run, take_up_finished
 
 from .filling import thoughts_of_pairs
@@ -264,6 +264,7 @@ def fine_tune(
     )
     trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
     trainer.add_callback(Values() if args.disable_tqdm else Progress())
+    trainer.add_callback(FrozenStaysFrozen())
     checkpoint = _last_complete(args.output_dir) if resume else None
     if take_up_finished(trainer, checkpoint) is None:
         trainer.train(resume_from_checkpoint=checkpoint)

@@ -1,7 +1,7 @@
 """What happens besides the steps of a training.
 
-In: the events of a trainer. Out: word of every new epoch, log entries that no saved state lacks, and a progress bar with
-the last values.
+In: the events of a trainer. Out: word of every new epoch, log entries that no saved state lacks, a progress bar with the
+last values, and no gradient where none is wanted.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from transformers import ProgressCallback, TrainerCallback
+from transformers import PreTrainedModel, ProgressCallback, TrainerCallback
 
-__all__ = ["BeginEpoch", "LogWhatIsSaved", "Progress", "Values"]
+__all__ = ["BeginEpoch", "FrozenStaysFrozen", "LogWhatIsSaved", "Progress", "Values"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,25 @@ class BeginEpoch(TrainerCallback):
         """See `transformers.TrainerCallback`."""
         epoch = state.epoch or 0
         self.begin(int(epoch), epoch != int(epoch))
+
+
+class FrozenStaysFrozen(TrainerCallback):
+    """Spares activation checkpointing the backward pass through frozen parts.
+
+    transformers makes the outputs of all input embeddings require gradients, those of a vision tower too, which then is
+    computed twice and differentiated in every step. Only the older, reentrant way of torch needs that.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """See `transformers.TrainerCallback`."""
+        options = args.activation_checkpointing_kwargs or {}
+        of_torch = options.keys() - {"every_n_layers", "offload"}
+        # With other options alone, torch takes the older way.
+        if not args.activation_checkpointing or options.get("use_reentrant", bool(of_torch)):
+            return
+        for part in model.modules():
+            if isinstance(part, PreTrainedModel):
+                part.disable_input_require_grads()
 
 
 class LogWhatIsSaved(TrainerCallback):

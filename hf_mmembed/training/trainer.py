@@ -40,7 +40,7 @@ from hf_mmembed.processes import world
 from hf_mmembed.sentence_transformer import MMEmbedder
 
 from .arguments import SaHaTrainingArguments
-from .callbacks import BeginEpoch, LogWhatIsSaved, Progress, Values
+from .callbacks import BeginEpoch, FrozenStaysFrozen, LogWhatIsSaved, Progress, Values
 from .checkpoints import STAGING, last_complete, publish, require_no_run, take_up_finished, what_is_missing
 from .choices import make_loss
 from .chunks import NonFiniteLossError
@@ -142,6 +142,7 @@ class SaHaTrainer(SentenceTransformerTrainer):
         self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         for callback in (
             BeginEpoch(self._begin_epoch),
+            FrozenStaysFrozen(),
             LogWhatIsSaved(),
             Values() if args.disable_tqdm else Progress(),
         ):

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, TrainingArguments
 
+from hf_mmembed.thinking import sft
 from hf_mmembed.thinking.filling import think_about_pairs
 from hf_mmembed.thinking.reasoner import LocalReasoner, Settings, open_generative
 from hf_mmembed.thinking.sft import IGNORED, Lesson, LessonCollator, _last_complete, fine_tune, lessons
@@ -146,3 +147,27 @@ def test_resuming_where_there_is_no_checkpoint_begins_anew(generative, store, so
     )  # fmt: skip
     out = fine_tune(generative("qwen2_vl"), some_pairs, store, args, tmp_path / "student", resume=True)
     assert (out / "config.json").is_file()
+
+
+def test_activation_checkpointing_leaves_the_frozen_tower_alone(generative, store, some_pairs, tmp_path, monkeypatch):
+    passes = {"tower": 0, "decoder": 0}
+
+    def count(part):
+        def backward(*_):
+            passes[part] += 1
+
+        return backward
+
+    def open_counted(*args, **kwargs):
+        student, processor = open_generative(*args, **kwargs)
+        student.model.visual.blocks[0].register_full_backward_hook(count("tower"))
+        student.model.language_model.layers[0].register_full_backward_hook(count("decoder"))
+        return student, processor
+
+    monkeypatch.setattr(sft, "open_generative", open_counted)
+    args = TrainingArguments(
+        str(tmp_path / "run"), max_steps=1, per_device_train_batch_size=2, use_cpu=True, report_to="none",
+        save_strategy="no", disable_tqdm=True, activation_checkpointing=True,
+    )  # fmt: skip
+    fine_tune(generative("qwen2_vl"), some_pairs, store, args, tmp_path / "student")
+    assert passes == {"tower": 0, "decoder": 1}

@@ -107,13 +107,20 @@ def browser():
         running.close()
 
 
-@pytest.fixture
-def page(browser, space):
-    """A fresh tab with the Space, loaded."""
+@pytest.fixture(scope="session")
+def visitor(browser):
+    """A visitor whose browser keeps the scripts of the page, which take seconds to load."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
-    tab = context.new_page()
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(visitor, space):
+    """A fresh tab with the Space, loaded."""
+    tab = visitor.new_page()
     tab.set_default_timeout(90_000)
     tab.goto(space.url)
     tab.wait_for_selector("#results .hit")
     yield tab
-    context.close()
+    tab.close()

@@ -43,9 +43,9 @@ _ROWS_AT_ONCE = 32
 class _Judge(Protocol):
     identity: str
 
-    def __call__(
-        self, queries: Sequence[dict[str, Any]], candidates: Sequence[dict[str, Any]]
-    ) -> NDArray[np.float64]: ...
+    def __call__(self, queries: Sequence[dict[str, Any]], candidates: Sequence[dict[str, Any]]) -> NDArray[np.float64]:
+        """Scores, none of them NaN."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,9 @@ def judge_pairs(
                     raise ValueError(f"rows {start} to {start + len(rows) - 1} cannot be judged: {error}") from error
             bar.update(len(rows))
     process.agree(None)
-    scores = np.concatenate([np.load(path) for path in paths])
+    # A file is in the order of the questions, but may have been written when rows had more candidates or gaps elsewhere.
+    kept = [np.load(path) for path in paths]
+    scores = _in_places(np.concatenate([file[~np.isnan(file)] for file in kept]), pool.places)
     chosen = [sampled(row[1:], row[0], margin=margin, keep=keep, stride=stride) for row in scores]
     if process.main:
         _replace(out / "pairs", lambda directory: _write(directory, pairs, pool, scores, chosen))
@@ -144,9 +146,14 @@ def _judged(judge: _Judge, rows: Dataset, places: NDArray[np.int64], pool: Pool)
         shown = [document_of(row), *pool.inputs(own[own >= 0])]
         queries += [query_of(row)] * len(shown)
         candidates += shown
+    return _in_places(judge(queries, candidates), places)
+
+
+def _in_places(answers: NDArray[np.float64], places: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Scores of each row's own document and of its candidates, NaN where there is none."""
     there = np.concatenate([np.ones((len(places), 1), bool), places >= 0], axis=1)
     scores = np.full(there.shape, np.nan)
-    scores[there] = judge(queries, candidates)
+    scores[there] = answers
     return scores
 
 

@@ -51,13 +51,17 @@ def test_sampling(scores, keep, stride):
     assert chosen[: len(fit[::stride])].tolist() == fit[::stride][:keep]
 
 
-def test_own_negatives_are_judged_filtered_and_train(tmp_path, embedder):
+def _with_negatives(*texts):
     rows = [
-        {**make_pairs(1, pictures=False)[0], "query_text": f"q{i}", "pos_text": "aa", "neg_text": texts,
-         "neg_image": [None] * len(texts)}
-        for i, texts in enumerate([["b", "bbbb", "", "bbbbbbbb"], [], ["c"]])
+        {**make_pairs(1, pictures=False)[0], "query_text": f"q{i}", "pos_text": "aa", "neg_text": own,
+         "neg_image": [None] * len(own)}
+        for i, own in enumerate(texts)
     ]  # fmt: skip
-    pairs = read_pairs(Dataset.from_list(rows))
+    return read_pairs(Dataset.from_list(rows))
+
+
+def test_own_negatives_are_judged_filtered_and_train(tmp_path, embedder):
+    pairs = _with_negatives(["b", "bbbb", "", "bbbbbbbb"], [], ["c"])
     judged = judge_pairs(pairs, Formula(), of_pairs(pairs), tmp_path, margin=0.1, stride=1)
     np.testing.assert_allclose(judged.scores[0], [1 / 3, 1 / 2, 1 / 5, np.nan, 1 / 9])
     assert [row["neg_text"] for row in judged.pairs] == [["bbbb", "bbbbbbbb"], [], []]
@@ -114,6 +118,20 @@ def test_a_killed_run_goes_on_and_another_judge_starts_anew(tmp_path):
     other = Formula("other")
     np.testing.assert_array_equal(judge_pairs(pairs, other, pool, tmp_path, rows_per_file=2).scores, whole.scores)
     assert other.asked == 8 * 4
+
+
+@pytest.mark.parametrize("first", [["b", "ccc"], ["b", "", "ccc"]])
+def test_scores_are_kept_where_others_have_more_candidates_than_before(tmp_path, first):
+    few, more = _with_negatives(first, ["b"]), _with_negatives(["b", "ccc"], ["b"], ["b", "", "ccc", "dddd"])
+    judge_pairs(few, Formula(), of_pairs(few), tmp_path, rows_per_file=2)
+    judge = Formula()
+    judged = judge_pairs(more, judge, of_pairs(more), tmp_path, rows_per_file=2)
+    assert judge.asked == 1 + 3
+    none = np.nan
+    expected = [[1 / 3, 1 / 2, 1 / 4, none, none], [1 / 3, 1 / 2, *[none] * 3], [1 / 3, 1 / 2, none, 1 / 4, 1 / 5]]
+    np.testing.assert_allclose(judged.scores, expected)
+    fewer = judge_pairs(few, Formula(dies_after=0), of_pairs(few), tmp_path, rows_per_file=2)
+    assert fewer.scores.shape == (2, 1 + len(first))
 
 
 def test_what_is_judged_already_reads_each_candidate_once(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
-__all__ = ["POOLINGS", "READOUTS", "MMEmbedConfig", "attention_of_backbone"]
+__all__ = ["POOLINGS", "READOUTS", "MMEmbedConfig", "attention_of_backbone", "quantization_of"]
 
 POOLINGS = ("last", "mean")
 READOUTS = ("final", "pre_mlp")
@@ -37,7 +37,8 @@ class MMEmbedConfig(PretrainedConfig):
         base_revision (`str`, *optional*): The commit of `base_model` that was converted, where it has one.
 
     Raises:
-        ValueError: If `pooling`, `readout` or `embedding_dim` is not one of the values above.
+        ValueError: If `pooling`, `readout` or `embedding_dim` is not one of the values above, or the backbone is
+            quantised on its own.
 
     Example:
 
@@ -84,7 +85,8 @@ class MMEmbedConfig(PretrainedConfig):
         """Refuse impossible choices; asked by the model too, as `from_pretrained(..., pooling=...)` only sets fields.
 
         Raises:
-            ValueError: If `pooling`, `readout` or `embedding_dim` is not one of the values above.
+            ValueError: If `pooling`, `readout` or `embedding_dim` is not one of the values above, or the backbone is
+                quantised on its own.
         """
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling is {self.pooling!r}; use one of {', '.join(map(repr, POOLINGS))}.")
@@ -93,6 +95,14 @@ class MMEmbedConfig(PretrainedConfig):
         dim, hidden_size = self.embedding_dim, self.hidden_size
         if dim is not None and not (isinstance(dim, int) and 1 <= dim <= hidden_size):
             raise ValueError(f"embedding_dim is {dim!r}; use 1 to {hidden_size}, the backbone's hidden size.")
+        # transformers asks this config and the text config, and would read the weights without their scales.
+        quantized = quantization_of(self.backbone_config)
+        if quantized and not (quantization_of(self) or quantization_of(self.get_text_config(decoder=True))):
+            raise ValueError(
+                f"backbone_config has a quantization_config of its own, of method {quantized!r}, which is not read "
+                "there: the weights would be taken for plain ones. Start from the unquantised checkpoint, and "
+                "quantise when opening the result: from_pretrained(..., quantization_config=...)."
+            )
 
     @property
     def hidden_size(self) -> int:
@@ -107,6 +117,21 @@ class MMEmbedConfig(PretrainedConfig):
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PretrainedConfig:
         """The backbone's text config: its hidden size, layers and vocabulary are those of the embedder."""
         return self.backbone_config.get_text_config(decoder=decoder, encoder=encoder)
+
+
+def quantization_of(config: PretrainedConfig) -> str | None:
+    """How the weights of a model are quantised by its own config, in a word.
+
+    Example:
+
+        >>> quantization_of(PretrainedConfig(quantization_config={"quant_method": "fp8"})), quantization_of(PretrainedConfig())
+        ('fp8', None)
+    """
+    found = getattr(config, "quantization_config", None)
+    if not found:
+        return None
+    method = found.get("quant_method") if isinstance(found, dict) else found.quant_method
+    return str(getattr(method, "value", method))
 
 
 def attention_of_backbone(implementation: Any) -> Any:

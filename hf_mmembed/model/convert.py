@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import re
 import shutil
 import tempfile
 from dataclasses import asdict
@@ -26,6 +27,7 @@ from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from .checkpoint_mmembed import require_safetensors
+from .configuration_mmembed import quantization_of
 from .family_mmembed import image_only_processor, load_with_pillow
 from .presets import load_prompt
 from .registration import MMEmbedConfig, MMEmbedModel, MMEmbedProcessor
@@ -67,6 +69,9 @@ print(model.similarity(queries, documents))
 # SmolVLM's own processor needs num2words for its video prompts; its images are processed exactly as Idefics3's.
 PROCESSOR_CLASSES = {"smolvlm": "Idefics3Processor"}
 
+# Beside weights that are quantised; some checkpoints hold them and say so in no config that transformers reads.
+SCALES = re.compile(r"\b(weight_scale(_inv|_2)?|weight_packed|qweight|qzeros|absmax|SCB)$")
+
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
@@ -100,7 +105,7 @@ def convert(
         FileExistsError: If `out` holds something already.
         OSError: If `base` cannot be read or has no safetensors weights.
         ValueError: If a choice is unknown, `revision` is given for a directory, `base` is not a multimodal LLM with a
-            chat template, or its weights are incomplete.
+            chat template, or its weights are incomplete or quantised.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -115,6 +120,8 @@ def convert(
         )
     require_safetensors(base)
     config = AutoConfig.from_pretrained(base, revision=commit)
+    if quantized := quantization_of(config) or quantization_of(config.get_text_config()):
+        raise _quantized(base, repr(quantized))
     # A converted checkpoint may be published: of a local base, only the directory's name is recorded.
     origin = {
         "base_model": Path(base).resolve().name if Path(base).is_dir() else str(base),
@@ -241,6 +248,8 @@ def _load_inner_model(base: str | Path, **kwargs: Any) -> PreTrainedModel:
             f"{base} is a {model.config.model_type!r} model, which transformers has as {type(model).__name__} only, not "
             "without its head; convert a model of another family."
         )
+    if scales := sorted(filter(SCALES.search, info["unexpected_keys"])):
+        raise _quantized(base, f"it holds {scales[0]!r}")
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{base} lacks {len(missing)} weights, the first is {missing[0]!r}; download it again.")
     if misshapen := sorted(info["mismatched_keys"]):
@@ -252,3 +261,10 @@ def _load_inner_model(base: str | Path, **kwargs: Any) -> PreTrainedModel:
     if unexpected := sorted(key for key in info["unexpected_keys"] if "lm_head" not in key):
         logger.warning("%s holds %d weights that its architecture does not use: %s", base, len(unexpected), unexpected)
     return model
+
+
+def _quantized(base: str | Path, why: str) -> ValueError:
+    return ValueError(
+        f"{base} is quantised ({why}), and such weights cannot be converted. Convert the unquantised checkpoint, and "
+        "quantise the embedder when you open it: MMEmbedder(path, model_kwargs={'quantization_config': ...})."
+    )

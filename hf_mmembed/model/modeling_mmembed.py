@@ -131,6 +131,9 @@ class MMEmbedModel(EmbeddingModel):
 
         Returns:
             [`MMEmbedModel`]: In evaluation mode, sharing `backbone`'s tensors.
+
+        Raises:
+            ValueError: If the backbone is quantised, or a field has a wrong value.
         """
         config = MMEmbedConfig(backbone_config=backbone.config, dtype=backbone.dtype, **config_fields)
         with torch.device("meta"):

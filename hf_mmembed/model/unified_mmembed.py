@@ -129,6 +129,9 @@ class UnifiedModel(EmbeddingModel):
         Args:
             reasoner (`PreTrainedModel`): What `AutoModelForImageTextToText.from_pretrained` returns.
             **config_fields: Fields of [`UnifiedConfig`].
+
+        Raises:
+            ValueError: If the reasoner is quantised, or a field has a wrong value.
         """
         config = UnifiedConfig(reasoner.config, dtype=reasoner.dtype, **config_fields)
         with torch.device("meta"):

@@ -53,7 +53,7 @@ def make_unified(
     Raises:
         FileExistsError: `out` holds something already.
         OSError: The checkpoint cannot be read.
-        ValueError: There is no such head or family, or it does not fit the reasoner.
+        ValueError: There is no such head or family, it does not fit the reasoner, or the reasoner is quantised.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

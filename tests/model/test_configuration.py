@@ -30,6 +30,20 @@ def test_an_unknown_backbone_is_named():
         MMEmbedConfig({"model_type": "warp_drive"})
 
 
+def test_a_backbone_that_says_it_is_quantised_is_refused_where_transformers_would_not_see_it(tmp_path):
+    quantised = {**BACKBONE, "quantization_config": {"quant_method": "fp8"}}
+    with pytest.raises(ValueError, match="has a quantization_config of its own, of method 'fp8'.* opening the result"):
+        MMEmbedConfig(quantised)
+    # As transformers writes an embedder that was quantised when it was opened.
+    MMEmbedConfig(BACKBONE, quantization_config={"quant_method": "fp8"}).save_pretrained(tmp_path)
+    assert MMEmbedConfig.from_pretrained(tmp_path).quantization_config == {"quant_method": "fp8"}
+    stored = json.loads((tmp_path / "config.json").read_text())
+    stored["backbone_config"]["quantization_config"] = stored.pop("quantization_config")
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="method 'fp8'"):
+        MMEmbedConfig.from_pretrained(tmp_path)
+
+
 def test_round_trip(tmp_path):
     config = MMEmbedConfig(BACKBONE, pooling="mean", readout="pre_mlp", embedding_dim=16, base_model="org/base")
     config.save_pretrained(tmp_path)

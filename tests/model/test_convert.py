@@ -161,6 +161,27 @@ def test_incomplete_weights_are_named(base, tmp_path):
         convert(base, tmp_path / "out")
 
 
+@pytest.mark.parametrize("part", [None, "text_config"])
+def test_a_quantised_base_is_refused_before_its_weights_are_read(base, tmp_path, part):
+    config = json.loads((base / "config.json").read_text())
+    (config[part] if part else config)["quantization_config"] = {"quant_method": "awq", "bits": 4}
+    (base / "config.json").write_text(json.dumps(config))
+    (base / "model.safetensors").write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"base is quantised \('awq'\).* model_kwargs=\{'quantization_config': \.\.\.\}"
+    ):
+        convert(base, tmp_path / "out")
+
+
+@pytest.mark.parametrize("scale", ["weight_scale_inv", "weight_scale", "qzeros", "weight_packed", "weight.absmax"])
+def test_scales_of_weights_that_no_config_speaks_of_are_refused(base, tmp_path, scale):
+    weights = load_file(base / "model.safetensors")
+    name = f"model.layers.0.self_attn.q_proj.{scale}"
+    save_file({**weights, name: torch.ones(2)}, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"base is quantised \(it holds '.*q_proj\.{scale}'\)"):
+        convert(base, tmp_path / "out")
+
+
 def test_misshapen_weights_are_named(base, tmp_path):
     weights = load_file(base / "model.safetensors")
     name = min(name for name in weights if name.endswith("model.norm.weight"))
@@ -233,17 +254,15 @@ def test_weights_that_are_left_over_are_logged(base, tmp_path, caplog):
     assert AutoModel.from_pretrained(tmp_path / "out").config.base_model == "base"
 
 
-def test_a_hub_id_is_recorded_with_its_commit(generative, tmp_path):
-    """Against a cache laid out as the Hub client lays it out, in a process of its own that has only this cache."""
+def test_a_hub_id_is_recorded_with_its_commit(generative, tmp_path, monkeypatch):
+    """Against a cache laid out as the Hub client lays it out."""
     commit = "0123456789abcdef0123456789abcdef01234567"
-    repository = tmp_path / "home" / "hub" / "models--org--tiny"
+    repository = tmp_path / "hub" / "models--org--tiny"
     shutil.copytree(generative("qwen2_vl"), repository / "snapshots" / commit)
     (repository / "refs").mkdir()
     (repository / "refs" / "v1").write_text(commit)
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-m", "hf_mmembed.cli", "convert", "org/tiny", tmp_path / "out", "--revision", "v1"]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert process.returncode == 0, process.stderr[-2000:]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    convert("org/tiny", tmp_path / "out", revision="v1")
     config = AutoConfig.from_pretrained(tmp_path / "out")
     assert (config.base_model, config.base_revision) == ("org/tiny", commit)
     assert "base_model: org/tiny\n" in (tmp_path / "out" / "README.md").read_text()

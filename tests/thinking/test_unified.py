@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cosine_similarity
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
 from hf_mmembed.model.heads_mmembed import HEADS, join_masks
-from hf_mmembed.model.unified_mmembed import UnifiedConfig
+from hf_mmembed.model.unified_mmembed import UnifiedConfig, UnifiedModel
 from hf_mmembed.sentence_transformer import MMEmbedder
 from hf_mmembed.thinking.reasoner import LocalReasoner, Settings
 from hf_mmembed.thinking.thinker import Thinker
@@ -166,7 +166,7 @@ ALONE = """
 import sys
 sys.modules["hf_mmembed"] = None
 import torch
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
 output = model.think_and_embed(**processor(text=["a disc"], return_tensors="pt"), max_new_tokens=5)
@@ -281,3 +281,10 @@ def test_masks_of_steps_are_those_of_the_whole():
     additive = torch.zeros(1, 1, 3, 3).masked_fill(~whole[:, :, :3, :3], torch.finfo(torch.float32).min)
     assert torch.equal(join_masks([additive, None, None], [3, 1, 1]) == 0, whole)
     assert join_masks([None, None], [3, 1]) is None
+
+
+def test_a_quantised_reasoner_gets_no_head(generative):
+    reasoner = AutoModelForImageTextToText.from_pretrained(generative("qwen2_vl"))
+    reasoner.config.quantization_config = BitsAndBytesConfig(load_in_4bit=True)  # as after opening it so
+    with pytest.raises(ValueError, match="method 'bitsandbytes'"):
+        UnifiedModel.from_reasoner(reasoner, head="last_token", end_token_id=1)

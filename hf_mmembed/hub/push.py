@@ -50,7 +50,8 @@ def prepare(directory: str | Path, *, repo_id: str | None = None) -> list[RepoFi
     """Everything that `push` would upload, checked; nothing is sent.
 
     The golden vectors are computed, which loads the model. A README.md that somebody wrote is kept; where there is none,
-    or only the one that `convert` or training wrote, the card is rendered from what the directory says.
+    or only the one that `convert` or training wrote, the card is rendered from what the directory says. An adapter that
+    does not say which commit of its base it was trained on gets the newest one's name, and a warning.
 
     Args:
         directory: A converted or fine-tuned checkpoint, a native export, or a PEFT adapter.
@@ -89,6 +90,11 @@ def _with_base_revision(file: RepoFile) -> RepoFile:
     if settings.get("revision") is None:
         with _explained(base):
             settings["revision"] = HfApi(library_name="hf-mmembed").model_info(base).sha
+        logger.warning(
+            "the adapter does not say which commit of %s it was trained on; assumed the newest, %s. If that is not so, set "
+            "revision in adapter_config.json.",
+            base, settings["revision"],
+        )  # fmt: skip
     return RepoFile(file.path, (json.dumps(settings, indent=2) + "\n").encode())
 
 

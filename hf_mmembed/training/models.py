@@ -110,6 +110,8 @@ def adapter_of(embedder: MMEmbedder) -> LoraConfig | None:
 def add_lora(embedder: MMEmbedder, args: SaHaTrainingArguments) -> None:
     """Put a fresh LoRA adapter on the language model and freeze everything else.
 
+    The adapter names the commit of a base from the Hub, over which alone it means anything.
+
     Args:
         embedder: Without an adapter.
         args: Rank, scale, dropout and names of the layers.
@@ -129,8 +131,11 @@ def add_lora(embedder: MMEmbedder, args: SaHaTrainingArguments) -> None:
             f"the language model has no layers called {', '.join(args.lora_target_modules)}; its linear layers are "
             f"{', '.join(sorted(linear))}. Set lora_target_modules."
         )
+    # Of a base from the Hub, whose main branch will move on; transformers does not keep it.
+    commit = None if Path(model.name_or_path).is_dir() else embedder.model_card_data.base_model_revision
     embedder.add_adapter(
         LoraConfig(
+            revision=commit,
             r=args.lora_rank,
             lora_alpha=args.lora_alpha,
             lora_dropout=args.lora_dropout,

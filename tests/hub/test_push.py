@@ -12,6 +12,8 @@ from huggingface_hub import constants
 
 from hf_mmembed.hub import PublishError, PushError, RepoFile, check, prepare, push, verify, write_golden
 from hf_mmembed.sentence_transformer import MMEmbedder
+from hf_mmembed.training import SaHaTrainingArguments
+from hf_mmembed.training.models import open_for_training, save_embedder
 from tests.hub.hub_server import TOKEN, Fault
 
 CODE = Path(__file__).parents[2] / "hf_mmembed" / "model"
@@ -147,6 +149,23 @@ def test_a_path_or_a_token_is_found_in_whatever_kind_of_file(text, name):
 )
 def test_addresses_and_relative_paths_may_be_published(text):
     check([WEIGHTS, RepoFile("README.md", text.encode())])
+
+
+def test_an_adapter_names_the_commit_of_the_base_it_was_trained_on(hub, checkpoint, tmp_path, caplog):
+    trained_on = push(checkpoint, "org/base").oid
+    args = SaHaTrainingArguments(str(tmp_path / "run"), use_cpu=True, lora_rank=2)
+    save_embedder(open_for_training("org/base", args, device="cpu"), tmp_path / "adapter")
+    (checkpoint / "notes.txt").write_text("newer")
+    newer = push(checkpoint, "org/base").oid
+    config = tmp_path / "adapter" / "adapter_config.json"
+    files = {file.path: file for file in prepare(tmp_path / "adapter")}
+    assert json.loads(files[config.name].read())["revision"] == trained_on != newer
+    assert "does not say" not in caplog.text
+    # Where nothing says what it was trained on, the commit is a guess, and called one.
+    config.write_text(json.dumps({**json.loads(config.read_text()), "revision": None}))
+    files = {file.path: file for file in prepare(tmp_path / "adapter")}
+    assert json.loads(files[config.name].read())["revision"] == newer
+    assert f"does not say which commit of org/base it was trained on; assumed the newest, {newer}" in caplog.text
 
 
 def test_an_adapter_over_a_base_of_this_machine_is_refused(checkpoint, tmp_path):

@@ -29,9 +29,11 @@ def verify(
     for comparison in found.comparisons:
         verdict = "FAIL" if comparison in found.failures else "ok"
         prompt = "" if comparison.same_prompt else "  the prompt differs"
-        typer.echo(f"{verdict:>4}  max diff {comparison.difference:.1e}  {comparison.name}{prompt}")
+        numbers = f"max diff {comparison.difference:.1e}  cosine {comparison.cosine:.5f}"
+        typer.echo(f"{verdict:>4}  {numbers}  {comparison.name}{prompt}")
     where = f"{found.model} at {found.revision}" if found.revision else found.model
     same = len(found.comparisons) - len(found.failures)
-    typer.echo(f"{same} of {len(found.comparisons)} as published (tolerance {found.tolerance:g}): {where}")
+    limits = f"max diff {found.tolerance:g}, cosine {found.least_cosine:g}"
+    typer.echo(f"{same} of {len(found.comparisons)} as published (tolerated: {limits}): {where}")
     if found.failures:
         raise typer.Exit(1)

@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from hf_mmembed.model.images_mmembed import ImageError, open_image
@@ -89,22 +89,28 @@ class EndpointReasoner:
         Raises:
             ConnectionError: The endpoint cannot be reached, does not answer in time or refuses. Its `finished` holds
                 the traces that are there already, by the place of their input.
+            KeyboardInterrupt: Ctrl-C was pressed; the same. What is on its way is waited for, and no more is asked.
             ValueError: An input cannot be used, by the server's word neither, or the answer is no chat completion; the
                 same.
         """
         request = self.templates.prompt(task_family).represent_text
         rows = [row_of(item, index, self.templates, answers) for index, item in enumerate(inputs)]
         bodies = [self._messages(row, index, request) for index, row in enumerate(rows)]
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            asked = [
-                pool.submit(self._ask, index, body, gold_visible=answers is not None)
-                for index, body in enumerate(bodies)
-            ]
-            wait(asked, return_when=FIRST_EXCEPTION)
-            for one in asked:
-                one.cancel()
-        done = {index: one for index, one in enumerate(asked) if not one.cancelled()}
-        failure = next((error for one in done.values() if (error := one.exception()) is not None), None)
+        pool = ThreadPoolExecutor(self.concurrency)
+        asked: list[Future[Trace]] = []
+        stopped: BaseException | None = None
+        try:
+            try:
+                for index, body in enumerate(bodies):
+                    asked.append(pool.submit(self._ask, index, body, gold_visible=answers is not None))
+                wait(asked, return_when=FIRST_EXCEPTION)
+            finally:
+                # What is on its way is paid for and waited for, unless Ctrl-C is pressed once more.
+                pool.shutdown(cancel_futures=True)
+        except KeyboardInterrupt as pressed:
+            stopped = pressed
+        done = {index: one for index, one in enumerate(asked) if one.done() and not one.cancelled()}
+        failure = stopped or next((error for one in done.values() if (error := one.exception()) is not None), None)
         if failure is not None:
             finished = {index: one.result() for index, one in done.items() if one.exception() is None}
             failure.finished = finished  # type: ignore[attr-defined]

@@ -74,6 +74,7 @@ def fill(store: TraceStore, reasoner: Reasoner, thoughts: Iterable[Thought], *, 
     Raises:
         ValueError: An input cannot be used; the message names it. What was made before is in the store.
         ConnectionError: An endpoint does not answer; the same.
+        KeyboardInterrupt: Ctrl-C was pressed; the same.
     """
     done = Filled()
     with tqdm(total=total, desc="thinking", unit="input", delay=2, disable=None) as progress:
@@ -196,7 +197,7 @@ def _alike(missing: list[Any], size: int) -> Iterator[list[Any]]:
         yield from (alike[start : start + size] for start in range(0, len(alike), size))
 
 
-def _think(reasoner: Reasoner, thoughts: list[Thought]) -> tuple[dict[int, Trace], Exception | None]:
+def _think(reasoner: Reasoner, thoughts: list[Thought]) -> tuple[dict[int, Trace], BaseException | None]:
     """The traces by the place of their thought, and why some are missing; what is paid for is never thrown away."""
 
     def traces_of(some: list[Thought]) -> list[Trace]:
@@ -205,17 +206,17 @@ def _think(reasoner: Reasoner, thoughts: list[Thought]) -> tuple[dict[int, Trace
 
     try:
         return dict(enumerate(traces_of(thoughts))), None
-    except (ValueError, ConnectionError) as error:
+    except (ValueError, ConnectionError, KeyboardInterrupt) as error:
         finished: dict[int, Trace] = dict(getattr(error, "finished", {}))
-        failure: Exception = error
-    if isinstance(failure, ConnectionError):
+        failure: BaseException = error
+    if not isinstance(failure, ValueError):
         return finished, failure
     # The reasoner counts from the start of the batch; find the culprit to name it properly.
     for place, thought in enumerate(thoughts):
         if place not in finished:
             try:
                 [finished[place]] = traces_of([thought])
-            except ConnectionError as error:
+            except (ConnectionError, KeyboardInterrupt) as error:
                 return finished, error
             except ValueError as error:
                 named = ValueError(f"{thought.name}: {error}")

@@ -15,9 +15,9 @@ from PIL import Image
 from hf_mmembed.data.pairs import read_pairs
 from hf_mmembed.thinking import endpoint
 from hf_mmembed.thinking.endpoint import EndpointReasoner
-from hf_mmembed.thinking.filling import think_about_pairs
+from hf_mmembed.thinking.filling import Thought, fill, think_about_pairs
 from hf_mmembed.thinking.reasoner import Settings
-from hf_mmembed.thinking.traces import TraceStore
+from hf_mmembed.thinking.traces import Trace, TraceStore
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -162,6 +162,40 @@ def test_what_was_answered_before_a_failure_is_kept(server, waits, tmp_path, bad
         with pytest.raises(error, match=message):
             think_about_pairs(store, few_at_once, pairs, sides=["query"], families="content")
         assert not any("fine" in str(body) for _, _, body in server.seen[asked:])
+
+
+@pytest.mark.parametrize(("presses", "kept"), [(1, 3), (2, 1)])
+def test_ctrl_c_asks_no_more_and_keeps_what_is_answered(monkeypatch, presses, kept):
+    reasoner = EndpointReasoner("http://127.0.0.1:9/v1", "teacher", concurrency=2)
+    store, asked = TraceStore(":memory:"), []
+    on_their_way, answer = threading.Barrier(3, timeout=10), threading.Event()
+
+    def ask(index, messages, *, gold_visible):
+        asked.append(index)
+        if index:
+            on_their_way.wait()
+            assert answer.wait(10)
+        return Trace(f"<think> hm </think> {index}")
+
+    def wait(futures, **options):
+        on_their_way.wait()
+        if presses == 1:
+            futures[-1].add_done_callback(lambda _: answer.set())  # when it is cancelled
+        raise KeyboardInterrupt
+
+    def shutdown(pool, **options):
+        close(pool, **{**options, "wait": presses == 1})
+        if presses == 2:
+            raise KeyboardInterrupt
+
+    close = endpoint.ThreadPoolExecutor.shutdown
+    monkeypatch.setattr(endpoint.ThreadPoolExecutor, "shutdown", shutdown)
+    monkeypatch.setattr(endpoint, "wait", wait)
+    monkeypatch.setattr(reasoner, "_ask", ask)
+    with pytest.raises(KeyboardInterrupt):
+        fill(store, reasoner, [Thought(f"row {n}", f"text {n}", "query", "content") for n in range(6)])
+    answer.set()
+    assert (len(store), sorted(asked)) == (kept, [0, 1, 2])
 
 
 def test_an_input_that_the_server_does_not_accept_is_named(reasoner):

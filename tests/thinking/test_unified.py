@@ -166,7 +166,7 @@ ALONE = """
 import sys
 sys.modules["hf_mmembed"] = None
 import torch
-from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from transformers import AutoModel, AutoProcessor
 model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
 output = model.think_and_embed(**processor(text=["a disc"], return_tensors="pt"), max_new_tokens=5)

@@ -6,11 +6,13 @@ trainable weights are those that should be; after training, one directory that `
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,10 @@ from sentence_transformers.util import is_sentence_transformer_model
 from transformers import set_seed
 from transformers.utils import find_adapter_config_file
 
+from hf_mmembed.files import write_atomically
 from hf_mmembed.hub import card_of
 from hf_mmembed.model.convert import convert
+from hf_mmembed.model.presets import load_prompt
 from hf_mmembed.processes import world
 from hf_mmembed.sentence_transformer import MMEmbedder
 
@@ -54,7 +58,8 @@ def open_for_training(
 
     Raises:
         OSError: `model` cannot be read.
-        ValueError: `model` is nothing of the above, or no layer is called as `args` say.
+        ValueError: `model` is nothing of the above, the output directory holds an ``embedder`` of another one, or no
+            layer is called as `args` say.
     """
     embedder = open_embedder(
         model, args.output_dir, prompt=prompt, dtype=dtype, device=device, model_kwargs=model_kwargs
@@ -89,17 +94,47 @@ def open_embedder(
         dtype: Of all weights.
         device: Where it is opened.
         model_kwargs: More for ``from_pretrained``.
+
+    Raises:
+        OSError: `model` cannot be read.
+        ValueError: `model` is nothing of the above, or ``embedder`` was made of another one or with another prompt.
     """
     path = str(Path(model).resolve()) if Path(model).is_dir() else str(model)
     if find_adapter_config_file(path) is None and not is_sentence_transformer_model(path):
         converted = Path(directory).resolve() / "embedder"
         process = world()
-        if process.main and not (converted / "modules.json").is_file():
-            logger.info("converting %s to the embedder %s", path, converted)
-            convert(path, converted, prompt=prompt)
-        process.agree(None)
+        refusal = _convert_once(path, converted, prompt) if process.main else None
+        if (refusal := process.agree(refusal)) is not None:
+            raise ValueError(
+                f"{refusal}; choose another output directory, or delete {converted}, without which adapters over it cannot "
+                "be opened."
+            )
         path = str(converted)
     return MMEmbedder(path, device=device, model_kwargs={"dtype": dtype, **(model_kwargs or {})})
+
+
+def _convert_once(path: str, converted: Path, prompt: str | Path) -> str | None:
+    """Convert what is not converted yet; why what is there already cannot be used, if it cannot."""
+    files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else []
+    weights = {file.name: [(stat := file.stat()).st_size, int(stat.st_mtime)] for file in files}
+    asked = {"model": path, "weights": weights, "prompt": asdict(load_prompt(prompt))}
+    # Not inside: a converted checkpoint may be published, and this names a path.
+    record = converted.with_suffix(".json")
+    if not (converted / "modules.json").is_file():
+        logger.info("converting %s to the embedder %s", path, converted)
+        convert(path, converted, prompt=prompt)
+        write_atomically(record, f"{json.dumps(asked, indent=2)}\n".encode())
+        return None
+    if record.is_file():
+        made = json.loads(record.read_text(encoding="utf-8"))
+    else:  # an earlier version made it, or a run that was killed
+        base = json.loads((converted / "config.json").read_text(encoding="utf-8"))["base_model"]
+        made = asked if base == (Path(path).name if Path(path).is_dir() else path) else {**asked, "model": base}
+    if made["model"] != path:
+        return f"{converted} was made of {made['model']}, not of {path}"
+    if files and made["weights"] != weights:  # a directory that is gone by now is not needed any more
+        return f"{converted} was made of other weights in {path}"
+    return None if made["prompt"] == asked["prompt"] else f"{converted} was made with another prompt"
 
 
 def adapter_of(embedder: MMEmbedder) -> LoraConfig | None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 
 from hf_mmembed import MMEmbedder
 from hf_mmembed.training import models
-from hf_mmembed.training.models import adapter_of, save_result
+from hf_mmembed.training.models import adapter_of, open_embedder, save_result
 from hf_mmembed.training.trainer import SaHaTrainer
 from tests.training.conftest import make_pairs
 from tests.training.runs import CLUSTERS, arguments, assert_same, trained_weights
@@ -82,3 +85,24 @@ def test_a_generative_checkpoint_is_converted_and_all_weights_can_be_trained(gen
     result = trainer.save_result(tmp_path / "result")
     assert len(load_file(result / "model.safetensors")) == len(trainer.model.transformers_model.state_dict())
     assert (tmp_path / "run" / "embedder" / "modules.json").is_file()
+
+
+def test_another_model_in_the_same_directory_is_refused(generative, tmp_path):
+    base = shutil.copytree(generative("qwen2_vl"), tmp_path / "base")
+    opened = open_embedder(base, tmp_path / "run", device="cpu")
+    assert_same(trained_weights(open_embedder(base, tmp_path / "run", device="cpu")), trained_weights(opened))
+    with pytest.raises(
+        ValueError, match=r"run/embedder was made with another prompt; choose another output directory"
+    ):
+        open_embedder(base, tmp_path / "run", prompt="e5v", device="cpu")
+    moved = shutil.copytree(base, tmp_path / "other")
+    with pytest.raises(ValueError, match=rf"run/embedder was made of {base}, not of {moved}; choose .*, or delete"):
+        open_embedder(moved, tmp_path / "run", device="cpu")
+    os.utime(base / "model.safetensors", (0, 0))
+    with pytest.raises(ValueError, match=rf"run/embedder was made of other weights in {base}; choose"):
+        open_embedder(base, tmp_path / "run", device="cpu")
+    # As an earlier version left it: all that is known is the name of the model.
+    (tmp_path / "run" / "embedder.json").unlink()
+    open_embedder(base, tmp_path / "run", device="cpu")
+    with pytest.raises(ValueError, match=rf"run/embedder was made of base, not of {moved}; choose"):
+        open_embedder(moved, tmp_path / "run", device="cpu")

@@ -21,7 +21,7 @@ __all__ = ["think", "think_train"]
 def think(
     model: Annotated[str, typer.Argument(help="Reasoner: a directory, a Hub id, mmembed-tiny, or a served name.")],
     data: Annotated[str, typer.Argument(help="Pairs: a folder, a table, a saved dataset, or a Hub dataset.")],
-    out: Annotated[Path, typer.Argument(help="SQLite file for the traces.")],
+    out: Annotated[Path, typer.Argument(help="SQLite file for the traces of one reasoner and setting.")],
     side: Annotated[Literal["both", "query", "document"], typer.Option(help="What to think about.")] = "both",
     family: Annotated[
         list[str] | None,
@@ -104,7 +104,8 @@ def think(
         if len(store) and "complete" not in summary:
             typer.echo(
                 "none has the form <think> reasoning </think> conclusion: an embedder can read them as they are, but "
-                "there is nothing for tte-sft to learn; try a larger reasoner, or --max-new-tokens if they are cut",
+                "there is nothing for tte-sft to learn; try a larger reasoner, or --max-new-tokens if they are cut, and "
+                "write into another file: a training or an evaluation takes the traces of one reasoner and setting",
                 err=True,
             )
 

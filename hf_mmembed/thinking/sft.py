@@ -77,11 +77,9 @@ def lessons(
     Raises:
         ValueError: The store holds several teachers and `origin` is not given, or no complete trace of these pairs.
     """
+    origin = origin or store.only_origin()
     if origin is None:
-        origins = store.origins()
-        if len(origins) != 1:
-            raise ValueError(f"{store.path} holds traces of {len(origins)} reasoners; give `origin`, one of them")
-        [origin] = origins
+        raise ValueError(f"{store.path} holds no traces; make them with `hf-mmembed think`")
     keys: dict[str, Lesson] = {}
     thoughts = thoughts_of_pairs(pairs, sides=sides, families=families, show_answers=allow_gold, negatives=False)
     for number, thought in enumerate(thoughts):

@@ -260,6 +260,21 @@ class TraceStore:
         """Whose traces the store holds."""
         return [Origin(*row) for row in self._select(f"SELECT DISTINCT {_ORIGIN} FROM traces ORDER BY {_ORIGIN}")]
 
+    def only_origin(self) -> Origin | None:
+        """Whose traces the store holds, or None if it is empty.
+
+        Raises:
+            ValueError: Traces of several reasoners, versions or settings are there.
+        """
+        origins = self.origins()
+        if len(origins) > 1:
+            raise ValueError(
+                f"{self.path} holds traces of {len(origins)} origins, and a command takes those of one: let `hf-mmembed "
+                "think` write into another file, or choose one with `origin` in Python. They are "
+                + "; ".join(" ".join(filter(None, asdict(origin).values())) for origin in origins)
+            )
+        return next(iter(origins), None)
+
     def records(self, origin: Origin | None = None) -> Iterator[Record]:
         """Everything of one reasoner, in the order of the keys.
 
@@ -269,14 +284,7 @@ class TraceStore:
         Raises:
             ValueError: Traces of several reasoners are there and `origin` does not say which to take.
         """
-        origins = self.origins()
-        if origin is None and len(origins) > 1:
-            raise ValueError(
-                f"{self.path} holds traces of {len(origins)} origins; choose one with `origin`: "
-                + "; ".join(f"{o.reasoner} {o.settings}" for o in origins)
-            )
-        origin = origin or next(iter(origins), None)
-        if origin is None:
+        if (origin := origin or self.only_origin()) is None:
             return
         query = f"SELECT key, content, side, family, {_TRACE} FROM traces WHERE ({_ORIGIN}) = (?,?,?,?) ORDER BY key"
         for key, content, side, family, *values in self._select(query, list(asdict(origin).values())):

@@ -43,8 +43,10 @@ def test_nothing_to_learn(store, some_pairs):
     with pytest.raises(ValueError, match="holds no complete trace .*'missing': "):
         lessons(some_pairs, store, families="qa", sides=["query"])
     think_about_pairs(store, Parrot("second"), some_pairs)
-    with pytest.raises(ValueError, match="of 2 reasoners"):
+    with pytest.raises(ValueError, match="2 origins.* into another file"):
         lessons(some_pairs, store)
+    with pytest.raises(ValueError, match="holds no traces; make them with `hf-mmembed think`"):
+        lessons(some_pairs, TraceStore(":memory:"))
 
 
 def test_traces_that_saw_the_answer_are_taken_when_it_is_said(parrot, text_pairs):

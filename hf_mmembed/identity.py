@@ -11,6 +11,8 @@ import errno
 import hashlib
 import json
 import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from hf_mmembed.sentence_transformer import MMEmbedder
 
@@ -146,11 +148,15 @@ def prompt_hash(embedder: MMEmbedder) -> str:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Digest of the weights in memory, trained or not (about a second per gigabyte)."""
+    """Digest of the weights in memory, trained or not (about a second per gigabyte).
+
+    A LoRA or DoRA adapter on a layer where it has learned nothing yet is left out: it changes no embedding, whatever its
+    rank and its random half.
+    """
     import torch
 
     digest = hashlib.blake2b(digest_size=16)
-    for name, weight in model.state_dict().items():
+    for name, weight in _that_matter(model.state_dict()):
         digest.update(name.encode())
         digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -169,6 +175,44 @@ def settings_digest(model: nn.Module) -> str:
     # The type alone of what is no JSON: it may print its address, which is another one in every process.
     written = json.dumps(found, sort_keys=True, default=lambda value: type(value).__name__)
     return hashlib.sha256(written.encode()).hexdigest()[:32]
+
+
+def _that_matter(weights: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Without adapters that change nothing, and under the names of a model that has none."""
+    of_adapters: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, weight in weights.items():
+        layer, adapter, rest = name.partition(".lora_")
+        if adapter:
+            of_adapters[layer][rest] = weight
+    inert = {
+        layer for layer, parts in of_adapters.items() if _is_inert(parts, weights.get(f"{layer}.base_layer.weight"))
+    }
+    for name, weight in weights.items():
+        if name.partition(".lora_")[0] not in inert:
+            layer, _, rest = name.partition(".base_layer.")
+            yield (f"{layer}.{rest}" if layer in inert else name), weight
+
+
+def _is_inert(adapter: Mapping[str, Tensor], base: Tensor | None) -> bool:
+    """Whether B is zero, and DoRA's magnitudes are still the norms of the weight; in doubt it is not."""
+    import torch
+
+    for name, weight in adapter.items():
+        kind = name.partition(".")[0]
+        if kind == "B":
+            if weight.any():
+                return False
+        elif kind == "magnitude_vector":
+            if base is None or base.dim() != 2 or not base.is_floating_point() or len(base) != weight.numel():
+                return False
+            norms = torch.linalg.vector_norm(base.float(), dim=1)
+            # They were computed in the dtype of the weight, and perhaps on another device.
+            rounding = max(torch.finfo(base.dtype).eps, 1e-5)
+            if not torch.allclose(weight.flatten().float(), norms, rtol=rounding, atol=0):
+                return False
+        elif kind != "A":
+            return False
+    return True
 
 
 def _digests(directory: Path) -> dict[str, str]:

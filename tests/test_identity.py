@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
 
+from hf_mmembed.identity import weights_digest
 from hf_mmembed.index import identify, local_checkpoint
 from tests.index.fake_embedder import FakeEmbedder
 
@@ -106,3 +110,46 @@ def test_an_adapter_is_another_one_over_another_base(checkpoint, tmp_path_factor
     before = of(checkpoint)
     (base / "config.json").write_text('{"readout": "pre_mlp"}')
     assert before.differences(of(checkpoint)) == ["the model files base/config.json"]
+
+
+def layers(dtype=torch.float32, **adapter):
+    """As `open_for_training` leaves them: what is trained is in float32."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"q": nn.Linear(8, 8), "v": nn.Linear(8, 8, bias=False), "rest": nn.Linear(8, 8)}).to(dtype)
+    if adapter:
+        config = LoraConfig(init_lora_weights="gaussian", **{"target_modules": ["q", "v"], **adapter})
+        model = inject_adapter_in_model(config, model)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_an_adapter_that_has_learned_nothing_is_no_weight(dtype):
+    kinds = ({"r": 2}, {"r": 4}, {"r": 2, "use_dora": True}, {"r": 2, "target_modules": ["rest"]})
+    assert {weights_digest(layers(dtype, **kind)) for kind in kinds} == {weights_digest(layers(dtype))}
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("q.lora_B.default.weight", 1e-6),
+        ("v.lora_magnitude_vector.default.weight", 1e-4),
+        ("q.base_layer.weight", 1e-2),
+        ("rest.bias", 1e-6),
+    ],
+)
+def test_an_adapter_that_has_learned_counts_and_so_does_all_else(name, change):
+    model = layers(r=2, use_dora=True)
+    before = weights_digest(model)
+    model.get_parameter(name).data[-1] += change
+    after = weights_digest(model)
+    assert after not in (before, weights_digest(layers()))
+    model.get_parameter("q.lora_A.default.weight").data += 1  # which B multiplies
+    assert (weights_digest(model) != after) == (name in ("q.lora_B.default.weight", "q.base_layer.weight"))
+
+
+def test_an_adapter_of_an_unknown_kind_counts():
+    model = layers(r=2)
+    model["q"].lora_shift = nn.Linear(8, 8)
+    assert weights_digest(model) != weights_digest(layers())

@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 from datasets import Dataset
 
 from hf_mmembed.data.pairs import read_pairs
-from hf_mmembed.identity import prompt_hash, weights_digest
+from hf_mmembed.identity import prompt_hash, settings_digest, weights_digest
 from hf_mmembed.mining import Clusters, FilterRules, changed_rules, content_ids, mine_pairs
 from hf_mmembed.model.presets import load_prompt
 from hf_mmembed.sentence_transformer import MMEmbedder
@@ -149,6 +149,7 @@ def mine_clusters(model: MMEmbedder, directory: Path, *, pairs: Dataset, options
     """
     identity = {
         "weights": weights_digest(model),
+        "settings": settings_digest(model),
         "prompt": prompt_hash(model),
         "image_size": str(model.processor.image_processor.size),
     }

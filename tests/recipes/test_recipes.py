@@ -112,6 +112,18 @@ def test_the_device_of_the_model_searches(embedder, tmp_path, monkeypatch):
     assert asked == [model.device, "meta"]
 
 
+def test_kept_embeddings_belong_to_the_readout_that_made_them(embedder, tmp_path, monkeypatch):
+    identities = []
+    monkeypatch.setattr(
+        recipes, "mine_pairs", lambda *_, model, **__: identities.append(model) or SimpleNamespace(clusters=None)
+    )
+    for choices in ({}, {}, {"readout": "pre_mlp"}):
+        model = MMEmbedder(embedder("qwen2_vl", **choices), device="cpu")
+        recipes.mine_clusters(model, tmp_path, pairs=make_pairs(), options={"k": 1})
+    first, same, other = identities
+    assert first == same != other and first["weights"] == other["weights"]
+
+
 def test_another_model_mines_as_it_is(generative, tmp_path, monkeypatch):
     mined = []
 

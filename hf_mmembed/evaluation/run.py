@@ -353,3 +353,5 @@ def _read(subset: Subset, read: Callable[[Subset], Task], *, old: bool) -> tuple
             raise
         former = replace(subset, name=OLD_SPLITS[subset.name])
         return former, read(former)
+    except OSError as error:  # a folder that may not be listed, a disk that fails: the other data sets may be well
+        raise ValueError(f"{subset.name} cannot be read: {error}") from error

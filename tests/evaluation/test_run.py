@@ -94,8 +94,9 @@ def test_broken_data_sets_do_not_stop_the_others(data, tmp_path, caplog):
     (data / "VizWiz").mkdir()
     (data / "VizWiz" / "test-0.parquet").write_bytes(b"PAR1 cut")
     layouts.write_v1(data, "OK-VQA", [layouts.v1_vqa(99, ["#1", "#2"])])
+    (data / "DocVQA" / "test-0.parquet").mkdir(parents=True)
     results = evaluate(layouts.oracle(), "mmeb-v1", data, out=tmp_path / "out")
-    assert set(results.failed) == {"VizWiz", "OK-VQA"} and "VizWiz: cannot read" in caplog.text
+    assert set(results.failed) == {"VizWiz", "OK-VQA", "DocVQA"} and "VizWiz: cannot read" in caplog.text
     assert "no picture 'GQA/99.png'" in results.failed["OK-VQA"]
     assert set(results.metrics["image"]) == {"GQA", "MSCOCO_t2i"} and results.partial
     kept = json.loads((tmp_path / "out" / "results.json").read_text())

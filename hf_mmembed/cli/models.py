@@ -47,8 +47,8 @@ def teacher(model: str) -> str:
     """The text embedder that TEACHER means; one whose weights an installed package carries is read from there.
 
     Example:
-        >>> teacher("nvidia/NV-Embed-v2")
-        'nvidia/NV-Embed-v2'
+        >>> teacher("intfloat/e5-mistral-7b-instruct")
+        'intfloat/e5-mistral-7b-instruct'
     """
     package, folder = PACKAGED.get(model, ("", ""))
     spec = find_spec(package) if package else None

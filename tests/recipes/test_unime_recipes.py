@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from datasets import Dataset
 
@@ -21,7 +19,7 @@ from tests.training.conftest import make_pairs
 FAMILY = {
     "unime-tiny": "qwen2_vl",
     "unime-llava-1.6-7b": "llava_next",
-    "unime-phi-3.5-v": "llava_phi3",
+    "unime-phi-3.5-v": "llava",  # whose Phi-3-mini was turned into a Llama
     "unime-v2-qwen2-vl-2b": "qwen2_vl",
 }
 STAGE_1 = {"global_batch_size": 768, "num_train_epochs": 2, "learning_rate": 5e-4, "lora_rank": 32}
@@ -38,14 +36,11 @@ HERE = {"training.use_cpu": True, "training.dataloader_num_workers": 0, "dtype":
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
-    """A tiny checkpoint of the recipe's family; LLaVA with Phi-3 stands for Phi-3.5-V, as in the recipe."""
-    llava = tiny_families.FAMILIES["llava"]
-    made = {}
-    with pytest.MonkeyPatch.context() as patch:
-        phi = replace(llava, text={**llava.text, "model_type": "phi3"})
-        patch.setitem(tiny_families.FAMILIES, "llava_phi3", phi)
-        for family in set(FAMILY.values()):
-            made[family] = tiny_families.build(family, tmp_path_factory.mktemp("backbone") / family)
+    """A tiny checkpoint of the recipe's family."""
+    made = {
+        family: tiny_families.build(family, tmp_path_factory.mktemp("backbone") / family)
+        for family in set(FAMILY.values())
+    }
     return lambda name: str(made[FAMILY[name]])
 
 
@@ -53,7 +48,7 @@ def backbone(tmp_path_factory):
 def test_published_values_of_unime(name, learning_rate):
     first, second = load_distillation_recipe(name), load_recipe(name)
     assert first.training | STAGE_1 == first.training
-    assert (first.teacher, first.prompt) == ("nvidia/NV-Embed-v2", "unime")
+    assert (first.teacher, first.prompt) == ("intfloat/e5-mistral-7b-instruct", "unime")
     assert second.training | STAGE_2 | {"learning_rate": learning_rate} == second.training
     assert (second.prompt, second.mining) == ("vlm2vec", None)
     assert first.model == second.model and first.output.startswith(second.output)
@@ -97,6 +92,7 @@ def test_stage_1_is_built_up_to_the_first_step(name, backbone, tmp_path):
 def assert_only_an_adapter_trains(trainer):
     trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
     assert trained and all("language_model" in name and "lora_" in name for name in trained)
+    assert all(any(f".{layer}." in name for name in trained) for layer in trainer.args.lora_target_modules)
 
 
 def test_prompt_and_image_size_of_a_recipe_stay_with_the_merged_result(embedder, tmp_path):

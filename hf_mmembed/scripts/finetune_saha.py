@@ -41,6 +41,7 @@ def main(args: Sequence[str] | None = None) -> Path:
     parser.add_argument("--recipe", default="saha-qwen2-vl-2b", help="name of one that ships, or a YAML file")
     parser.add_argument("--model", help="multimodal LLM, embedder or adapter; default: the recipe's")
     parser.add_argument("--data", required=True, help="pairs: a folder, a table, or the id of a data set")
+    parser.add_argument("--split", default="train", help="split of a data set; default: train")
     parser.add_argument("--column", action="append", default=[], metavar="OURS=THEIRS", help="query_text=caption, ...")
     parser.add_argument("--output", type=Path, default=Path("finetuned"), help="directory of the run")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another value of the recipe")
@@ -53,7 +54,11 @@ def main(args: Sequence[str] | None = None) -> Path:
     from hf_mmembed.training.recipe_files import parse_yaml
     from hf_mmembed.training.recipes import load_recipe, train
 
-    overrides: dict[str, object] = {"data.source": options.data, "output": str(options.output)}
+    overrides: dict[str, object] = {
+        "data.source": options.data,
+        "data.split": options.split,
+        "output": str(options.output),
+    }
     if options.column:
         overrides["data.columns"] = _mapping(parser, "--column", options.column)
     if options.push:

@@ -77,6 +77,13 @@ def test_finetune(embedder, drawings, tmp_path):
     assert MMEmbedder(result, device="cpu").encode("a red star").ndim == 1
 
 
+def test_finetune_reads_the_split_of_your_data_not_of_the_recipe_s(monkeypatch, tmp_path):
+    monkeypatch.setattr("hf_mmembed.training.recipes.train", lambda recipe: recipe)
+    words = ["--data", "my-name/my-captions", "--output", str(tmp_path)]
+    assert finetune_saha.main(words).data == {"source": "my-name/my-captions", "split": "train"}
+    assert finetune_saha.main([*words, "--split", "all"]).data["split"] == "all"
+
+
 def test_evaluate(embedder, drawings, tmp_path):
     words = ["--model", str(embedder("qwen2_vl")), "--benchmark", "retrieval", "--data", str(drawings)]
     out = evaluate.main([*words, "--out", str(tmp_path / "results")])

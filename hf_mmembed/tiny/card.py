@@ -1,9 +1,9 @@
 """The cards of the shipped models: every figure comes from the weights, from a recorded evaluation or from the run.
 
 In: `mmembed-tiny.json` and `mmembed-tiny-again.json` (written by `hf-mmembed tiny evaluate --out`, the latter of a second
-training run), `mmembed-tiny.yaml` (the stages of both runs), `mmembed-tiny-benchmark.json` and `mmembed-tiny-saha-benchmark.json` (written by `hf-mmembed tiny score`) and the
-templates, all in `model_cards/` of the repository; and the record beside the adapter. Out: `mmembed-tiny.md` and
-`mmembed-tiny-saha.md`.
+training run), `mmembed-tiny.yaml` (the stages of both runs), `mmembed-tiny-benchmark.json` and
+`mmembed-tiny-saha-benchmark.json` (written by `hf-mmembed tiny score`) and the templates, all in `model_cards/` of the
+repository; and the record beside the adapter. Out: `mmembed-tiny.md` and `mmembed-tiny-saha.md`.
 """
 
 from __future__ import annotations

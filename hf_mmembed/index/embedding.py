@@ -140,7 +140,7 @@ def embed_source(
         items = out / ITEMS
         salt = hash_parts(identity.fingerprint, identity.prompt_hash, task, instruction)
         shards = plan_shards(source, salt=salt, size=shard_size)
-        finished = [shard for shard in shards if shard.path(items).exists()]
+        finished = {shard: None for shard in shards if shard.path(items).exists()}  # in order
         if strict and (first := next(_skipped(source, items, finished), None)):
             raise ValueError(_stopped(first))
         if not is_dataset_of(items, shards):

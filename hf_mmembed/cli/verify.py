@@ -29,7 +29,7 @@ def verify(
     for comparison in found.comparisons:
         verdict = "FAIL" if comparison in found.failures else "ok"
         prompt = "" if comparison.same_prompt else "  the prompt differs"
-        numbers = f"max diff {comparison.difference:.1e}  cosine {comparison.cosine:.5f}"
+        numbers = f"max diff {comparison.difference:.1e}  cosine {comparison.cosine:.7f}"
         typer.echo(f"{verdict:>4}  {numbers}  {comparison.name}{prompt}")
     where = f"{found.model} at {found.revision}" if found.revision else found.model
     same = len(found.comparisons) - len(found.failures)

@@ -131,7 +131,7 @@ def quantization_of(config: PretrainedConfig) -> str | None:
     if not found:
         return None
     method = found.get("quant_method") if isinstance(found, dict) else found.quant_method
-    return str(getattr(method, "value", method))
+    return str(getattr(method, "value", method) or "unknown")
 
 
 def attention_of_backbone(implementation: Any) -> Any:

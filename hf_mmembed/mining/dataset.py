@@ -146,7 +146,9 @@ def mine_pairs(
             clusters = _joined(parts, strategy)
         if not len(clusters):
             logger.warning(
-                "no cluster of %d came of %d pairs: batches will be random; choose a smaller k", k + 1, len(usable)
+                "no cluster of %d came of %d pairs, so batches will be random: k needs more pairs, or be smaller",
+                k + 1,
+                len(usable),
             )
         clusters.save(out)
     process.agree(None)

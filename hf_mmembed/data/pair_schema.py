@@ -6,7 +6,7 @@ of `NEGATIVE_FEATURES` where there are any. Stored pictures are passed on as the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from datasets import ClassLabel, Dataset, Features, Image, List, Value, concaten
 
 from .tables import resolve_image
 
-__all__ = ["NEGATIVE_FEATURES", "PAIR_FEATURES", "USUAL_NAMES", "as_pairs", "check_pairs"]
+__all__ = ["NEGATIVE_FEATURES", "PAIR_FEATURES", "as_pairs", "check_pairs", "usual_columns"]
 
 _TEXT, _IMAGE = Value("string"), Image(decode=False)
 
@@ -54,9 +54,6 @@ _CAPTIONS = ("text", "caption")
 _PICTURES = ("image", "image_path", "file_name")
 _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 _SHOWN = 5
-
-USUAL_NAMES = frozenset((*_SCHEMA, *_QUERIES, *_DOCUMENTS, *_NEGATIVES, *_CAPTIONS, *_PICTURES))
-"""Columns that `as_pairs` looks at when it is not told which is what."""
 
 
 def as_pairs(rows: Dataset, columns: Mapping[str, str] | None, *, root: Path | None, name: str) -> Dataset:
@@ -129,16 +126,27 @@ def check_pairs(pairs: Dataset, name: str) -> Dataset:
     return pairs
 
 
-def _usual_names(rows: Dataset) -> dict[str, str]:
-    """A guess by name: the schema itself, sentence-transformers' names, or a picture with its caption."""
-    there = rows.column_names
+def usual_columns(there: Collection[str]) -> dict[str, str]:
+    """Which columns `as_pairs` takes when it is not told, by name alone.
+
+    Args:
+        there: Names of all columns.
+
+    Returns:
+        Names of columns by a column of the schema, or by ``"query"``, ``"pos"`` and ``"neg"`` where it depends on what
+        they hold whether they are texts or pictures.
+
+    Example:
+        >>> usual_columns(["anchor", "positive", "answer"])
+        {'query': 'anchor', 'pos': 'positive'}
+    """
     chosen = {ours: ours for ours in _SCHEMA if ours in there}
     if chosen.keys() - {"subset"}:
         return chosen
     for side, names in (("query", _QUERIES), ("pos", _DOCUMENTS), ("neg", _NEGATIVES)):
         found = next((name for name in names if name in there), None)
         if found is not None:
-            chosen[f"{side}_{'image' if _holds_pictures(rows, found) else 'text'}"] = found
+            chosen[side] = found
     caption = next((name for name in _CAPTIONS if name in there), None)
     picture = next((name for name in _PICTURES if name in there), None)
     if not chosen.keys() - {"subset"} and caption and picture:
@@ -146,15 +154,37 @@ def _usual_names(rows: Dataset) -> dict[str, str]:
     return chosen
 
 
+def _usual_names(rows: Dataset) -> dict[str, str]:
+    """A guess by name: the schema itself, sentence-transformers' names, or a picture with its caption."""
+    return {
+        f"{ours}_{'image' if _are_pictures(rows, theirs) else 'text'}"
+        if ours in ("query", "pos", "neg")
+        else ours: theirs
+        for ours, theirs in usual_columns(rows.column_names).items()
+    }
+
+
+def _are_pictures(rows: Dataset, name: str) -> bool:
+    """Whether a column, or the lists in it, hold encoded pictures in any form."""
+    kind = rows.features.arrow_schema.field(name).type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        kind = kind.value_type
+    is_binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+    return is_binary or _is_stored_picture(kind) or _holds_pictures(rows, name)
+
+
 def _holds_pictures(rows: Dataset, name: str) -> bool:
-    """Whether a column, or the lists in it, hold encoded pictures, as opposed to their paths."""
+    """Whether a column, or the lists in it, hold encoded pictures in a form that `datasets` casts to that of a pair."""
     feature = rows.features[name]
     if isinstance(feature, Image) or (isinstance(feature, List) and isinstance(feature.feature, Image)):
         return True
     kind = rows.features.arrow_schema.field(name).type
     kind = kind.value_type if pa.types.is_list(kind) else kind
-    is_struct = pa.types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}
-    return is_struct or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return _is_stored_picture(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _is_stored_picture(kind: pa.DataType) -> bool:
+    return pa.types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}
 
 
 def _cells(rows: Dataset, ours: str, theirs: str, root: Path) -> Any:

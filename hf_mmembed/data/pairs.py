@@ -17,7 +17,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from .columns import load_saved
 from .mmeb_train import is_mmeb_train, read_mmeb_train
-from .pair_schema import NEGATIVE_FEATURES, PAIR_FEATURES, USUAL_NAMES, as_pairs, check_pairs
+from .pair_schema import NEGATIVE_FEATURES, PAIR_FEATURES, as_pairs, check_pairs, usual_columns
 from .rows import has_lone_surrogate, require_utf8
 from .tables import METADATA_NAMES, TABLE_READERS
 
@@ -162,7 +162,7 @@ def _read_local(path: Path, columns: Mapping[str, str] | None, split: str) -> tu
         raise ValueError(f"{path} has no rows")
     if suffix == ".parquet":
         return Dataset.from_parquet(str(path)), path.parent
-    asked_for = USUAL_NAMES if columns is None else set(columns.values())
+    asked_for = set((usual_columns(table) if columns is None else columns).values())
     cells = {name: list(column.cells) for name, column in table.items()}
     return Dataset(pa.table({name: _array(cells[name], name, path, name in asked_for) for name in cells})), path.parent
 

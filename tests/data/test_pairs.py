@@ -234,6 +234,8 @@ def test_a_column_that_nobody_asks_for_may_hold_anything(tmp_path, cells):
     rows = [{"query": "a", "positive": "b", "more": cell} for cell in cells]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert [query_of(row) for row in read_pairs(tmp_path / "pairs.jsonl")] == [{"text": "a"}] * 2
+    (tmp_path / "usual.jsonl").write_text("\n".join(json.dumps({**row, "answer": row["more"]}) for row in rows))
+    assert [document_of(row) for row in read_pairs(tmp_path / "usual.jsonl")] == [{"text": "b"}] * 2
     with pytest.raises(ValueError, match=r"pairs\.jsonl.*'more' (is no text|holds values of different types)"):
         read_pairs(tmp_path / "pairs.jsonl", columns={"query_text": "more", "pos_text": "positive"})
 
@@ -254,13 +256,11 @@ def test_every_type_of_text_and_picture(tmp_path, text, data, list_of):
     one, other = png(tmp_path / "a.png").read_bytes(), png(tmp_path / "b.png", "blue").read_bytes()
     columns = {
         "query": pa.array(["a"], text),
-        "pos_image": pa.array([one], data),
-        "neg_image": pa.array([[other, one]], list_of(data)),
+        "positive": pa.array([one], data),
+        "negative": pa.array([[other, one]], list_of(data)),
     }
     parquet.write_table(pa.table(columns), tmp_path / "pairs.parquet")
-    [row] = read_pairs(
-        tmp_path / "pairs.parquet", columns={"query_text": "query", **{n: n for n in ("pos_image", "neg_image")}}
-    )
+    [row] = read_pairs(tmp_path / "pairs.parquet")
     assert (query_of(row), document_of(row)) == ({"text": "a"}, {"image": one})
     assert negatives_of(row) == [{"image": other}, {"image": one}]
 

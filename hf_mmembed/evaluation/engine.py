@@ -42,12 +42,18 @@ def embed_items(
         ValueError: An item cannot be embedded, or its embedding is not finite or has no direction.
     """
     here = world()
-    digests = [digest(item) for item in tqdm(items, desc=f"{name}: reading", delay=2, disable=None, leave=False)]
+    digests: list[bytes] = []
+    failure = None
+    try:
+        digests += map(digest, tqdm(items, desc=f"{name}: reading", delay=2, disable=None, leave=False))
+    except ValueError as error:
+        failure = str(error)
+    if (failure := here.agree(failure)) is not None:
+        raise ValueError(failure)
     item_of = dict(zip(reversed(digests), reversed(items), strict=True))
     # The main process decides: another may be ahead, with files that not every process has seen yet.
     missing = here.share(sorted(one for one in item_of if one not in cache))
     shards = [missing[start : start + shard] for start in range(0, len(missing), shard)]
-    failure = None
     with tqdm(total=len(item_of), initial=len(item_of) - len(missing), desc=name, unit=" inputs", disable=None) as bar:
         bar.disable = bar.disable or not here.main
         try:
@@ -57,8 +63,7 @@ def embed_items(
                 bar.update(min(len(own) * here.size, bar.total - bar.n))
         except ValueError as error:
             failure = str(error)
-    failure = here.agree(failure)
-    if failure is not None:
+    if (failure := here.agree(failure)) is not None:
         raise ValueError(failure)
     cache.refresh()
     contents = list(item_of)

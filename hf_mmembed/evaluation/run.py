@@ -347,11 +347,28 @@ def _reader(
 def _read(subset: Subset, read: Callable[[Subset], Task], *, old: bool) -> tuple[Subset, Task]:
     """The data set; with `old`, in its old split where the mended one is not there."""
     try:
-        return subset, read(subset)
+        return subset, _read_on_all(subset, read)
     except Missing:
         if not old or subset.name not in OLD_SPLITS:
             raise
-        former = replace(subset, name=OLD_SPLITS[subset.name])
-        return former, read(former)
+    former = replace(subset, name=OLD_SPLITS[subset.name])
+    return former, _read_on_all(former, read)
+
+
+def _read_on_all(subset: Subset, read: Callable[[Subset], Task]) -> Task:
+    """The data set, or the error that any process met: they share its work, so all go on to it or all to the next."""
+    here = world()
+    missing = failure = None
+    try:
+        task = read(subset)
+    except Missing as error:
+        missing = str(error)
+    except ValueError as error:
+        failure = str(error)
     except OSError as error:  # a folder that may not be listed, a disk that fails: the other data sets may be well
-        raise ValueError(f"{subset.name} cannot be read: {error}") from error
+        failure = f"{subset.name} cannot be read: {error}"
+    if (failure := here.agree(failure)) is not None:
+        raise ValueError(failure)
+    if (missing := here.agree(missing)) is not None:
+        raise Missing(missing)
+    return task

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import yaml
 
-from hf_mmembed.evaluation import OVERALL, evaluate, run
+from hf_mmembed.evaluation import OVERALL, engine, evaluate, run
+from hf_mmembed.evaluation.tables import Missing
 from tests.evaluation import layouts
 from tests.forks import exit_code, in_processes
 
@@ -196,6 +197,17 @@ def test_old_pages_are_taken_where_the_mended_ones_are_not(tmp_path):
     assert set(asked.failed) == {"ViDoSeek-page-fixed"}
 
 
+def test_an_old_split_that_cannot_be_read_fails_alone(tmp_path, monkeypatch):
+    def read(root, subset, *options):
+        if subset.name == "ViDoSeek-page":
+            raise PermissionError(13, "Permission denied")
+        raise Missing("nothing there")
+
+    monkeypatch.setattr(run, "read_v2_visdoc", read)
+    results = evaluate(layouts.oracle(), "mmeb-v2", tmp_path, out=tmp_path / "out")
+    assert results.failed == {"ViDoSeek-page-fixed": "ViDoSeek-page cannot be read: [Errno 13] Permission denied"}
+
+
 def test_a_plot_beside_published_systems(tmp_path):
     from hf_mmembed.evaluation import MMEB_V1, plot
 
@@ -248,3 +260,39 @@ def test_two_processes_give_the_scores_of_one(data, tmp_path):
     shares = in_processes(small_shards, data, tmp_path / "b", store=tmp_path / "store")
     assert sum(shares) == 62 and min(shares) > 20
     assert measured(tmp_path / "a") == measured(tmp_path / "b")
+
+
+def with_trouble_on_one(rank, data, out):
+    """Evaluates where one process cannot read three data sets of five; what failed, is missing and is scored."""
+    read, digest = run.read_v1, engine.digest
+    troubles = {"GQA": OSError(5, "Input/output error"), "OK-VQA": Missing("nothing there")}
+
+    def read_unless_troubled(root, subset, *options):
+        if rank == 1 and subset.name in troubles:
+            raise troubles[subset.name]
+        return read(root, subset, *options)
+
+    def digest_unless_troubled(item):
+        if rank == 1 and item.text == "#39":
+            raise ValueError("cannot read the picture 39.png")
+        return digest(item)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "read_v1", read_unless_troubled)
+        patch.setattr(engine, "digest", digest_unless_troubled)
+        results = evaluate(layouts.oracle(), "mmeb-v1", data, out=out)
+    missing = {"OK-VQA", "VizWiz", "DocVQA"} & set(results.metadata["missing"])
+    return results.failed, missing, list(results.metrics["image"])
+
+
+def test_a_data_set_that_one_process_cannot_read_fails_on_all(tmp_path):
+    data = tmp_path / "data"
+    layouts.write_small_v1(data, rows=2, candidates=2)
+    for name, number in (("OK-VQA", 3), ("DocVQA", 39), ("VizWiz", 5)):
+        layouts.write_v1(data, name, [layouts.v1_vqa(number, [f"#{number}", "#1"])])
+    for failed, missing, scored in in_processes(with_trouble_on_one, data, tmp_path / "out", store=tmp_path / "store"):
+        assert failed == {
+            "GQA": "GQA cannot be read: [Errno 5] Input/output error",
+            "DocVQA": "cannot read the picture 39.png",
+        }
+        assert missing == {"OK-VQA"} and sorted(scored) == ["MSCOCO_t2i", "VizWiz"]

@@ -42,7 +42,7 @@ class SaHaBatchSampler(DefaultBatchSampler):
         generator: Not used: what comes out must not depend on what was drawn before.
         seed: Of the order. Defaults to 0.
         clusters: Row numbers ``(n_clusters, size)``, -1 where a cluster is shorter. Defaults to clusters of one row
-            each, which is plain random batching.
+            each, which is plain random batching; so does an array without rows, which mining returns if it finds none.
         world_size: Number of processes. Defaults to 1.
         subset_ids: Subset of each row ``(n_rows,)``, needed with ``subsets_per_batch``.
         subsets_per_batch: Clusters of a global batch come from at most this many subsets; 1 keeps subsets apart.
@@ -82,7 +82,7 @@ class SaHaBatchSampler(DefaultBatchSampler):
         if subsets_per_batch is not None and (subsets_per_batch < 1 or self.subset_ids is None):
             raise ValueError(f"subsets_per_batch is {subsets_per_batch}; it must be positive, and needs subset_ids.")
         self._steps = 0
-        self.set_clusters(np.arange(len(dataset))[:, None] if clusters is None else clusters)
+        self.set_clusters([] if clusters is None else clusters)
 
     def set_clusters(self, clusters: ArrayLike) -> None:
         """Take other clusters, for instance those mined anew by the current model, from the next epoch on.
@@ -95,6 +95,8 @@ class SaHaBatchSampler(DefaultBatchSampler):
             ValueError: As for the sampler.
         """
         rows = np.asarray(clusters)
+        if rows.shape[:1] == (0,):
+            rows = np.arange(len(self.sampler))[:, None]
         sizes = (rows >= 0).sum(axis=1) if rows.ndim == 2 else np.zeros(0, dtype=int)
         if rows.ndim != 2 or not len(rows) or not np.issubdtype(rows.dtype, np.integer):
             raise ValueError(

@@ -64,8 +64,8 @@ class SaHaTrainer(SentenceTransformerTrainer):
         model: An embedder, as it is; or what `open_for_training` takes, opened as `args` say.
         args: Defaults to the defaults, in ``tmp_trainer``.
         train_dataset: Pairs, as `hf_mmembed.data.pairs.read_pairs` returns them.
-        clusters: What mining returns, or row numbers ``(n_clusters, size)``, -1 where a cluster is shorter. Defaults to
-            None: random batches.
+        clusters: What mining returns, or row numbers ``(n_clusters, size)``, -1 where a cluster is shorter. None, which
+            is the default, and no cluster at all give random batches.
         ids: `content_ids` of the pairs, where they are known already. Defaults to computing them.
         loss: A `ChunkedLoss` or a function that makes one of the model. Defaults to the one that `args` name.
         mine: For ``remine_every_epoch``: called with the current model on every process, it saves new `Clusters` in the
@@ -154,7 +154,9 @@ class SaHaTrainer(SentenceTransformerTrainer):
         trainable = [p.numel() for p in self.model.parameters() if p.requires_grad]
         return {
             "pairs": f"{len(self.train_dataset):,} in {len(self.ids.subsets)} subsets",
-            "clusters": "none: random batches" if self.clusters is None else " x ".join(map(str, self.clusters.shape)),
+            "clusters": "none: random batches"
+            if self.clusters is None or not len(self.clusters)
+            else " x ".join(map(str, self.clusters.shape)),
             "pairs per step": self.args.train_batch_size
             * self.args.world_size
             * self.args.gradient_accumulation_steps,

@@ -142,6 +142,15 @@ def test_no_clusters_is_random_batching():
     assert sorted(sum(batches, [])) == list(range(10)) != sum(batches, [])
 
 
+@pytest.mark.parametrize("empty", [np.empty((0, 16), dtype=np.int64), []])
+def test_clusters_without_rows_are_no_clusters(empty):
+    batches = list(SaHaBatchSampler(range(10), 4, seed=1))
+    sampler = SaHaBatchSampler(range(10), 4, seed=1, clusters=empty)
+    assert list(sampler) == batches
+    sampler.set_clusters(empty)
+    assert list(sampler) == batches
+
+
 def test_drop_last_keeps_full_batches_only():
     sampler = SaHaBatchSampler(range(10), 4, True)
     assert [len(batch) for batch in sampler] == [4, 4]

@@ -121,6 +121,15 @@ def test_epochs_are_mined_anew_and_resumed_with_their_own_clusters(embedder, tmp
             assert_same(trained_weights(resumed.model), steps.weights[9])
 
 
+def test_where_mining_finds_no_cluster_batches_are_random(embedder, tmp_path):
+    empty = Clusters(np.empty((0, 8), dtype=np.int64), "saha")
+    args = arguments(tmp_path, max_steps=1, save_strategy="no")
+    trainer = SaHaTrainer(embedder("qwen2_vl"), args, make_pairs(), empty)
+    assert trainer.summary()["clusters"] == "none: random batches"
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
 def test_another_loss_can_be_given(embedder, tmp_path):
     trainer = SaHaTrainer(
         embedder("qwen2_vl"),

@@ -81,6 +81,7 @@ def mine_pairs(
     batch_size: int = 32,
     shard_size: int = 2048,
     device: str | torch.device | None = None,
+    ids: ContentIds | None = None,
 ) -> Mined:
     """Embeds the pairs as far as that is still to be done, mines each subset by itself and saves the clusters.
 
@@ -102,12 +103,13 @@ def mine_pairs(
         batch_size: Inputs per forward pass, at most. Defaults to 32.
         shard_size: Contents per file of embeddings. Defaults to 2048.
         device: Where to search. Defaults to the CPU.
+        ids: What `content_ids` says of the pairs with this `canonical_instruction`, if it has read them before.
 
     Raises:
         ValueError: An argument is out of range, a subset is not there, or nothing can be embedded.
     """
     out = Path(out)
-    ids = content_ids(pairs, canonical_instruction=canonical_instruction)
+    ids = ids or content_ids(pairs, canonical_instruction=canonical_instruction)
     if unknown := sorted(set(label_subsets or {}) - set(ids.subsets)):
         raise ValueError(
             f"no subset {unknown[0]!r} to take for labels or not; there are {', '.join(sorted(ids.subsets))}"

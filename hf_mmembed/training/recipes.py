@@ -18,7 +18,7 @@ from datasets import Dataset
 
 from hf_mmembed.data.pairs import read_pairs
 from hf_mmembed.identity import prompt_hash, settings_digest, weights_digest
-from hf_mmembed.mining import Clusters, FilterRules, changed_rules, content_ids, mine_pairs
+from hf_mmembed.mining import Clusters, ContentIds, FilterRules, changed_rules, content_ids, mine_pairs
 from hf_mmembed.model.presets import load_prompt
 from hf_mmembed.sentence_transformer import MMEmbedder
 
@@ -130,7 +130,7 @@ def prepare(
         open_for_training(recipe.model, args, prompt=recipe.prompt or "saha", dtype=recipe.dtype), recipe
     )
     ids = content_ids(pairs)
-    mine = None if recipe.mining is None else partial(mine_clusters, pairs=pairs, options=recipe.mining)
+    mine = None if recipe.mining is None else partial(mine_clusters, pairs=pairs, options=recipe.mining, ids=ids)
     given = clusters is not None
     if not given and mine is not None:
         clusters = mine(_miner(recipe, model), Path(args.output_dir, "clusters", "epoch-0"))
@@ -138,7 +138,9 @@ def prepare(
     return SaHaTrainer(model, args, pairs, clusters, ids=ids, mine=mine, recipe=asked, **trainer)
 
 
-def mine_clusters(model: MMEmbedder, directory: Path, *, pairs: Dataset, options: Mapping[str, Any]) -> Clusters:
+def mine_clusters(
+    model: MMEmbedder, directory: Path, *, pairs: Dataset, options: Mapping[str, Any], ids: ContentIds | None = None
+) -> Clusters:
     """Mine with an embedder as it is in memory; a run that was killed goes on where it was.
 
     Args:
@@ -146,6 +148,7 @@ def mine_clusters(model: MMEmbedder, directory: Path, *, pairs: Dataset, options
         directory: For embeddings and clusters.
         pairs: What to mine.
         options: Of `mine_pairs`; ``model`` is not one.
+        ids: What `content_ids` says of the pairs by default, which spares reading all their pictures again.
     """
     identity = {
         "weights": weights_digest(model),
@@ -153,7 +156,8 @@ def mine_clusters(model: MMEmbedder, directory: Path, *, pairs: Dataset, options
         "prompt": prompt_hash(model),
         "image_size": str(model.processor.image_processor.size),
     }
-    chosen = {"device": model.device, **options}
+    known = {} if options.get("canonical_instruction") else {"ids": ids}
+    chosen = {"device": model.device, **known, **options}
     chosen.pop("model", None)
     return mine_pairs(pairs, model, directory, model=identity, **{**chosen, "rules": _rules(options)}).clusters
 

@@ -10,7 +10,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from hf_mmembed import PRESETS, MMEmbedder
-from hf_mmembed.mining import Clusters
+from hf_mmembed.mining import Clusters, content_ids, dataset
 from hf_mmembed.training import recipes
 from hf_mmembed.training.arguments import SaHaTrainingArguments
 from hf_mmembed.training.recipes import load_recipe, prepare, recipe_names, train
@@ -112,6 +112,18 @@ def test_the_device_of_the_model_searches(embedder, tmp_path, monkeypatch):
     assert asked == [model.device, "meta"]
 
 
+def test_pictures_are_read_once_to_tell_who_is_who(embedder, tmp_path, monkeypatch):
+    read = []
+    for module in (recipes, dataset):
+        monkeypatch.setattr(module, "content_ids", lambda pairs, **_: read.append(pairs) or content_ids(pairs))
+    changes = {
+        "model": str(embedder("qwen2_vl")), "output": str(tmp_path), "mining.k": 1, "training.global_batch_size": 4,
+        "training.use_cpu": True, "dtype": "auto",
+    }  # fmt: skip
+    prepare(load_recipe("saha-qwen2-vl-2b", changes), pairs=make_pairs())
+    assert len(read) == 1
+
+
 def test_kept_embeddings_belong_to_the_readout_that_made_them(embedder, tmp_path, monkeypatch):
     identities = []
     monkeypatch.setattr(
@@ -127,7 +139,7 @@ def test_kept_embeddings_belong_to_the_readout_that_made_them(embedder, tmp_path
 def test_another_model_mines_as_it_is(generative, tmp_path, monkeypatch):
     mined = []
 
-    def mine(model, directory, *, pairs, options):
+    def mine(model, directory, *, pairs, options, ids):
         mined.append(model)
         return Clusters(np.arange(12).reshape(6, 2), "random")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -76,7 +77,9 @@ def fingerprint(ids: ContentIds) -> str:
 
 def _training(trainer: SaHaTrainer) -> dict[str, Any]:
     args, logs = trainer.args, [entry for entry in trainer.state.log_history if "loss" in entry]
-    last = logs[-1] if logs else {}
+    # A pair left alone at the end has no negatives: its loss is 0 and its hardness NaN, which JSON does not know.
+    told = [entry for entry in logs if math.isfinite(entry["loss"]) and math.isfinite(entry.get("hardness", 0.0))]
+    last = told[-1] if told else {}
     summary = trainer.summary()
     source = ((trainer.recipe or {}).get("data") or {}).get("source")
     facts = {
@@ -125,7 +128,8 @@ def _hardware(args: SaHaTrainingArguments) -> str:
 def _chosen(args: SaHaTrainingArguments) -> dict[str, Any]:
     """The arguments that are not the defaults, as a recipe would give them."""
     values = args.to_dict()
-    values.pop("per_device_train_batch_size")  # follows from the global one
+    if args.global_batch_size is not None:
+        values.pop("per_device_train_batch_size")  # follows from the global one
     return {
         item.name: values[item.name]
         for item in fields(args)

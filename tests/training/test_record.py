@@ -11,7 +11,7 @@ from datasets import Dataset, load_from_disk
 from hf_mmembed.hub import card_of, check, collect
 from hf_mmembed.mining import Clusters, content_ids
 from hf_mmembed.training.recipes import Recipe, prepare
-from hf_mmembed.training.record import fingerprint
+from hf_mmembed.training.record import fingerprint, record_of
 from hf_mmembed.training.trainer import SaHaTrainer
 from tests.training.conftest import make_pairs
 from tests.training.runs import CLUSTERS, arguments
@@ -97,6 +97,34 @@ def test_without_a_recipe_the_arguments_are_recorded(embedder, tmp_path, caplog,
     assert not {"output_dir", "hub_token", "hub_model_id", "symmetric", "seed"} & asked["training"].keys()
     assert not (result / "mining.json").exists()
     assert json.loads((result / "training.json").read_text())["clusters"] == "none: random batches"
+
+
+def test_the_last_loss_is_not_that_of_a_pair_left_alone(embedder, tmp_path):
+    args = arguments(tmp_path / "run", save_strategy="no")
+    trainer = SaHaTrainer(embedder("qwen2_vl"), args, make_pairs(), CLUSTERS)
+    whole = {"loss": 1.5, "hardness": 0.25, "seconds": 1.0}
+    alone = {"loss": 0.0, "hardness": float("nan"), "seconds": 1.0}
+    for logs, last in (
+        ([whole, alone], (1.5, 0.25)),
+        ([{"loss": 2.0, "seconds": 1.0}], (2.0, None)),
+        ([alone], (None, None)),
+    ):
+        trainer.state.log_history = logs
+        text = record_of(trainer)["training.json"]
+        training = json.loads(text)
+        assert (training.get("final_loss"), training.get("final_hardness")) == last and "NaN" not in text
+
+
+def test_a_batch_size_that_was_given_for_each_process_is_recorded(embedder, tmp_path):
+    for options, recorded in (
+        ({"global_batch_size": None, "per_device_train_batch_size": 6}, {"per_device_train_batch_size": 6}),
+        ({"global_batch_size": 4}, {"global_batch_size": 4}),
+    ):
+        trainer = SaHaTrainer(embedder("qwen2_vl"), arguments(tmp_path / "run", **options), make_pairs(), CLUSTERS)
+        asked = yaml.safe_load(record_of(trainer)["recipe.yaml"])["training"]
+        assert {name: value for name, value in asked.items() if name.endswith("batch_size")} == recorded | {
+            "mini_batch_size": 3
+        }
 
 
 def test_the_fingerprint_is_of_the_content_and_its_order(tmp_path):

@@ -51,7 +51,9 @@ def differences_in_protocol(one: Mapping[str, Any], other: Mapping[str, Any]) ->
     same_form = all(isinstance(size, Mapping) for size in sizes) and set(sizes[0]) == set(sizes[1])
     if same_form and sizes[0] != sizes[1]:
         found.append(f"image_size is {sizes[0]} in the first and {sizes[1]} in the second")
-    if all("reference_split" in results["metadata"] for results in (one, other)):
+    # Each benchmark has reference data of its own, retrieval none.
+    same_benchmark = one["metadata"].get("benchmark") == other["metadata"].get("benchmark")
+    if same_benchmark and all("reference_split" in results["metadata"] for results in (one, other)):
         data = [results["metadata"]["reference_split"] for results in (one, other)]
         if (data[0] is None) != (data[1] is None):
             first, second = (name or "data of one's own" for name in data)

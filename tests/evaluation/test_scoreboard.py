@@ -168,6 +168,8 @@ def test_comparison_tells_data_of_ones_own_from_the_official():
     assert "the first is on SugarCrepe and the second on data of one's own" in compare(official, own)
     for one, other in ((own, own), (official, official), (own, silent), (silent, official)):
         assert "Not comparable" not in compare(one, other)
+    retrieval = small(benchmark="retrieval", reference_split=None)  # which no published figures are on
+    assert compare(retrieval, official).count("Not comparable") == 1  # the benchmark alone
     images = {"benchmark": "mmeb-v2", "reference_split": "MMEB-V2"}  # without visual documents
     assert "Not comparable" not in compare(small(**images), small(**images | {"reference_split": "page-fixed"}))
 

@@ -153,7 +153,8 @@ def evaluate(
         batch_size: Inputs per forward pass, at most. An `Encoder` has its own.
         longest_edge: To what pictures are scaled down; recorded with the score; see `load_encoder`. For a directory or Hub
             id alone.
-        device: Defaults to the best there is, or that of this process. For a directory or Hub id alone.
+        device: Defaults to the best there is, or that of this process. For a directory or Hub id alone; a model that is
+            open already stays where it is.
         trust_remote_code: Run code that comes with a checkpoint of others.
 
     Returns:
@@ -307,11 +308,14 @@ def _encoder(model: Any, **options: Any) -> Encoder:
     if isinstance(model, (str, Path)):
         return load_encoder(model, **options | {"device": options["device"] or world().device})
     ready = hasattr(model, "key") and hasattr(model, "metadata")
+    on = str(getattr(getattr(model, "model", model), "device", ""))
+    if options["device"] in (on, on.partition(":")[0]):  # "cuda" is any of them
+        options["device"] = None
     for option in ("longest_edge", "device", *["name"] * ready):
         if (value := options[option]) is not None:
             raise ValueError(
-                f"{option}={value!r} has no effect on a model that is open already; open it that way, best with "
-                f"load_encoder(..., {option}={value!r}), or give its directory or Hub id"
+                f"{option}={value!r} has no effect on a model that is open already{f' on {on}' if on else ''}; "
+                f"open it that way, best with load_encoder(..., {option}={value!r}), or give its directory or Hub id"
             )
     return model if ready else SentenceEncoder(model, options["name"], batch_size=options["batch_size"])
 

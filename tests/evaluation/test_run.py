@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import yaml
 
-from hf_mmembed.evaluation import OVERALL, engine, evaluate, run
+from hf_mmembed import MMEmbedder
+from hf_mmembed.evaluation import OVERALL, SentenceEncoder, engine, evaluate, run
 from hf_mmembed.evaluation.tables import Missing
 from tests.evaluation import layouts
 from tests.forks import exit_code, in_processes
@@ -120,7 +121,7 @@ def test_what_is_not_there_is_said(data, tmp_path):
     assert "nothing in" in asked.failed["VisDial"] and asked.metrics["image"]["GQA"]["hit@1"] == 1
 
 
-@pytest.mark.parametrize("given", [{"longest_edge": 5000}, {"device": "cpu"}, {"name": "mine"}])
+@pytest.mark.parametrize("given", [{"longest_edge": 5000}, {"device": "cuda"}, {"name": "mine"}])
 def test_options_that_an_open_model_would_not_follow_are_refused(data, tmp_path, given):
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize
@@ -138,6 +139,17 @@ def test_options_that_an_open_model_would_not_follow_are_refused(data, tmp_path,
                 **given,
             )
     assert not (tmp_path / "out").exists()
+
+
+def test_an_open_model_may_be_given_the_device_that_it_is_on(tmp_path, embedder):
+    data = tmp_path / "data"
+    layouts.write_small_v1(data, rows=1, candidates=2)
+    model = MMEmbedder(str(embedder("qwen2_vl")), device="cpu")
+    for opened in (model, SentenceEncoder(model)):
+        results = evaluate(opened, "mmeb-v1", data, subsets=["GQA"], out=tmp_path / "out", device="cpu")
+        assert not results.failed
+        with pytest.raises(ValueError, match="device='cuda:1' has no effect on a model that is open already on cpu"):
+            evaluate(opened, "mmeb-v1", data, device="cuda:1")
 
 
 def test_files_that_are_written(data, tmp_path):

@@ -31,8 +31,9 @@ class SaHaBatchSampler(DefaultBatchSampler):
     A global batch (``world_size`` consecutive batches) is a whole number of clusters. Within an epoch every cluster
     comes at most once, and once exactly where the clusters of each size (and subset, with ``subsets_per_batch``) are a
     multiple of ``world_size``; otherwise fewer than ``world_size`` of them sit the epoch out, others in each epoch
-    (`left_out` counts them). The order depends on ``seed`` and the epoch alone. With one cluster size, the global
-    batches are the same clusters for every ``world_size`` that divides them.
+    (`left_out` counts them). Where there are fewer than ``world_size`` in all, they are never trained, which a warning
+    tells. The order depends on ``seed`` and the epoch alone. With one cluster size, the global batches are the same
+    clusters for every ``world_size`` that divides them.
 
     Args:
         dataset: The pairs; only its length matters.
@@ -49,8 +50,8 @@ class SaHaBatchSampler(DefaultBatchSampler):
             Defaults to None, which mixes freely.
 
     Raises:
-        ValueError: A cluster has no rows or more than fit into a batch, row numbers are out of range, or there are too
-            few clusters for one step.
+        ValueError: A cluster has no rows or more than fit into a batch, row numbers are out of range, there are too
+            few clusters for one step, or a cluster mixes subsets in spite of ``subsets_per_batch``.
 
     Example:
         >>> sampler = SaHaBatchSampler(range(8), 4, clusters=[[0, 1], [2, 3], [4, 5], [6, 7]], world_size=2)
@@ -119,6 +120,13 @@ class SaHaBatchSampler(DefaultBatchSampler):
         groups = np.zeros(len(rows), dtype=np.int64)
         if self.subsets_per_batch is not None and self.subset_ids is not None:
             groups = self.subset_ids[rows.max(axis=1)].astype(np.int64)
+            mixed = np.flatnonzero(((self.subset_ids[rows] != groups[:, None]) & (rows >= 0)).any(axis=1))
+            if len(mixed):
+                raise ValueError(
+                    f"{len(mixed)} of {len(rows)} clusters mix subsets, cluster {mixed[0]} first, but subsets_per_batch is "
+                    f"{self.subsets_per_batch}; mine with a strategy other than 'random', all of which keep subsets "
+                    "apart, or leave subsets_per_batch out."
+                )
         previous = self._steps
         self._rows = rows
         self._lay_out(sizes, groups, capacity)
@@ -126,6 +134,14 @@ class SaHaBatchSampler(DefaultBatchSampler):
             raise ValueError(
                 f"{len(rows)} clusters are too few for one step of {self.world_size} processes"
                 f"{' with full batches' if self.drop_last else ''}; use fewer processes or smaller batches."
+            )
+        if self._never:
+            logger.warning(
+                "%d of %d clusters are never trained: there are fewer than %d of their size%s, one for each process",
+                self._never,
+                len(rows),
+                self.world_size,
+                "" if self.subsets_per_batch is None else " and subset",
             )
         if previous not in (0, self._steps):
             logger.warning(
@@ -146,6 +162,7 @@ class SaHaBatchSampler(DefaultBatchSampler):
         _, firsts, kinds = np.unique(groups * (sizes.max() + 1) + sizes, return_index=True, return_inverse=True)
         self._members = np.split(np.argsort(kinds, kind="stable"), np.cumsum(np.bincount(kinds))[:-1])
         slots_of_kind = np.array([len(members) // self.world_size for members in self._members])
+        self._never = sum(len(members) for members in self._members if len(members) < self.world_size)
         self.left_out = len(kinds) - int(slots_of_kind.sum()) * self.world_size
         self._kinds_of_slots = np.zeros(0, dtype=np.int64)
         self._portions: list[tuple[int, int]] = []

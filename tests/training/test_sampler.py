@@ -105,6 +105,20 @@ def test_left_out_clusters_change_with_the_epoch():
     assert len(missing) > 4
 
 
+@pytest.mark.parametrize(("world", "never"), [(2, 0), (3, 2), (4, 5)])
+def test_clusters_of_which_there_are_too_few_are_told_of(world, never, caplog):
+    """Ten clusters of 3, three of 2, two of 1."""
+    rows = np.arange(45).reshape(15, 3)
+    rows[10:, 2] = rows[13:, 1] = -1
+    sampler = SaHaBatchSampler(range(45), 6, clusters=rows, world_size=world)
+    seen = set()
+    for epoch in range(40):
+        sampler.set_epoch(epoch)
+        seen |= {row for batch in sampler for row in batch}
+    assert (rows[:, 0][~np.isin(rows[:, 0], list(seen))] >= 0).sum() == never
+    assert (f"{never} of 15 clusters are never trained" in caplog.text) == bool(never) == bool(caplog.text)
+
+
 def test_global_batches_do_not_depend_on_the_number_of_processes():
     rows = np.arange(96).reshape(24, 4)
     batches = []
@@ -165,8 +179,8 @@ def test_order_is_independent_of_the_workers():
 
 def test_a_million_rows_are_set_up_in_two_seconds_and_a_gigabyte():
     rows = np.random.default_rng(0).permutation(1_000_000).reshape(-1, 16)
-    subsets = np.arange(1_000_000) % 20
-    rows = rows[subsets[rows[:, 0]].argsort()]
+    subsets = np.empty(1_000_000, dtype=np.int64)
+    subsets[rows] = np.sort(np.arange(len(rows)) % 20)[:, None]
     tracemalloc.start()
     began = time.process_time()
     sampler = SaHaBatchSampler(
@@ -194,6 +208,10 @@ def test_is_a_sampler_of_sentence_transformers():
         ({"clusters": [0, 1]}, "must be integers"),
         ({"clusters": [[0.5, 1.0]]}, "must be integers"),
         ({"subsets_per_batch": 1}, "needs subset_ids"),
+        (
+            {"clusters": [[0, 2], [1, -1], [0, 1]], "subset_ids": np.arange(8) % 2, "subsets_per_batch": 1},
+            "1 of 3 clusters mix subsets, cluster 2 first.*a strategy other than 'random'",
+        ),
     ],
 )
 def test_errors_say_what_is_wrong(options, message):

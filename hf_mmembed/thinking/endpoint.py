@@ -9,11 +9,11 @@ import base64
 import http.client
 import io
 import json
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from threading import Event
 from typing import Any
 
 from hf_mmembed.model.images_mmembed import ImageError, open_image
@@ -80,6 +80,7 @@ class EndpointReasoner:
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._timeout = timeout
+        self._stopped = Event()
 
     def think(self, inputs: Sequence[Any], task_family: str, *, answers: Sequence[str] | None = None) -> list[Trace]:
         """See `Reasoner.think`.
@@ -96,6 +97,7 @@ class EndpointReasoner:
         request = self.templates.prompt(task_family).represent_text
         rows = [row_of(item, index, self.templates, answers) for index, item in enumerate(inputs)]
         bodies = [self._messages(row, index, request) for index, row in enumerate(rows)]
+        self._stopped.clear()
         pool = ThreadPoolExecutor(self.concurrency)
         asked: list[Future[Trace]] = []
         stopped: BaseException | None = None
@@ -104,8 +106,11 @@ class EndpointReasoner:
                 for index, body in enumerate(bodies):
                     asked.append(pool.submit(self._ask, index, body, gold_visible=answers is not None))
                 wait(asked, return_when=FIRST_EXCEPTION)
+            except KeyboardInterrupt:
+                self._stopped.set()
+                raise
             finally:
-                # What is on its way is paid for and waited for, unless Ctrl-C is pressed once more.
+                # What is on its way is paid for and waited for; a second Ctrl-C gives up its traces.
                 pool.shutdown(cancel_futures=True)
         except KeyboardInterrupt as pressed:
             stopped = pressed
@@ -189,7 +194,8 @@ class EndpointReasoner:
                 if error.code not in _BUSY:
                     raise
                 wished = error.headers.get("Retry-After", "")
-                time.sleep(min(float(wished), _LONGEST_WAIT) if wished.isdecimal() else seconds)
+                if self._stopped.wait(min(float(wished), _LONGEST_WAIT) if wished.isdecimal() else seconds):
+                    raise
         return self._sent(request)
 
     def _sent(self, request: urllib.request.Request) -> bytes:

@@ -87,7 +87,13 @@ def reasoner(server) -> EndpointReasoner:
 def waits(monkeypatch) -> list[float]:
     """How long a busy server was given; nobody really waits."""
     slept: list[float] = []
-    monkeypatch.setattr(endpoint.time, "sleep", slept.append)
+
+    class Impatient(threading.Event):
+        def wait(self, timeout=None):
+            slept.append(timeout)
+            return self.is_set()
+
+    monkeypatch.setattr(endpoint, "Event", Impatient)
     return slept
 
 
@@ -162,6 +168,13 @@ def test_what_was_answered_before_a_failure_is_kept(server, waits, tmp_path, bad
         with pytest.raises(error, match=message):
             think_about_pairs(store, few_at_once, pairs, sides=["query"], families="content")
         assert not any("fine" in str(body) for _, _, body in server.seen[asked:])
+
+
+def test_a_busy_server_is_not_asked_again_after_ctrl_c(reasoner, server, monkeypatch):
+    monkeypatch.setattr(endpoint.Event, "wait", lambda *_: True)  # pressed meanwhile
+    with pytest.raises(ConnectionError, match="429"):
+        reasoner.think(["busy server"], "content")
+    assert len(server.seen) == 1
 
 
 @pytest.mark.parametrize(("presses", "kept"), [(1, 3), (2, 1)])

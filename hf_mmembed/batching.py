@@ -11,7 +11,10 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-__all__ = ["plan_batches", "prefetch", "text_tokens"]
+__all__ = ["TOKEN_BUDGET", "plan_batches", "prefetch", "text_tokens"]
+
+TOKEN_BUDGET = 16_384
+"""Tokens in a batch unless someone asks for another number, text and visual, padding included."""
 
 BYTES_PER_TOKEN = 4
 

@@ -10,15 +10,16 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from sentence_transformers import SentenceTransformer
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .batching import text_tokens
 from .inputs import picture_size, pictures, texts
 from .model.images_mmembed import ImageError, open_image
 
-__all__ = ["Conversation", "estimate_tokens", "prepare"]
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+__all__ = ["Conversation", "Reader", "estimate_tokens", "prepare"]
 
 # A fast tokenizer keeps its padding and truncation settings as state: two threads would mix up each other's.
 _TOKENIZER_LOCK = threading.Lock()
@@ -42,22 +43,34 @@ class Conversation:
     messages: list[dict[str, Any]]
 
 
-def estimate_tokens(
-    embedder: SentenceTransformer, conversations: Sequence[Conversation], options: Mapping[str, Any]
-) -> list[int]:
+class Reader(Protocol):
+    """Who reads conversations: an embedder, a judge or a reasoner."""
+
+    @property
+    def processor(self) -> Any:
+        """Makes features of texts and pictures."""
+        ...
+
+    @property
+    def max_seq_length(self) -> int | None:
+        """Tokens of text that are read, at most."""
+        ...
+
+
+def estimate_tokens(reader: Reader, conversations: Sequence[Conversation], options: Mapping[str, Any]) -> list[int]:
     """How long each conversation will be, text and pictures together, without tokenizing or decoding anything.
 
     Args:
-        embedder: The one that will read them.
+        reader: The one that will read them.
         conversations: Any number of them.
-        options: Keyword arguments of its first module's ``preprocess``.
+        options: Keyword arguments of ``preprocess``, of an embedder's first module.
 
     Raises:
         ValueError: A picture cannot be read; the message names the input.
     """
     if len(conversations) <= 1:
         return [1] * len(conversations)
-    prompt = getattr(embedder.processor, "prompt", None)
+    prompt = getattr(reader.processor, "prompt", None)
     fixed = text_tokens(prompt.system + prompt.represent_image) if prompt else 0
     sizes: dict[tuple[int, int], int] = {}
     sizes_of = []
@@ -69,14 +82,14 @@ def estimate_tokens(
         sizes_of.append(own)
         sizes.update(dict.fromkeys(own, 0))
     if sizes:
-        family: Any = getattr(embedder.processor, "backbone_processor", embedder.processor)
+        family: Any = getattr(reader.processor, "backbone_processor", reader.processor)
         if hasattr(family, "_get_num_multimodal_tokens"):
             of_images = (options.get("processing_kwargs") or {}).get("image", {})
             counted = family._get_num_multimodal_tokens(image_sizes=list(sizes), images_kwargs=of_images)
             sizes = dict(zip(sizes, counted.num_image_tokens, strict=True))
         else:
             sizes = {(high, wide): min(high * wide // _PIXELS_OF_TOKEN + 1, _MOST_TOKENS) for high, wide in sizes}
-    limit = embedder.max_seq_length or sys.maxsize
+    limit = reader.max_seq_length or sys.maxsize
     return [
         fixed + sum(sizes[size] for size in own) + min(limit, sum(map(text_tokens, texts(conversation.messages))))
         for conversation, own in zip(conversations, sizes_of, strict=True)

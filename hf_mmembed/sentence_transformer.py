@@ -29,7 +29,7 @@ from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 from transformers.utils import find_adapter_config_file
 
-from .batching import plan_batches, prefetch
+from .batching import TOKEN_BUDGET, plan_batches, prefetch
 from .duplicates import unique_inputs
 from .inputs import as_messages, with_trace
 from .model import registration  # noqa: F401 - from here on, checkpoints open with the installed classes
@@ -37,9 +37,8 @@ from .model.prefix_mmembed import PrefixMemory
 from .opening import invalid_json, no_embedder
 from .preparation import Conversation, estimate_tokens, prepare
 
-__all__ = ["TOKEN_BUDGET", "MMEmbedder"]
+__all__ = ["MMEmbedder"]
 
-TOKEN_BUDGET = 16_384
 # In tokens: a GPU needs larger batches before padding costs more than launching the kernels again. On a CPU the blocks
 # leave out most of the padding, so that it costs less here than where all of it is computed.
 BATCH_COST_ON_CPU, BATCH_COST_ELSEWHERE = 256, 2_048

@@ -6,17 +6,16 @@ In: queries and candidates as `MMEmbedder.encode` takes them. Out: the probabili
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hf_mmembed.batching import plan_batches, prefetch
+from hf_mmembed.batching import TOKEN_BUDGET, plan_batches, prefetch
 from hf_mmembed.data.rows import hash_parts
 from hf_mmembed.identity import local_checkpoint
 from hf_mmembed.inputs import as_messages
@@ -43,7 +42,8 @@ class Judge:
         model: Directory or Hub id of a generative checkpoint.
         revision: Branch, tag or commit on the Hub.
         words: What it answers with. Defaults to ``("Yes", "No")``.
-        batch_size: Questions per forward pass, at most: those of a call that are alike in length. Defaults to 16.
+        batch_size: Questions per forward pass, at most: those of a call that are alike in length, and fewer where they
+            would have more than 16,384 tokens (an estimate). Defaults to 16.
         dtype: Defaults to that of the checkpoint; float32 on a CPU.
         device: Defaults to a GPU if there is one.
 
@@ -105,9 +105,9 @@ class Judge:
             for i, (query, item) in enumerate(zip(queries, candidates, strict=True))
         ]
         batches = plan_batches(
-            estimate_tokens(cast(Any, self), conversations, {}),
+            estimate_tokens(self, conversations, {}),
             batch_size=self.batch_size,
-            token_budget=sys.maxsize,
+            token_budget=TOKEN_BUDGET,
             batch_cost=self._batch_cost,
         )
         scores = np.empty(len(rows))

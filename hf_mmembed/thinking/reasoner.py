@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,12 +20,14 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, GenerationConfig
 
+from hf_mmembed.batching import TOKEN_BUDGET, plan_batches
 from hf_mmembed.identity import local_checkpoint
 from hf_mmembed.inputs import as_messages, check_unicode
 from hf_mmembed.model.checkpoint_mmembed import require_safetensors
 from hf_mmembed.model.convert import wrap_processor
 from hf_mmembed.model.registration import MMEmbedProcessor, UnifiedConfig
 from hf_mmembed.model.rows_mmembed import Row, row_of_conversation
+from hf_mmembed.preparation import Conversation, estimate_tokens
 
 from .templates import Templates, load_templates
 from .traces import Origin, Trace, TraceStore, content_digest
@@ -105,9 +108,13 @@ class LocalReasoner:
         revision: Branch, tag or commit on the Hub.
         settings: Defaults to greedy decoding of up to 512 tokens.
         templates: Defaults to the latest.
-        batch_size: Inputs per call of ``generate``. Defaults to 16.
+        batch_size: Inputs per call of ``generate``, at most: fewer where they would have more than 16,384 tokens (an
+            estimate). Defaults to 16.
         dtype: Defaults to that of the checkpoint; float32 on a CPU.
         device: Defaults to a GPU if there is one.
+
+    Attributes:
+        max_seq_length: Tokens that an input may have; a longer one loses the end of its text.
 
     Raises:
         OSError: The checkpoint cannot be read or has no safetensors weights.
@@ -143,8 +150,8 @@ class LocalReasoner:
         )
         self.model.to(device).eval()
         self.processor.tokenizer.padding_side = "left"
-        self._room = self.processor.tokenizer.model_max_length - self.settings.max_new_tokens
-        if self._room <= 0:
+        self.max_seq_length = self.processor.tokenizer.model_max_length - self.settings.max_new_tokens
+        if self.max_seq_length <= 0:
             raise ValueError(
                 f"max_new_tokens is {self.settings.max_new_tokens}, but {model} reads only "
                 f"{self.processor.tokenizer.model_max_length} tokens in all; lower it"
@@ -173,17 +180,29 @@ class LocalReasoner:
         """See `Reasoner.think`. Threads take turns: the processor holds the prompt of one family at a time."""
         prompt = self.templates.prompt(task_family)
         rows = [row_of(item, index, self.templates, answers) for index, item in enumerate(inputs)]
+        conversations = [
+            # The answer is shown behind the input, so its tokens count too.
+            Conversation(index, as_messages(item, index=index) + as_messages(answers[index] if answers else ""))
+            for index, item in enumerate(inputs)
+        ]
+        traces: dict[int, Trace] = {}
         with self._turn:
             self.processor.prompt = prompt
-            return [
-                trace
-                for start in range(0, len(rows), self.batch_size)
-                for trace in self._generate(rows, start, gold_visible=answers is not None)
-            ]
+            batches = plan_batches(
+                estimate_tokens(self, conversations, {}),
+                batch_size=self.batch_size,
+                token_budget=TOKEN_BUDGET,
+                # One more batch is up to `max_new_tokens` more steps, dearer than all padding that the budget admits.
+                batch_cost=sys.maxsize,
+            )
+            for batch in batches:
+                made = self._generate(rows, batch, gold_visible=answers is not None)
+                traces.update(zip(batch, made, strict=True))
+        return [traces[index] for index in range(len(rows))]
 
     @torch.inference_mode()
-    def _generate(self, rows: list[Row], start: int, *, gold_visible: bool) -> list[Trace]:
-        batch = self._batch(rows, start).to(self.model.device)
+    def _generate(self, rows: list[Row], places: list[int], *, gold_visible: bool) -> list[Trace]:
+        batch = self._batch(rows, places).to(self.model.device)
         known = inspect.signature(self.model.forward).parameters
         sampling = self.settings.temperature > 0
         with torch.random.fork_rng(enabled=sampling):
@@ -195,17 +214,16 @@ class LocalReasoner:
             )
         return [self._trace(ids, gold_visible) for ids in output[:, batch["input_ids"].shape[1] :].tolist()]
 
-    def _batch(self, rows: list[Row], start: int) -> Any:
-        some = rows[start : start + self.batch_size]
+    def _batch(self, rows: list[Row], places: list[int]) -> Any:
         try:
-            return self._tensors(some)
+            return self._tensors([rows[place] for place in places])
         except ValueError:
             # The processor counts inputs from the start of the batch; find the culprit to name it properly.
-            for index, row in enumerate(some, start):
+            for place in places:
                 try:
-                    self._tensors([row])
+                    self._tensors([rows[place]])
                 except ValueError as error:
-                    raise ValueError(f"inputs[{index}]: {error}") from error
+                    raise ValueError(f"inputs[{place}]: {error}") from error
             raise
 
     def _tensors(self, rows: list[Row]) -> Any:
@@ -213,7 +231,7 @@ class LocalReasoner:
             text=[row.text for row in rows],
             images=[row.images or None for row in rows],
             instruction=[row.instruction for row in rows],
-            max_length=self._room,
+            max_length=self.max_seq_length,
             return_tensors="pt",
         )
 

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from hf_mmembed import tiny
+from hf_mmembed.batching import TOKEN_BUDGET
 from hf_mmembed.judging import Judge
 from hf_mmembed.judging.judge import _question
 
@@ -73,6 +74,20 @@ def test_questions_alike_in_length_share_a_batch_and_scores_keep_their_order(jud
         for i in (0, 2, 4)
     ]
     assert sum(padding) < sum(int((features["attention_mask"] == 0).sum()) for features in in_order) / 2
+
+
+def test_long_questions_do_not_fill_a_batch_beyond_its_tokens(monkeypatch):
+    judge = Judge(tiny.generative_path(), words=("yes", "no"), batch_size=40, device="cpu")
+    shapes = []
+
+    def spy(features):
+        shapes.append(tuple(features["input_ids"].shape))
+        return np.zeros(shapes[-1][0])
+
+    monkeypatch.setattr(judge, "_scores", spy)
+    judge([{"text": "word " * judge.max_seq_length}] * 40, [{"text": "red"}] * 40)
+    assert sum(rows for rows, _ in shapes) == 40
+    assert len(shapes) > 1 and all(rows * tokens <= TOKEN_BUDGET * 1.1 for rows, tokens in shapes), shapes
 
 
 def test_not_a_number_is_an_error(judge, monkeypatch):

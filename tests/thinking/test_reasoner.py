@@ -32,6 +32,21 @@ def test_batches_give_what_single_inputs_give(reasoner):
     assert {trace.finish_reason for trace in together} <= {"stop", "length"}
 
 
+def test_inputs_alike_in_length_share_a_batch_within_its_tokens(monkeypatch):
+    reasoner = LocalReasoner(tiny.generative_path(), settings=Settings(6), batch_size=4, device="cpu")
+    monkeypatch.setattr("hf_mmembed.thinking.reasoner.TOKEN_BUDGET", 400)
+    inputs = [f"disc {n} " * (150 if n in (1, 5) else 1) for n in range(7)]
+    one_by_one = [trace for item in inputs for trace in reasoner.think([item], "qa")]
+    shapes = []
+    hook = reasoner.model.register_forward_pre_hook(
+        lambda module, arguments, named: shapes.append(tuple(named["input_ids"].shape)), with_kwargs=True
+    )
+    assert reasoner.think(inputs, "qa") == one_by_one
+    hook.remove()
+    prompts = [shape for shape in shapes if shape[1] > 1]
+    assert [rows for rows, _ in prompts] == [1, 1, 4, 1] and max(tokens for _, tokens in prompts[2:]) < 200, prompts
+
+
 def test_the_family_and_the_answer_are_read(reasoner):
     seen = []
     hook = reasoner.model.register_forward_pre_hook(

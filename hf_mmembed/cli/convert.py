@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from .config import ConfigOption
+from .embed import LongestEdgeOption
 from .models import generative
 
 __all__ = ["convert"]
@@ -25,6 +26,7 @@ def convert(
     embedding_dim: Annotated[int | None, typer.Option(help="Keep this many dimensions. Default: all.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: as in BASE.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
+    longest_edge: LongestEdgeOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Turn a generative multimodal LLM into an embedder checkpoint.
@@ -48,6 +50,7 @@ def convert(
         embedding_dim=embedding_dim,
         dtype=dtype,
         revision=revision,
+        longest_edge=longest_edge,
     )
     typer.echo(f"wrote {written}")
     typer.echo(f'try: hf-mmembed prompt show {written} --task query "a red circle"')

@@ -26,6 +26,7 @@ __all__ = [
     "DeviceOption",
     "ImageColumnOption",
     "InputArgument",
+    "LongestEdgeOption",
     "ModelArgument",
     "OutArgument",
     "RevisionOption",
@@ -63,6 +64,12 @@ TextColumnOption = Annotated[str | None, typer.Option(help="Column with texts. D
 BatchSizeOption = Annotated[int, typer.Option(min=1, help="Items per forward pass, at most.")]
 ShardSizeOption = Annotated[int, typer.Option(min=1, help="Items per file: what a killed run loses at most.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the best there is.")]
+LongestEdgeOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Scale pictures down to so many pixels in all (Qwen2-VL) or of the longer side (others)."
+    ),
+]
 RevisionOption = Annotated[
     str | None,
     typer.Option(help="Branch, tag or commit of MODEL on the Hub. Default: the one OUT was begun with, or main."),

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from .config import ConfigOption
-from .embed import BatchSizeOption, DeviceOption, ModelArgument
+from .embed import BatchSizeOption, DeviceOption, LongestEdgeOption, ModelArgument
 
 if TYPE_CHECKING:
     from hf_mmembed.thinking import Thinker, TraceStore
@@ -86,12 +86,7 @@ def run(
     ] = "auto",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The reasoner stops here at the latest.")] = 512,
     batch_size: BatchSizeOption = 32,
-    longest_edge: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Scale pictures down to so many pixels in all (Qwen2-VL) or of the longer side (others)."
-        ),
-    ] = None,
+    longest_edge: LongestEdgeOption = None,
     device: DeviceOption = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code of a checkpoint that is not ours.")

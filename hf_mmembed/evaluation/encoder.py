@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_mmembed.data.rows import hash_parts
+from hf_mmembed.model.picture_size import limit_pictures, picture_size
 
 from .items import Item, as_input, name_input
 
@@ -164,12 +165,7 @@ def load_encoder(
     )
     opened = (MMEmbedder if ours else SentenceTransformer)(str(directory), **options)
     if longest_edge is not None:
-        size = _image_size(opened)
-        if not size.get("shortest_edge", 0) <= longest_edge or "longest_edge" not in size:
-            raise ValueError(
-                f"{model} scales pictures to {size or 'no size'}; longest_edge={longest_edge} does not fit that"
-            )
-        opened.processor.image_processor.size = opened.processor.image_processor.size | {"longest_edge": longest_edge}
+        limit_pictures(getattr(opened, "processor", None), longest_edge, model)
     return SentenceEncoder(opened, name or model_name(model), batch_size=batch_size)
 
 
@@ -191,8 +187,7 @@ def model_name(model: str | Path) -> str:
 
 def _image_size(model: SentenceTransformer) -> dict[str, int]:
     """To what the model scales pictures; empty for a model without pictures."""
-    image_processor = getattr(getattr(model, "processor", None), "image_processor", None)
-    return dict(getattr(image_processor, "size", None) or {})
+    return picture_size(getattr(model, "processor", None))
 
 
 def _fingerprint(model: SentenceTransformer) -> str:

@@ -29,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 from .checkpoint_mmembed import require_safetensors
 from .configuration_mmembed import quantization_of
 from .family_mmembed import image_only_processor, load_with_pillow
+from .picture_size import limit_pictures
 from .presets import load_prompt
 from .registration import MMEmbedConfig, MMEmbedModel, MMEmbedProcessor
 from .rows_mmembed import HierarchicalPrompt
@@ -85,6 +86,7 @@ def convert(
     embedding_dim: int | None = None,
     dtype: torch.dtype | str | None = None,
     revision: str | None = None,
+    longest_edge: int | None = None,
 ) -> Path:
     """Write the embedder made of the generative checkpoint `base` to the directory `out`.
 
@@ -97,6 +99,9 @@ def convert(
         embedding_dim (`int`, *optional*): Keep this many dimensions. Defaults to all.
         dtype (`torch.dtype` or `str`, *optional*): Of the written weights. Defaults to that of the checkpoint.
         revision (`str`, *optional*): Branch, tag or commit of a Hub id; the commit is recorded in the config.
+        longest_edge (`int`, *optional*): To what pictures are scaled down, as the model's image processor understands
+            it: pixels in all for Qwen2-VL and its like, of the longer side for others. Stored with the processor.
+            Defaults to what the checkpoint says.
 
     Returns:
         `Path`: `out`. It appears at once and complete, or not at all; an empty directory gets its `config.json` last.
@@ -105,7 +110,7 @@ def convert(
         FileExistsError: If `out` holds something already.
         OSError: If `base` cannot be read or has no safetensors weights.
         ValueError: If a choice is unknown, `revision` is given for a directory, `base` is not a multimodal LLM with a
-            chat template, or its weights are incomplete or quantised.
+            chat template, does not scale pictures by `longest_edge`, or its weights are incomplete or quantised.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -128,6 +133,8 @@ def convert(
         "base_revision": commit.resolved if commit else None,
     }
     processor = wrap_processor(base, config, prompt, revision=commit)
+    if longest_edge is not None:
+        limit_pictures(processor, longest_edge, base)
     backbone = _load_inner_model(base, dtype=dtype or "auto", revision=commit)
     backbone.config._name_or_path = origin["base_model"]
     # The text config says how far positions go; a tokenizer often says nothing or more.

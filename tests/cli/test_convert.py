@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import yaml
 from transformers import AutoConfig
@@ -17,11 +19,14 @@ def run(*arguments) -> int:
 
 def test_it_writes_an_embedder_and_says_what_to_do_next(generative, tmp_path, capsys):
     out = tmp_path / "out"
-    assert run("convert", generative("qwen2_vl"), out, "--readout", "pre_mlp", "--embedding-dim", 8) == 0
+    choices = ["--readout", "pre_mlp", "--embedding-dim", 8, "--longest-edge", 1024]
+    assert run("convert", generative("qwen2_vl"), out, *choices) == 0
     shown = capsys.readouterr().out
     assert f"wrote {out}" in shown and f"hf-mmembed prompt show {out}" in shown
     config = AutoConfig.from_pretrained(out)
     assert (config.model_type, config.readout, config.embedding_dim) == ("mmembed", "pre_mlp", 8)
+    processor = json.loads((out / "processor_config.json").read_text())
+    assert processor["image_processor"]["size"]["longest_edge"] == 1024
 
 
 def test_a_yaml_file_gives_defaults_and_flags_win(generative, tmp_path):

@@ -271,7 +271,7 @@ class TraceStore:
             raise ValueError(
                 f"{self.path} holds traces of {len(origins)} origins, and a command takes those of one: let `hf-mmembed "
                 "think` write into another file, or choose one with `origin` in Python. They are "
-                + "; ".join(" ".join(filter(None, asdict(origin).values())) for origin in origins)
+                + "; ".join(", ".join(f"{field}={value!r}" for field, value in asdict(o).items()) for o in origins)
             )
         return next(iter(origins), None)
 

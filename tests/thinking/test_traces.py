@@ -132,7 +132,8 @@ def test_by_content_wants_one_origin():
     assert store.by_content() == {}
     store.put([record("c"), record("c", "theirs", other)])
     assert store.by_content(other)["query", "c"].raw == "theirs"
-    with pytest.raises(ValueError, match="2 origins.* a command takes .* into another file"):
+    named = f"They are reasoner='other', .*; reasoner={ORIGIN.reasoner!r}, .* settings={ORIGIN.settings!r}$"
+    with pytest.raises(ValueError, match="2 origins.* a command takes .* into another file.*" + named):
         store.by_content()
 
 

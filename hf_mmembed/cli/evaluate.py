@@ -56,7 +56,8 @@ def run(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for results. Default: results/MODEL/BENCHMARK; for RUN/model, results/RUN/BENCHMARK."
+            help="Folder for results. Default: results/MODEL/BENCHMARK (`--` for `/`); for RUN/model, "
+            "results/RUN/BENCHMARK."
         ),
     ] = None,
     cache: Annotated[

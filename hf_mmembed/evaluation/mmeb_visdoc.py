@@ -95,7 +95,7 @@ def _unpack_pages(corpus: Path, split: str, name: str, out: Path) -> None:
     except OSError as error:
         if not out.is_dir():  # unless another process was faster
             raise ValueError(
-                f"cannot unpack the pages into {out}: {error}; make this place writable and see that the disk has room, "
+                f"cannot unpack the pages into {out}: {error}; free space or make the folder writable, "
                 "or evaluate a copy of the data that is writable"
             ) from error
     finally:

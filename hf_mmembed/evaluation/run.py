@@ -148,8 +148,8 @@ def evaluate(
             was trained to. Give a thinker a store on the disk, and an interrupted run goes on.
         think_when: ``"auto"``: about queries of families where it pays by the thinker's templates. ``"always"``: about
             every query and document. Without effect on traces that are there.
-        name: What to call the model in tables. Defaults to its Hub id, or its directory's name, that of the training for
-            the result of one; see `model_name`. An `Encoder` has its own.
+        name: What to call the model in tables. Defaults to its Hub id, or its directory's name; the result of a training
+            is called after the training; see `model_name`. An `Encoder` has its own.
         batch_size: Inputs per forward pass, at most. An `Encoder` has its own.
         longest_edge: To what pictures are scaled down; recorded with the score; see `load_encoder`. For a directory or Hub
             id alone.

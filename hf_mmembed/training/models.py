@@ -6,6 +6,7 @@ trainable weights are those that should be; after training, one directory that `
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -34,6 +35,10 @@ from .arguments import SaHaTrainingArguments
 __all__ = ["adapter_of", "add_lora", "open_embedder", "open_for_training", "save_embedder", "save_result"]
 
 logger = logging.getLogger(__name__)
+
+# Of each file of weights this many pieces are read, spread evenly: one end alone may be a vision tower, which training
+# often leaves as it was.
+_PIECES, _PIECE = 256, 2**14
 
 
 def open_for_training(
@@ -100,8 +105,11 @@ def open_embedder(
         ValueError: `model` is nothing of the above, or ``embedder`` was made of another one or with another prompt.
     """
     path = str(Path(model).resolve()) if Path(model).is_dir() else str(model)
-    if find_adapter_config_file(path) is None and not is_sentence_transformer_model(path):
-        converted = Path(directory).resolve() / "embedder"
+    converted = Path(directory).resolve() / "embedder"
+    made = _made_of(converted)
+    # Nothing more is read of a base that has been converted, so it may be gone; the Hub would be asked for its path.
+    known = made is not None and not Path(path).is_dir() and _may_name(path, made["model"])
+    if known or (find_adapter_config_file(path) is None and not is_sentence_transformer_model(path)):
         process = world()
         refusal = _convert_once(path, converted, prompt) if process.main else None
         if (refusal := process.agree(refusal)) is not None:
@@ -115,26 +123,63 @@ def open_embedder(
 
 def _convert_once(path: str, converted: Path, prompt: str | Path) -> str | None:
     """Convert what is not converted yet; why what is there already cannot be used, if it cannot."""
-    files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else []
-    weights = {file.name: [(stat := file.stat()).st_size, int(stat.st_mtime)] for file in files}
-    asked = {"model": path, "weights": weights, "prompt": asdict(load_prompt(prompt))}
-    # Not inside: a converted checkpoint may be published, and this names a path.
-    record = converted.with_suffix(".json")
-    if not (converted / "modules.json").is_file():
+    made = _made_of(converted)
+    if made is None:
         logger.info("converting %s to the embedder %s", path, converted)
+        record = _record_beside(converted)
+        # A run that is killed in between must not leave that of another model beside the new one.
+        record.unlink(missing_ok=True)
         convert(path, converted, prompt=prompt)
+        asked = {"model": path, "weights": _digests(path), "prompt": asdict(load_prompt(prompt))}
         write_atomically(record, f"{json.dumps(asked, indent=2)}\n".encode())
         return None
-    if record.is_file():
-        made = json.loads(record.read_text(encoding="utf-8"))
-    else:  # an earlier version made it, or a run that was killed
-        base = json.loads((converted / "config.json").read_text(encoding="utf-8"))["base_model"]
-        made = asked if base == (Path(path).name if Path(path).is_dir() else path) else {**asked, "model": base}
-    if made["model"] != path:
+    weights = _digests(path)
+    if weights and made["weights"]:  # wherever they lie by now
+        if weights != made["weights"]:
+            return f"{converted} was made of {made['model']}, with other weights than those in {path}"
+    elif not _may_name(path, made["model"]):
         return f"{converted} was made of {made['model']}, not of {path}"
-    if files and made["weights"] != weights:  # a directory that is gone by now is not needed any more
-        return f"{converted} was made of other weights in {path}"
-    return None if made["prompt"] == asked["prompt"] else f"{converted} was made with another prompt"
+    same_prompt = made["prompt"] in (None, asdict(load_prompt(prompt)))
+    return None if same_prompt else f"{converted} was made with another prompt"
+
+
+def _made_of(converted: Path) -> dict[str, Any] | None:
+    """The model, weights and prompt an embedder was made of, as far as is known; None if there is no embedder."""
+    if not (converted / "modules.json").is_file():
+        return None
+    if (record := _record_beside(converted)).is_file():
+        return json.loads(record.read_text(encoding="utf-8"))
+    # An earlier version made it, or a run that was killed right after.
+    config = json.loads((converted / "config.json").read_text(encoding="utf-8"))
+    return {"model": config["base_model"], "weights": {}, "prompt": None}
+
+
+def _record_beside(converted: Path) -> Path:
+    """Not inside: a converted checkpoint may be published, and the record names a path."""
+    return converted.with_suffix(".json")
+
+
+def _may_name(path: str, made: str) -> bool:
+    """Whether `path` is the Hub id `made`, or may be where the directory `made` was, moved perhaps with all around it."""
+    parts = Path(path).parts
+    if Path(path).is_absolute() or ".." in parts:
+        parts = parts[-1:]
+    # Without a record, the name alone of a directory is known; that of nearly every model on the Hub has two parts.
+    directory = Path(made).is_absolute() or "/" not in made
+    return path == made or (directory and Path(made).parts[-len(parts) :] == parts)
+
+
+def _digests(path: str) -> dict[str, list[int | str]]:
+    """Size and a digest of parts of each file of weights in a directory, in a moment however large they are."""
+    found: dict[str, list[int | str]] = {}
+    for file in sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else []:
+        size, digest = file.stat().st_size, hashlib.sha256()
+        with file.open("rb") as weights:
+            for place in range(0, size, max(size // _PIECES, _PIECE)):
+                weights.seek(place)
+                digest.update(weights.read(_PIECE))
+        found[file.name] = [size, digest.hexdigest()]
+    return found
 
 
 def adapter_of(embedder: MMEmbedder) -> LoraConfig | None:
@@ -145,7 +190,7 @@ def adapter_of(embedder: MMEmbedder) -> LoraConfig | None:
 def add_lora(embedder: MMEmbedder, args: SaHaTrainingArguments) -> None:
     """Put a fresh LoRA adapter on the language model and freeze everything else.
 
-    The adapter names the commit of a base from the Hub, over which alone it means anything.
+    The adapter names the commit or revision of a base from the Hub, over which alone it means anything.
 
     Args:
         embedder: Without an adapter.
@@ -167,10 +212,10 @@ def add_lora(embedder: MMEmbedder, args: SaHaTrainingArguments) -> None:
             f"{', '.join(sorted(linear))}. Set lora_target_modules."
         )
     # Of a base from the Hub, whose main branch will move on; transformers does not keep it.
-    commit = None if Path(model.name_or_path).is_dir() else embedder.model_card_data.base_model_revision
+    revision = None if Path(model.name_or_path).is_dir() else embedder.model_card_data.base_model_revision
     embedder.add_adapter(
         LoraConfig(
-            revision=commit,
+            revision=revision,
             r=args.lora_rank,
             lora_alpha=args.lora_alpha,
             lora_dropout=args.lora_dropout,

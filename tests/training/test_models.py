@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,22 +89,86 @@ def test_a_generative_checkpoint_is_converted_and_all_weights_can_be_trained(gen
     assert (tmp_path / "run" / "embedder" / "modules.json").is_file()
 
 
-def test_another_model_in_the_same_directory_is_refused(generative, tmp_path):
-    base = shutil.copytree(generative("qwen2_vl"), tmp_path / "base")
-    opened = open_embedder(base, tmp_path / "run", device="cpu")
-    assert_same(trained_weights(open_embedder(base, tmp_path / "run", device="cpu")), trained_weights(opened))
+@pytest.fixture
+def project(generative, tmp_path, monkeypatch):
+    """A folder with a base and a run that has converted it; what would be opened is told and not opened."""
+    monkeypatch.setattr(models, "MMEmbedder", lambda path, **_: Path(path))
+    base = shutil.copytree(generative("qwen2_vl"), tmp_path / "project" / "base")
+    assert open_embedder(base, tmp_path / "project" / "run") == tmp_path / "project" / "run" / "embedder"
+    monkeypatch.setattr(models, "convert", None)
+    return tmp_path / "project"
+
+
+def _other_weights(directory):
+    weights = bytearray((directory / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (directory / "model.safetensors").write_bytes(weights)
+
+
+def test_another_model_in_the_same_directory_is_refused(project):
+    base, run = project / "base", project / "run"
     with pytest.raises(
         ValueError, match=r"run/embedder was made with another prompt; choose another output directory"
     ):
-        open_embedder(base, tmp_path / "run", prompt="e5v", device="cpu")
-    moved = shutil.copytree(base, tmp_path / "other")
-    with pytest.raises(ValueError, match=rf"run/embedder was made of {base}, not of {moved}; choose .*, or delete"):
-        open_embedder(moved, tmp_path / "run", device="cpu")
-    os.utime(base / "model.safetensors", (0, 0))
-    with pytest.raises(ValueError, match=rf"run/embedder was made of other weights in {base}; choose"):
-        open_embedder(base, tmp_path / "run", device="cpu")
-    # As an earlier version left it: all that is known is the name of the model.
-    (tmp_path / "run" / "embedder.json").unlink()
-    open_embedder(base, tmp_path / "run", device="cpu")
-    with pytest.raises(ValueError, match=rf"run/embedder was made of base, not of {moved}; choose"):
-        open_embedder(moved, tmp_path / "run", device="cpu")
+        open_embedder(base, run, prompt="e5v")
+    _other_weights(other := shutil.copytree(base, project / "other" / "base"))
+    with pytest.raises(ValueError, match=rf"run/embedder was made of {base}, .*other weights than .*{other}; choose"):
+        open_embedder(other, run)
+    _other_weights(base)
+    with pytest.raises(ValueError, match=r"choose .*, or delete"):
+        open_embedder(base, run)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_hub_id_is_another_model_than_a_directory_of_that_name(project, monkeypatch, recorded):
+    if not recorded:
+        (project / "run" / "embedder.json").unlink()
+    monkeypatch.setattr(models, "find_adapter_config_file", lambda path: None)
+    monkeypatch.setattr(models, "is_sentence_transformer_model", lambda path: False)
+    with pytest.raises(ValueError, match=r"run/embedder was made of .*base, not of org/base; choose"):
+        open_embedder("org/base", project / "run")
+
+
+def test_of_a_model_of_the_hub_the_whole_id_counts(project, tmp_path, monkeypatch):
+    record = project / "run" / "embedder.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "model": "org/base", "weights": {}}))
+    monkeypatch.setattr(models, "find_adapter_config_file", lambda path: None)
+    monkeypatch.setattr(models, "is_sentence_transformer_model", lambda path: False)
+    assert open_embedder("org/base", project / "run") == project / "run" / "embedder"
+    for other in ("base", "other/base", project / "base", project / "gone" / "base"):
+        with pytest.raises(ValueError, match=rf"run/embedder was made of org/base, not of {other}; choose"):
+            open_embedder(other, project / "run")
+
+
+def test_a_run_may_be_moved_with_its_base(project, tmp_path):
+    os.utime(project / "base" / "model.safetensors", (0, 0))
+    assert open_embedder(project / "base", project / "run") == project / "run" / "embedder"
+    moved = project.rename(tmp_path / "moved")
+    (moved / "base").rename(moved / "renamed")
+    assert open_embedder(moved / "renamed", moved / "run") == moved / "run" / "embedder"
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_base_that_is_gone_is_not_needed(project, tmp_path, monkeypatch, recorded):
+    if not recorded:  # by a run that was killed right after the conversion
+        (project / "run" / "embedder.json").unlink()
+    monkeypatch.setattr(models, "is_sentence_transformer_model", None)  # it would ask the Hub
+    shutil.rmtree(project / "base")
+    moved = project.rename(tmp_path / "moved")
+    for base in (moved / "base", "base", "./base", "../moved/base"):
+        assert open_embedder(base, moved / "run") == moved / "run" / "embedder"
+    if recorded:
+        assert open_embedder("project/base", moved / "run") == moved / "run" / "embedder"
+    with pytest.raises(OSError, match="other"):
+        open_embedder(moved / "other", moved / "run")
+
+
+def test_a_conversion_that_is_killed_leaves_no_record_of_an_earlier_one(project, monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    shutil.rmtree(project / "run" / "embedder")
+    monkeypatch.setattr(models, "convert", killed)
+    with pytest.raises(KeyboardInterrupt):
+        open_embedder(project / "base", project / "run")
+    assert not any((project / "run").iterdir())

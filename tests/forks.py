@@ -29,12 +29,12 @@ def exit_code(function: Callable[..., Any], *arguments: Any) -> int | None:
 
 def exit_codes(function: Callable[..., Any], *calls: tuple[Any, ...]) -> list[int | None]:
     """The same for several processes at once, each with the arguments of one of `calls`."""
-    processes = [_FORK.Process(target=function, args=arguments) for arguments in calls]
-    for process in processes:
+    calling = [_FORK.Process(target=function, args=arguments) for arguments in calls]
+    for process in calling:
         process.start()
-    for process in processes:
+    for process in calling:
         process.join()
-    return [process.exitcode for process in processes]
+    return [process.exitcode for process in calling]
 
 
 def in_processes(function: Callable[..., Any], *arguments: Any, world: int = 2, store: Path) -> list[Any]:

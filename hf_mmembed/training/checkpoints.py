@@ -119,4 +119,4 @@ def take_up_finished(trainer: Trainer, checkpoint: str | bool | None) -> TrainOu
     state.is_world_process_zero = trainer.is_world_process_zero()
     trainer.state = state
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-    return TrainOutput(state.global_step, float(np.mean(losses)), {})
+    return TrainOutput(state.global_step, float(np.mean(losses)) if losses else 0.0, {})

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -46,6 +47,16 @@ def test_a_finished_run_is_not_trained_further(embedder, tmp_path, caplog):
     assert again.state.log_history == [entry for entry in first.state.log_history if "loss" in entry]
     assert result.training_loss == pytest.approx(np.mean([entry["loss"] for entry in again.state.log_history]))
     assert not (tmp_path / "checkpoint-6").exists() and (tmp_path / "training.png").exists()
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_finished_run_that_logged_nothing_has_a_loss_of_zero(uninterrupted, embedder, tmp_path):
+    directory, _, _ = uninterrupted
+    checkpoint = shutil.copytree(directory / "checkpoint-5", tmp_path / "checkpoint-5")
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    (checkpoint / "trainer_state.json").write_text(json.dumps({**state, "log_history": []}))
+    again = SaHaTrainer(embedder("qwen2_vl"), arguments(tmp_path, max_steps=5), make_pairs(), CLUSTERS)
+    assert checkpoints.take_up_finished(again, str(checkpoint)).training_loss == 0.0
 
 
 def _killed(directory, path, where):

@@ -33,7 +33,7 @@ class SaHaBatchSampler(DefaultBatchSampler):
     multiple of ``world_size``; otherwise fewer than ``world_size`` of them sit the epoch out, others in each epoch
     (`left_out` counts them). Where there are fewer than ``world_size`` in all, they are never trained, which a warning
     tells. The order depends on ``seed`` and the epoch alone. With one cluster size, the global batches are the same
-    clusters for every ``world_size`` that divides them.
+    clusters for every ``world_size`` that divides them. `most_pairs` is how many pairs the fullest global batch can have.
 
     Args:
         dataset: The pairs; only its length matters.
@@ -173,6 +173,9 @@ class SaHaBatchSampler(DefaultBatchSampler):
             self._kinds_of_slots = np.concatenate([self._kinds_of_slots, slots])
         per_step = self.subsets_per_batch or 1
         self._steps = len(self._portions) // per_step if self.drop_last else -(-len(self._portions) // per_step)
+        ends = np.concatenate([[0], np.cumsum(sizes[firsts][self._kinds_of_slots])])
+        widths = sorted(int(ends[end] - ends[begin]) for begin, end in self._portions)
+        self.most_pairs = sum(widths[-per_step:]) * self.world_size
 
     def _pack(self, widths: NDArray[Any], capacity: int, start: int) -> list[tuple[int, int]]:
         """Cut a row of slots of these widths into portions; as places among all slots, the first of which is `start`."""

@@ -151,15 +151,14 @@ class SaHaTrainer(SentenceTransformerTrainer):
     def summary(self) -> dict[str, Any]:
         """What is about to be done, in numbers."""
         steps = len(self.get_train_dataloader())
+        assert self._sampler is not None
         trainable = [p.numel() for p in self.model.parameters() if p.requires_grad]
         return {
             "pairs": f"{len(self.train_dataset):,} in {len(self.ids.subsets)} subsets",
             "clusters": "none: random batches"
             if self.clusters is None or not len(self.clusters)
             else " x ".join(map(str, self.clusters.shape)),
-            "pairs per step": self.args.train_batch_size
-            * self.args.world_size
-            * self.args.gradient_accumulation_steps,
+            "pairs per step": self._sampler.most_pairs * self.args.gradient_accumulation_steps,
             "processes": self.args.world_size,
             "batches per epoch": steps,
             "steps": self.args.max_steps if self.args.max_steps > 0 else f"{self.args.num_train_epochs:g} epochs",

@@ -140,6 +140,33 @@ def test_accelerate_deals_out_what_the_sampler_means(world):
             assert list(SkipBatchSampler(shard, done)) == [step[rank] for step in steps[done:]]
 
 
+@pytest.mark.parametrize(
+    ("options", "pairs"),
+    [
+        ({"clusters": np.arange(64).reshape(16, 4), "world_size": 2}, 16),
+        ({"clusters": np.arange(12).reshape(3, 4)}, 8),
+        ({"clusters": [[0, 1, 2], [3, -1, -1]]}, 4),
+        (
+            {
+                "clusters": [[0, 1], [2, 3], [4, 5], [6, 7], [16, 17]],
+                "subset_ids": np.arange(64) // 16,
+                "subsets_per_batch": 2,
+            },
+            8,
+        ),
+    ],
+)
+def test_it_tells_how_many_pairs_its_fullest_step_holds(options, pairs):
+    """Ten pairs are room for two clusters of 4; half of ten, which is what one of two subsets has, for two of 2."""
+    sampler = SaHaBatchSampler(range(64), 10, **options)
+    assert sampler.most_pairs == pairs
+    steps = []
+    for epoch in range(6):
+        sampler.set_epoch(epoch)
+        steps += steps_of(sampler)
+    assert max(sum(map(len, step)) for step in steps) == pairs
+
+
 def test_members_change_places_within_a_cluster():
     sampler = SaHaBatchSampler(range(16), 16, clusters=np.arange(16)[None])
     orders = set()

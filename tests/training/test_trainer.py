@@ -121,6 +121,12 @@ def test_epochs_are_mined_anew_and_resumed_with_their_own_clusters(embedder, tmp
             assert_same(trained_weights(resumed.model), steps.weights[9])
 
 
+def test_the_summary_tells_the_pairs_that_whole_clusters_make(embedder, tmp_path):
+    args = arguments(tmp_path, global_batch_size=6, gradient_accumulation_steps=2)
+    trainer = SaHaTrainer(embedder("qwen2_vl"), args, make_pairs(), CLUSTERS)
+    assert trainer.summary()["pairs per step"] == 4
+
+
 def test_where_mining_finds_no_cluster_batches_are_random(embedder, tmp_path):
     empty = Clusters(np.empty((0, 8), dtype=np.int64), "saha")
     args = arguments(tmp_path, max_steps=1, save_strategy="no")

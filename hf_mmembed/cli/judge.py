@@ -64,7 +64,7 @@ def judge(
         directory, commit = local_checkpoint(embedder(miner))
         opened = MMEmbedder(str(directory), device=device)
         identity = identify(miner, directory, commit, opened).as_dict()
-        pool = mined(pairs, opened, out / "embeddings", model=identity, depth=depth, cap=cap)
+        pool = mined(pairs, opened, out / "embeddings", model=identity, depth=depth, cap=cap, device=opened.device)
         del opened  # before the judge needs the memory
     asked = Judge(generative(model), revision=revision, words=(yes, no), batch_size=batch_size, device=device)
     judged = judge_pairs(pairs, asked, pool, out, margin=margin, keep=keep, stride=stride)

@@ -18,10 +18,11 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from hf_mmembed.data.pairs import document_of
-from hf_mmembed.mining import content_ids
+from hf_mmembed.mining import ContentIds, content_ids
 from hf_mmembed.mining.candidates import nearest_documents
 from hf_mmembed.mining.relations import Relations
-from hf_mmembed.mining.store import Embedder, embed_contents
+from hf_mmembed.mining.store import Embedder, Embeddings, embed_contents
+from hf_mmembed.processes import world
 
 __all__ = ["Pool", "mined", "of_pairs"]
 
@@ -55,8 +56,11 @@ def mined(
     depth: int = 50,
     cap: float = 1.0,
     batch_size: int = 32,
+    device: str | torch.device | None = None,
 ) -> Pool:
     """The documents of the whole dataset most similar to each query, but for its own.
+
+    Under ``accelerate launch`` all processes embed; the first one searches, and all return the same.
 
     Args:
         pairs: What `read_pairs` returns.
@@ -66,6 +70,7 @@ def mined(
         depth: How many. Defaults to 50.
         cap: δ: what is more similar than this is not looked at. The paper does not give it. Defaults to 1, all.
         batch_size: Inputs per forward pass of the miner.
+        device: Where to search; the CPU for ``mps``. Defaults to the CPU.
 
     Raises:
         ValueError: An input cannot be embedded.
@@ -76,18 +81,35 @@ def mined(
     documents = embed_contents(pairs, ids, miner, directory, "documents", **options)
     if skipped := {**queries.skipped, **documents.skipped}:
         raise ValueError(f"{len(skipped)} inputs cannot be embedded, the first: {next(iter(skipped.values()))}")
+    process = world()
+    own = _nearest_others(ids, queries, documents, depth, cap, device) if process.main else np.empty((0, 0), np.int32)
+    places = process.share(own)
+    items = pairs.select(ids.document_rows.tolist()).select_columns(_ITEM)
+    return Pool(items, places[ids.query_ids].astype(np.int64))
+
+
+def _nearest_others(
+    ids: ContentIds,
+    queries: Embeddings,
+    documents: Embeddings,
+    depth: int,
+    cap: float,
+    device: str | torch.device | None,
+) -> NDArray[np.int32]:
+    """Document ids for each query id, best first, -1 beyond them."""
+    device = torch.device(device or "cpu")
+    if device.type == "mps":  # which has no float64
+        device = torch.device("cpu")
     relations = Relations(ids.query_ids, ids.document_ids, len(ids.query_rows), len(ids.document_rows))
     vectors = [
-        torch.from_numpy(side.take(np.arange(len(rows))))
+        torch.from_numpy(side.take(np.arange(len(rows)))).to(device)
         for side, rows in ((queries, ids.query_rows), (documents, ids.document_rows))
     ]
     found = nearest_documents(vectors[0], vectors[1], depth + int(relations.positives.lengths.max(initial=0)))
     query_numbers = np.arange(len(found.documents))[:, None]
     wrong = relations.are_positives(query_numbers, found.documents) | (found.scores > cap)
     order = np.argsort(wrong, axis=1, kind="stable")[:, :depth]
-    places = np.where(np.take_along_axis(wrong, order, 1), -1, np.take_along_axis(found.documents, order, 1))
-    items = pairs.select(ids.document_rows.tolist()).select_columns(_ITEM)
-    return Pool(items, places[ids.query_ids].astype(np.int64))
+    return np.where(np.take_along_axis(wrong, order, 1), np.int32(-1), np.take_along_axis(found.documents, order, 1))
 
 
 def of_pairs(pairs: Dataset) -> Pool:

@@ -96,7 +96,8 @@ def judged(
         seed: Chooses them.
     """
     chosen = np.sort(np.random.default_rng(seed).permutation(len(pairs))[:rows])
-    pool = mined(pairs, embedder, folder / "embeddings", model=model, depth=CANDIDATES * STRIDE)
+    depth = CANDIDATES * STRIDE
+    pool = mined(pairs, embedder, folder / "embeddings", model=model, depth=depth, device=embedder.device)
     few = pairs.select(chosen.tolist())
     asked = Pool(pool.items, pool.places[chosen, ::STRIDE])
     result = judge_pairs(few, judge, asked, folder / "judged", keep=CANDIDATES, stride=1)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 from hf_mmembed.data.pairs import negatives_of, query_of, read_pairs
 from hf_mmembed.judging import judge_pairs, sampled
 from hf_mmembed.judging.candidates import mined, of_pairs
+from hf_mmembed.mining.candidates import nearest_documents
 from hf_mmembed.training.soft_labels import SoftLabelLoss
 from tests.forks import in_processes
 from tests.training.conftest import make_pairs
@@ -181,6 +185,34 @@ def _rank_judged(rank, pairs, pool, out):
     judge = Formula()
     judged = judge_pairs(pairs, judge, pool, out, rows_per_file=2)
     return judge.asked, judged.scores, judged.pairs.to_list()
+
+
+@pytest.mark.parametrize(("device", "searched"), [("meta", "meta"), ("mps", "cpu"), (None, "cpu")])
+def test_the_search_runs_on_the_device_it_is_given(tmp_path, monkeypatch, device, searched):
+    seen = []
+
+    def search(queries, documents, depth):
+        seen.extend([queries.device.type, documents.device.type])
+        return nearest_documents(torch.zeros(queries.shape), torch.zeros(documents.shape), depth)
+
+    monkeypatch.setattr("hf_mmembed.judging.candidates.nearest_documents", search)
+    mined(make_pairs(3, pictures=False), Words(), tmp_path, model={"name": "words"}, depth=1, device=device)
+    assert seen == [searched] * 2
+
+
+def _rank_mined(rank, pairs, out):
+    with mock.patch("hf_mmembed.judging.candidates.nearest_documents", wraps=nearest_documents) as search:
+        places = mined(pairs, Words(), out, model={"name": "words"}, depth=3).places
+        return search.call_count, places
+
+
+def test_one_of_two_processes_searches_and_both_return_the_same(tmp_path):
+    pairs = make_pairs(7)
+    alone = mined(pairs, Words(), tmp_path / "one", model={"name": "words"}, depth=3)
+    results = in_processes(_rank_mined, pairs, tmp_path / "two", store=tmp_path / "store")
+    assert [searches for searches, _ in results] == [1, 0]
+    for _, places in results:
+        np.testing.assert_array_equal(places, alone.places)
 
 
 def test_two_processes_share_the_questions_and_return_the_same(tmp_path):

@@ -203,7 +203,8 @@ def add_lora(embedder: MMEmbedder, args: SaHaTrainingArguments) -> None:
     decoder = model.backbone.get_decoder()
     prefix = next(name for name, module in model.named_modules() if module is decoder)
     pattern = rf"{re.escape(prefix)}\.(.*\.)?({'|'.join(map(re.escape, args.lora_target_modules))})"
-    if not any(re.fullmatch(pattern, name) for name, _ in model.named_modules()):
+    found = {match[2] for name, _ in model.named_modules() if (match := re.fullmatch(pattern, name))}
+    if not found:
         linear = {
             name.rsplit(".", 1)[-1] for name, part in decoder.named_modules() if isinstance(part, torch.nn.Linear)
         }
@@ -211,6 +212,8 @@ def add_lora(embedder: MMEmbedder, args: SaHaTrainingArguments) -> None:
             f"the language model has no layers called {', '.join(args.lora_target_modules)}; its linear layers are "
             f"{', '.join(sorted(linear))}. Set lora_target_modules."
         )
+    if missing := sorted(set(args.lora_target_modules) - found):
+        logger.warning("no layer of the language model is called %s: nothing is trained there", ", ".join(missing))
     # Of a base from the Hub, whose main branch will move on; transformers does not keep it.
     revision = None if Path(model.name_or_path).is_dir() else embedder.model_card_data.base_model_revision
     embedder.add_adapter(

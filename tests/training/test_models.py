@@ -67,6 +67,12 @@ def test_an_adapter_is_merged_into_the_commit_of_the_base_it_was_made_for(
     assert opened == [("org/base", "abc123")]
 
 
+def test_names_that_no_layer_has_are_told(embedder, tmp_path, caplog):
+    args = arguments(tmp_path, lora_target_modules=["q_proj", "qkv_proj", "gate_up_proj"])
+    SaHaTrainer(embedder("qwen2_vl"), args, make_pairs(), CLUSTERS)
+    assert "no layer of the language model is called gate_up_proj, qkv_proj: nothing is trained there" in caplog.text
+
+
 def test_an_adapter_goes_on_training(uninterrupted, tmp_path):
     _, trainer, weights = uninterrupted
     trainer.args.save_as = "adapter"

@@ -6,28 +6,36 @@ and features batch by batch, made in worker threads while the model runs. Errors
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .batching import text_tokens
 from .inputs import picture_size, pictures, texts
 from .model.images_mmembed import ImageError, open_image
+from .model.registration import MMEmbedProcessor
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Conversation", "Reader", "estimate_tokens", "prepare"]
+__all__ = ["Conversation", "Reader", "estimate_tokens", "prepare", "preparing_threads"]
 
 # A fast tokenizer keeps its padding and truncation settings as state: two threads would mix up each other's.
-_TOKENIZER_LOCK = threading.Lock()
+# `MMEmbedProcessor` sees to that itself, and reads pictures meanwhile.
+_OTHER_PROCESSORS = threading.Lock()
 # A PIL image cannot be decoded by two threads at once; the same object may stand in several inputs.
 _PICTURE_LOCKS = [threading.Lock() for _ in range(64)]
 # Of families that do not say how many tokens a picture takes: one per square of 28 pixels, as in Qwen2-VL, of a picture
 # that was scaled down to about 900 x 900.
 _PIXELS_OF_TOKEN, _MOST_TOKENS = 28 * 28, 1024
+
+
+# On a CPU the model needs the cores, and is slower than two threads are at decoding.
+_THREADS_BESIDE_A_CPU, _MOST_THREADS = 2, 8
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,18 @@ def estimate_tokens(reader: Reader, conversations: Sequence[Conversation], optio
     ]
 
 
+def preparing_threads(device_type: str) -> int:
+    """How many threads prepare batches while a device of this type computes; as many batches wait at most.
+
+    Example:
+        >>> preparing_threads("cpu"), 2 <= preparing_threads("cuda") <= 8
+        (2, True)
+    """
+    if device_type == "cpu":
+        return _THREADS_BESIDE_A_CPU
+    return max(_THREADS_BESIDE_A_CPU, min(_MOST_THREADS, os.cpu_count() or 1))
+
+
 def prepare(
     embedder: SentenceTransformer,
     conversations: Sequence[Conversation],
@@ -116,7 +136,7 @@ def prepare(
     chosen = [conversations[place] for place in batch]
     allow_urls = getattr(embedder.processor, "allow_urls", False)
     opened = [_with_pictures(conversation, allow_urls=allow_urls) for conversation in chosen]
-    with _TOKENIZER_LOCK:
+    with nullcontext() if isinstance(embedder.processor, MMEmbedProcessor) else _OTHER_PROCESSORS:
         try:
             return embedder[0].preprocess(opened, **options)
         except ValueError:

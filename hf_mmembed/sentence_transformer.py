@@ -35,14 +35,13 @@ from .inputs import as_messages, with_trace
 from .model import registration  # noqa: F401 - from here on, checkpoints open with the installed classes
 from .model.prefix_mmembed import PrefixMemory
 from .opening import invalid_json, no_embedder
-from .preparation import Conversation, estimate_tokens, prepare
+from .preparation import Conversation, estimate_tokens, prepare, preparing_threads
 
 __all__ = ["MMEmbedder"]
 
 # In tokens: a GPU needs larger batches before padding costs more than launching the kernels again. On a CPU the blocks
 # leave out most of the padding, so that it costs less here than where all of it is computed.
 BATCH_COST_ON_CPU, BATCH_COST_ELSEWHERE = 256, 2_048
-PREPARED_BATCHES = 2
 # What `quantize_embeddings` returns for each precision; the binary ones hold eight dimensions in a byte.
 DTYPE_OF_PRECISION = {"float32": "float32", "int8": "int8", "uint8": "uint8", "binary": "int8", "ubinary": "uint8"}
 
@@ -319,11 +318,12 @@ class MMEmbedder(SentenceTransformer):
             batch_cost=BATCH_COST_ON_CPU if torch.device(device).type == "cpu" else BATCH_COST_ELSEWHERE,
         )
         prepared_batch = partial(prepare, self, inputs, kwargs)
-        workers = min(PREPARED_BATCHES, max(0, len(batches) - 1))
+        most = preparing_threads(torch.device(device).type)
+        workers = min(most, max(0, len(batches) - 1))
         rows: list[Any] = [None] * len(inputs)
         with (
             self._last_hidden_states(wanted=output_value == "token_embeddings") as hidden_states,
-            closing(prefetch(prepared_batch, batches, workers=workers, ahead=PREPARED_BATCHES)) as prepared,
+            closing(prefetch(prepared_batch, batches, workers=workers, ahead=most)) as prepared,
             tqdm(total=len(inputs), desc="Embedding", unit="input", disable=not show_progress_bar) as progress,
         ):
             steering: dict[str, Any] = {}

@@ -1,4 +1,5 @@
-"""The backbone family's own processor: without its video part, with Pillow's pixels, and quicker about token types.
+"""The backbone family's own processor: without its video part, with Pillow's pixels, for threads, and quicker about
+token types.
 
 In: the name of a processor class of transformers. Out: a subclass of it, which needs no torchvision. This file travels
 with the checkpoint.
@@ -6,6 +7,8 @@ with the checkpoint.
 
 from __future__ import annotations
 
+import copy
+import threading
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,9 @@ import transformers
 from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.processing_utils import ProcessorMixin
 
-__all__ = ["image_only_processor", "load_with_pillow"]
+__all__ = ["for_threads", "image_only_processor", "load_with_pillow"]
+
+_TOKENIZING = threading.Lock()
 
 
 def image_only_processor(name: str) -> type[ProcessorMixin]:
@@ -39,6 +44,33 @@ def load_with_pillow(processor_class: type[ProcessorMixin], path: Any, **kwargs:
     tokenizer = AutoTokenizer.from_pretrained(path, **shared)
     fields, options = processor_class.get_processor_dict(path, **kwargs)
     return processor_class.from_args_and_dict([image_processor, tokenizer], fields, **options)
+
+
+def for_threads(processor: ProcessorMixin) -> ProcessorMixin:
+    """`processor` for one call among those of other threads: its pictures at any time, its texts one call at a time.
+
+    A fast tokenizer keeps its settings of padding and truncation as state, which two threads would mix up.
+
+    Returns:
+        `ProcessorMixin`: A shallow copy. The parts are those of `processor`, so what they are set to meanwhile holds.
+    """
+    own = copy.copy(processor)
+    own.tokenizer = _InTurn(own.tokenizer)
+    return own
+
+
+class _InTurn:
+    """A tokenizer, which one thread at a time can call."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with _TOKENIZING:
+            return self._tokenizer(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
 
 
 def types_of_tokens(processor: Any, input_ids: list[Any]) -> list[list[int]]:

@@ -25,7 +25,7 @@ from jinja2 import TemplateError
 from transformers import BatchFeature, Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
-from .family_mmembed import image_only_processor, load_with_pillow
+from .family_mmembed import for_threads, image_only_processor, load_with_pillow
 from .images_mmembed import ImageError, open_image
 from .pixels_mmembed import TabledQwenImages
 from .rows_mmembed import HierarchicalPrompt, Row, row_of_conversation, rows_of_lists
@@ -343,7 +343,7 @@ class MMEmbedProcessor(ProcessorMixin):
         if bos is not None and strings[0].startswith(bos):
             options = {**options, "text_kwargs": {**options["text_kwargs"], "add_special_tokens": False}}
         images = [list(row.images) for row in rows] if any(row.images for row in rows) else None
-        batch = self.backbone_processor(images=images, text=strings, **options)
+        batch = for_threads(self.backbone_processor)(images=images, text=strings, **options)
         if images and self.backbone_processor_class in TILED_WITHOUT_GRID:
             grids = {"image_grid_thw": [[tiles, 1, 1] for tiles in self._tiles(batch["input_ids"])]}
             batch.update(BatchFeature(grids, tensor_type=options.get("return_tensors")))
@@ -375,7 +375,8 @@ class MMEmbedProcessor(ProcessorMixin):
         return replace(row, text=text[: min(end, len(text) - 1)])
 
     def _tokens_of(self, words: str) -> Any:
-        return self.tokenizer(words, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        tokenizer = for_threads(self.backbone_processor).tokenizer
+        return tokenizer(words, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
 
 
 def _longer_than(limit: float, batch: BatchFeature) -> dict[int, int]:

@@ -4,8 +4,8 @@ In: both sides of a batch as chat messages (`Side`), pictures still encoded, and
 (`Facts`). Out: one loss value that can be back-propagated, and `ChunkedLoss.metrics`.
 
 GradCache (https://huggingface.co/papers/2101.06983) embeds a batch twice, chunk by chunk: once without gradients to
-know the loss, once with them. Here a chunk is also tokenized, and its pictures decoded, only when its turn comes, in
-threads that work ahead of the model. So both the activations and the pixels alive at a time are those of a chunk.
+know the loss, once with them. Here a chunk is also tokenized, and its pictures decoded, only when its turn is near, in
+threads that work ahead of the model. So the activations alive at a time are those of a chunk, the pixels of a few.
 A subclass supplies `ChunkedLoss.losses`.
 """
 
@@ -25,7 +25,7 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
 from hf_mmembed.batching import plan_batches, prefetch
-from hf_mmembed.preparation import Conversation, estimate_tokens, prepare
+from hf_mmembed.preparation import Conversation, estimate_tokens, prepare, preparing_threads
 from hf_mmembed.sentence_transformer import MMEmbedder
 
 from .gather import gather_numbers, gather_rows
@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 # Padding a text to the length of a picture costs more than another call of the model.
 PADDING_PER_CHUNK = 2_048
-PREPARING_THREADS, PREPARED_CHUNKS = 2, 2
 SHOWN_ROWS = 20
 
 Messages = list[dict[str, Any]]
@@ -214,7 +213,8 @@ class ChunkedLoss(CachedLossMixin, nn.Module):
         chunks = sentence_feature["chunks"]
         chosen = [chunks[begin] for begin, _ in ranges] if ranges is not None else chunks
         prepare_chunk = partial(self._prepare, sentence_feature["conversations"], {"task": side.task})
-        with closing(prefetch(prepare_chunk, chosen, workers=PREPARING_THREADS, ahead=PREPARED_CHUNKS)) as prepared:
+        threads = preparing_threads(self._device.type)
+        with closing(prefetch(prepare_chunk, chosen, workers=threads, ahead=threads)) as prepared:
             for index, (_, features) in enumerate(prepared):
                 features = batch_to_device(features, self._device)
                 with random_states[index] if random_states else nullcontext(), torch.set_grad_enabled(with_grad):

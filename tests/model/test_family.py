@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
 import pytest
 from transformers import Idefics3Processor
 from transformers.processing_utils import ProcessorMixin
 
 from hf_mmembed import MMEmbedProcessor
-from hf_mmembed.model.family_mmembed import image_only_processor, types_of_tokens
+from hf_mmembed.model.family_mmembed import for_threads, image_only_processor, types_of_tokens
 
 
 def test_a_class_that_transformers_lacks_is_named():
@@ -27,3 +31,19 @@ def test_types_of_tokens_are_the_library_s(embedder):
 def test_a_family_with_types_of_its_own_keeps_them():
     family = image_only_processor("Idefics3Processor")
     assert family.create_mm_token_type_ids is Idefics3Processor.create_mm_token_type_ids
+
+
+def test_a_tokenizer_is_called_by_one_thread_at_a_time():
+    meeting = threading.Barrier(2, timeout=0.2)
+
+    def meet(texts: list[str], **options: bool) -> bool:
+        try:
+            return meeting.wait() is not None
+        except threading.BrokenBarrierError:
+            return False
+
+    family = SimpleNamespace(tokenizer=meet)
+    with ThreadPoolExecutor(2) as pool:
+        met = pool.map(lambda _: for_threads(family).tokenizer(["a"], padding=True), range(2))
+        assert list(met) == [False, False]
+    assert family.tokenizer is meet

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import io
 import threading
+from functools import partial
 
 import numpy as np
 from PIL import Image
 
 from hf_mmembed import MMEmbedder
+from hf_mmembed.batching import prefetch
+from hf_mmembed.inputs import as_messages
+from hf_mmembed.model.pixels_mmembed import TabledQwenImages
+from hf_mmembed.preparation import Conversation, prepare
 from tests.sentence_transformer.reference import assert_same, noise
 
 
@@ -46,3 +51,16 @@ def test_threads_do_not_decode_one_picture_twice(model):
     expected = [model.encode(part, batch_size=3) for part in shared()]
     for rows, alone in zip(encode_in_threads(model, shared()), expected, strict=True):
         assert_same(rows, alone)
+
+
+def test_pictures_are_prepared_side_by_side(model, monkeypatch):
+    meeting = threading.Barrier(2, timeout=20)
+    patches = TabledQwenImages._preprocess
+    monkeypatch.setattr(
+        TabledQwenImages,
+        "_preprocess",
+        lambda self, images, **kw: meeting.wait() and None or patches(self, images, **kw),
+    )
+    conversations = [Conversation(n, as_messages(noise(n))) for n in range(2)]
+    batches = list(prefetch(partial(prepare, model, conversations, {}), [[0], [1]], workers=2, ahead=2))
+    assert [batch for batch, _ in batches] == [[0], [1]]

@@ -310,7 +310,8 @@ class MMEmbedder(SentenceTransformer):
     ) -> Any:
         """Embed conversations in this process; sentence-transformers calls it here and in every worker of a pool."""
         device = self._resolve_inference_device(device)
-        self.eval()
+        if any(module.training for module in self.modules()):  # to ask costs a fifth of setting it anew
+            self.eval()
         batches = plan_batches(
             estimate_tokens(self, inputs, kwargs),
             batch_size=batch_size,

@@ -123,3 +123,10 @@ def test_preprocess_takes_strings_for_text(model, picture_file):
         text=[picture_file, "a"], instruction="Find.", task="query", padding=True, return_tensors="pt"
     )
     assert torch.equal(features["input_ids"], expected["input_ids"])
+
+
+def test_no_part_of_the_model_is_in_training_mode_afterwards(model):
+    expected = model.encode("a")
+    model[0].train()
+    assert_same(model.encode("a"), expected, 0)
+    assert not any(module.training for module in model.modules())

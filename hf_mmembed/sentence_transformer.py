@@ -14,7 +14,7 @@ import json
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -29,9 +29,10 @@ from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 from transformers.utils import find_adapter_config_file
 
-from .batching import TOKEN_BUDGET, plan_batches, prefetch
+from .batching import TOKEN_BUDGET
 from .duplicates import unique_inputs
 from .inputs import as_messages, with_trace
+from .memory import TokenBudget, run_batches
 from .model import registration  # noqa: F401 - from here on, checkpoints open with the installed classes
 from .model.prefix_mmembed import PrefixMemory
 from .opening import invalid_json, no_embedder
@@ -189,7 +190,8 @@ class MMEmbedder(SentenceTransformer):
             traces: traces that are there already, one per input: strings, `hf_mmembed.thinking.Trace`, or None.
             return_traces: return the embeddings and the traces, None where there is none.
             **kwargs: ``token_budget``, the most tokens in a batch, text and visual, padding included (an estimate;
-                an input larger than that is a batch of its own; defaults to 16,384), and ``processing_kwargs``.
+                an input larger than that is a batch of its own; defaults to 16,384, and is lowered where a GPU runs
+                out of memory), and ``processing_kwargs``.
 
         Returns:
             An array of shape ``(inputs, dim)``, or ``(dim,)`` for one input; a tensor with ``convert_to_tensor``, a
@@ -312,19 +314,10 @@ class MMEmbedder(SentenceTransformer):
         device = self._resolve_inference_device(device)
         if any(module.training for module in self.modules()):  # to ask costs a fifth of setting it anew
             self.eval()
-        batches = plan_batches(
-            estimate_tokens(self, inputs, kwargs),
-            batch_size=batch_size,
-            token_budget=token_budget,
-            batch_cost=BATCH_COST_ON_CPU if torch.device(device).type == "cpu" else BATCH_COST_ELSEWHERE,
-        )
-        prepared_batch = partial(prepare, self, inputs, kwargs)
-        most = preparing_threads(torch.device(device).type)
-        workers = min(most, max(0, len(batches) - 1))
+        of_type = torch.device(device).type
         rows: list[Any] = [None] * len(inputs)
         with (
             self._last_hidden_states(wanted=output_value == "token_embeddings") as hidden_states,
-            closing(prefetch(prepared_batch, batches, workers=workers, ahead=most)) as prepared,
             tqdm(total=len(inputs), desc="Embedding", unit="input", disable=not show_progress_bar) as progress,
         ):
             steering: dict[str, Any] = {}
@@ -332,7 +325,8 @@ class MMEmbedder(SentenceTransformer):
                 steering["share_prefix"] = False  # the backbone has to read whole rows for its states to be whole
             elif hasattr(self.transformers_model, "backbone"):
                 steering = {"prefix_memory": PrefixMemory(), "whole_states": False}
-            for batch, features in prepared:
+
+            def embed(features: dict[str, Any]) -> Iterable[Any]:
                 features = batch_to_device(features, device)
                 features = self({**features, **steering}, **kwargs)
                 features = {name: value for name, value in features.items() if name not in steering}
@@ -340,7 +334,19 @@ class MMEmbedder(SentenceTransformer):
                     features["token_embeddings"] = hidden_states.pop()
                 embeddings = truncate_embeddings(features["sentence_embedding"], truncate_dim)
                 features["sentence_embedding"] = normalize(embeddings, dim=1) if normalize_embeddings else embeddings
-                for index, row in zip(batch, _read_out(features, output_value, save_to_cpu), strict=True):
+                return _read_out(features, output_value, save_to_cpu)
+
+            embedded = run_batches(
+                estimate_tokens(self, inputs, kwargs),
+                partial(prepare, self, inputs, kwargs),
+                embed,
+                batch_size=batch_size,
+                budget=TokenBudget(token_budget),
+                batch_cost=BATCH_COST_ON_CPU if of_type == "cpu" else BATCH_COST_ELSEWHERE,
+                threads=preparing_threads(of_type),
+            )
+            for batch, of_batch in embedded:
+                for index, row in zip(batch, of_batch, strict=True):
                     rows[index] = row
                 progress.update(len(batch))
         if output_value == "sentence_embedding":

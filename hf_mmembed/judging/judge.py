@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hf_mmembed.batching import TOKEN_BUDGET, plan_batches, prefetch
 from hf_mmembed.data.rows import hash_parts
 from hf_mmembed.identity import local_checkpoint
 from hf_mmembed.inputs import as_messages
+from hf_mmembed.memory import TokenBudget, run_batches
 from hf_mmembed.model.rows_mmembed import HierarchicalPrompt, Row, row_of_conversation
 from hf_mmembed.preparation import Conversation, estimate_tokens
 from hf_mmembed.sentence_transformer import BATCH_COST_ELSEWHERE
@@ -43,7 +42,7 @@ class Judge:
         revision: Branch, tag or commit on the Hub.
         words: What it answers with. Defaults to ``("Yes", "No")``.
         batch_size: Questions per forward pass, at most: those of a call that are alike in length, and fewer where they
-            would have more than 16,384 tokens (an estimate). Defaults to 16.
+            would have more than 16,384 tokens (an estimate), or where memory runs out. Defaults to 16.
         dtype: Defaults to that of the checkpoint; float32 on a CPU.
         device: Defaults to a GPU if there is one.
 
@@ -86,6 +85,7 @@ class Judge:
             raise ValueError(f"{words[0]!r} and {words[1]!r} begin with the same token of {model}; use other words.")
         self.batch_size = batch_size
         self.max_seq_length = self.processor.tokenizer.model_max_length
+        self._budget = TokenBudget()
         self._batch_cost = PADDING_PER_BATCH_ON_CPU if device.type == "cpu" else BATCH_COST_ELSEWHERE
         self.identity = hash_parts(commit or fingerprint(directory), question, *words)
 
@@ -104,18 +104,18 @@ class Judge:
             Conversation(i, as_messages(query, index=i) + as_messages(item, index=i))
             for i, (query, item) in enumerate(zip(queries, candidates, strict=True))
         ]
-        batches = plan_batches(
+        scored = run_batches(
             estimate_tokens(self, conversations, {}),
+            lambda batch: self._features([rows[i] for i in batch]),
+            self._scores,
             batch_size=self.batch_size,
-            token_budget=TOKEN_BUDGET,
+            budget=self._budget,
             batch_cost=self._batch_cost,
+            threads=1,
         )
         scores = np.empty(len(rows))
-        with closing(
-            prefetch(lambda batch: self._features([rows[i] for i in batch]), batches, workers=1, ahead=1)
-        ) as prepared:
-            for batch, features in prepared:
-                scores[batch] = self._scores(features)
+        for batch, of_batch in scored:
+            scores[batch] = of_batch
         if not np.isfinite(scores).all():
             raise ValueError(f"the judge gave NaN for {str(candidates[int(np.argmin(np.isfinite(scores)))])[:200]}.")
         return scores

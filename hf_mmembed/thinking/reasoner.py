@@ -14,15 +14,16 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, GenerationConfig
 
-from hf_mmembed.batching import TOKEN_BUDGET, plan_batches
 from hf_mmembed.identity import local_checkpoint
 from hf_mmembed.inputs import as_messages, check_unicode
+from hf_mmembed.memory import TokenBudget, run_batches
 from hf_mmembed.model.checkpoint_mmembed import require_safetensors
 from hf_mmembed.model.convert import wrap_processor
 from hf_mmembed.model.registration import MMEmbedProcessor, UnifiedConfig
@@ -109,7 +110,7 @@ class LocalReasoner:
         settings: Defaults to greedy decoding of up to 512 tokens.
         templates: Defaults to the latest.
         batch_size: Inputs per call of ``generate``, at most: fewer where they would have more than 16,384 tokens (an
-            estimate). Defaults to 16.
+            estimate), or where memory runs out. Defaults to 16.
         dtype: Defaults to that of the checkpoint; float32 on a CPU.
         device: Defaults to a GPU if there is one.
 
@@ -143,6 +144,7 @@ class LocalReasoner:
         self.templates = templates or load_templates()
         self.batch_size = batch_size
         self._turn = threading.Lock()
+        self._budget = TokenBudget()
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         directory, commit = local_checkpoint(model, revision)
         self.model, self.processor = open_generative(
@@ -188,21 +190,23 @@ class LocalReasoner:
         traces: dict[int, Trace] = {}
         with self._turn:
             self.processor.prompt = prompt
-            batches = plan_batches(
+            written = run_batches(
                 estimate_tokens(self, conversations, {}),
+                partial(self._batch, rows),
+                partial(self._generate, gold_visible=answers is not None),
                 batch_size=self.batch_size,
-                token_budget=TOKEN_BUDGET,
+                budget=self._budget,
                 # One more batch is up to `max_new_tokens` more steps, dearer than all padding that the budget admits.
                 batch_cost=sys.maxsize,
+                threads=0,  # the tokenizer takes traces apart meanwhile
             )
-            for batch in batches:
-                made = self._generate(rows, batch, gold_visible=answers is not None)
+            for batch, made in written:
                 traces.update(zip(batch, made, strict=True))
         return [traces[index] for index in range(len(rows))]
 
     @torch.inference_mode()
-    def _generate(self, rows: list[Row], places: list[int], *, gold_visible: bool) -> list[Trace]:
-        batch = self._batch(rows, places).to(self.model.device)
+    def _generate(self, batch: Any, *, gold_visible: bool) -> list[Trace]:
+        batch = batch.to(self.model.device)
         known = inspect.signature(self.model.forward).parameters
         sampling = self.settings.temperature > 0
         with torch.random.fork_rng(enabled=sampling):

@@ -11,6 +11,7 @@ from hf_mmembed import tiny
 from hf_mmembed.batching import TOKEN_BUDGET
 from hf_mmembed.judging import Judge
 from hf_mmembed.judging.judge import _question
+from hf_mmembed.memory import TokenBudget
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,21 @@ def test_long_questions_do_not_fill_a_batch_beyond_its_tokens(monkeypatch):
     judge([{"text": "word " * judge.max_seq_length}] * 40, [{"text": "red"}] * 40)
     assert sum(rows for rows, _ in shapes) == 40
     assert len(shapes) > 1 and all(rows * tokens <= TOKEN_BUDGET * 1.1 for rows, tokens in shapes), shapes
+
+
+def test_a_batch_that_does_not_fit_is_judged_in_halves(judge, monkeypatch):
+    expected, score, sizes = judge(QUERIES, CANDIDATES), judge._scores, []
+
+    def small(features):
+        sizes.append(len(features["input_ids"]))
+        if sizes[-1] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Simulated.")
+        return score(features)
+
+    monkeypatch.setattr(judge, "_budget", TokenBudget())
+    monkeypatch.setattr(judge, "_scores", small)
+    np.testing.assert_allclose(judge(QUERIES, CANDIDATES), expected, atol=1e-5)
+    assert sorted(sizes) == [1, 1, 1, 2]
 
 
 def test_not_a_number_is_an_error(judge, monkeypatch):

@@ -80,6 +80,21 @@ def test_batches_respect_the_bounds(model, monkeypatch):
     assert {rows for rows, _ in shapes} == {1}
 
 
+def test_a_batch_that_does_not_fit_is_embedded_in_halves(model, pool, one_by_one, monkeypatch):
+    sizes, forward = [], model.transformers_model.forward
+
+    def small(**features):
+        sizes.append(len(features["input_ids"]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Simulated.")
+        return forward(**features)
+
+    monkeypatch.setattr(model[0], "model_forward_params", None)
+    monkeypatch.setattr(model.transformers_model, "forward", small)
+    assert_same(model.encode_query(pool), one_by_one, 2e-5)
+    assert max(sizes) > 2 and sum(size for size in sizes if size <= 2) == len(pool)
+
+
 def test_families_that_do_not_say_how_many_tokens_a_picture_takes(model, pool, one_by_one, monkeypatch):
     """As those of Idefics2, LFM2-VL and some ten more."""
     monkeypatch.delattr(Qwen2VLProcessor, "_get_num_multimodal_tokens")

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from hf_mmembed import tiny
+from hf_mmembed.memory import TokenBudget
 from hf_mmembed.thinking.filling import think_about_pairs
 from hf_mmembed.thinking.reasoner import LocalReasoner, PrecomputedReasoner, Settings, fingerprint
 from hf_mmembed.thinking.traces import Trace, TraceStore
@@ -34,7 +35,7 @@ def test_batches_give_what_single_inputs_give(reasoner):
 
 def test_inputs_alike_in_length_share_a_batch_within_its_tokens(monkeypatch):
     reasoner = LocalReasoner(tiny.generative_path(), settings=Settings(6), batch_size=4, device="cpu")
-    monkeypatch.setattr("hf_mmembed.thinking.reasoner.TOKEN_BUDGET", 400)
+    monkeypatch.setattr(reasoner, "_budget", TokenBudget(400))
     inputs = [f"disc {n} " * (150 if n in (1, 5) else 1) for n in range(7)]
     one_by_one = [trace for item in inputs for trace in reasoner.think([item], "qa")]
     shapes = []
@@ -45,6 +46,22 @@ def test_inputs_alike_in_length_share_a_batch_within_its_tokens(monkeypatch):
     hook.remove()
     prompts = [shape for shape in shapes if shape[1] > 1]
     assert [rows for rows, _ in prompts] == [1, 1, 4, 1] and max(tokens for _, tokens in prompts[2:]) < 200, prompts
+
+
+def test_a_batch_that_does_not_fit_is_written_in_halves(reasoner, monkeypatch):
+    monkeypatch.setattr(reasoner, "_budget", TokenBudget())
+    sizes, generate = [], reasoner.model.generate
+
+    def small(**batch):
+        sizes.append(len(batch["input_ids"]))
+        if sizes[-1] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Simulated.")
+        return generate(**batch)
+
+    one_by_one = [trace for item in INPUTS for trace in reasoner.think([item], "qa")]
+    monkeypatch.setattr(reasoner.model, "generate", small)
+    assert reasoner.think(INPUTS, "qa") == one_by_one
+    assert sizes == [2, 1, 1, 1]
 
 
 def test_the_family_and_the_answer_are_read(reasoner):

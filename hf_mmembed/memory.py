@@ -1,0 +1,91 @@
+"""Batches as large as the memory of the device takes.
+
+In: inputs of known length, how to prepare a batch of them, and how to run the model on it. Out: the result of each
+batch; where memory runs out, batches of half the size, for the rest of the work too.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from .batching import TOKEN_BUDGET, plan_batches, prefetch
+
+__all__ = ["TokenBudget", "run_batches"]
+
+logger = logging.getLogger(__name__)
+
+Features = TypeVar("Features")
+Result = TypeVar("Result")
+
+
+@dataclass
+class TokenBudget:
+    """How many tokens a batch may have; `run_batches` lowers it where memory runs out.
+
+    Attributes:
+        tokens: Text and visual, padding included. Defaults to 16,384.
+    """
+
+    tokens: int = TOKEN_BUDGET
+
+
+def run_batches(
+    tokens: Sequence[int],
+    prepare: Callable[[list[int]], Features],
+    run: Callable[[Features], Result],
+    *,
+    batch_size: int,
+    budget: TokenBudget,
+    batch_cost: int,
+    threads: int,
+) -> Generator[tuple[list[int], Result], None, None]:
+    """Yield each batch of `plan_batches` and what ``run(prepare(batch))`` gives for it.
+
+    Args:
+        tokens: Estimated tokens of each input.
+        prepare: Makes features of a batch.
+        run: Runs the model on them. What it has begun with a batch that does not fit is thrown away.
+        batch_size: At most this many inputs in a batch.
+        budget: Of tokens in a batch.
+        batch_cost: As for `plan_batches`.
+        threads: How many prepare, and how many batches wait at most; with 0, the caller's own does.
+
+    Raises:
+        torch.OutOfMemoryError: A single input does not fit.
+
+    Example:
+        >>> results = run_batches([5, 9], len, str, batch_size=8, budget=TokenBudget(), batch_cost=9, threads=1)
+        >>> list(results)
+        [([1, 0], '2')]
+    """
+    left = list(range(len(tokens)))
+    while left:
+        plan = plan_batches(
+            [tokens[place] for place in left], batch_size=batch_size, token_budget=budget.tokens, batch_cost=batch_cost
+        )
+        batches = [[left[place] for place in batch] for batch in plan]
+        workers = min(threads, len(batches) - 1)
+        done: set[int] = set()
+        with closing(prefetch(prepare, batches, workers=workers, ahead=threads)) as prepared:
+            for batch, features in prepared:
+                try:
+                    result = run(features)
+                except torch.OutOfMemoryError:
+                    if len(batch) == 1:
+                        raise
+                    budget.tokens = max(1, len(batch) * max(tokens[place] for place in batch) // 2)
+                    logger.warning(
+                        "out of memory with %d inputs at once: batches now hold at most %d tokens",
+                        len(batch),
+                        budget.tokens,
+                    )
+                    break
+                done.update(batch)
+                yield batch, result
+        left = [place for place in left if place not in done]

@@ -1,0 +1,66 @@
+"""Batches that shrink where memory runs out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_mmembed.memory import TokenBudget, run_batches
+
+
+def run_in(memory: int, tokens: list[int], tried: list[list[int]], **options: int):
+    """All results of a device that takes so many tokens."""
+
+    def run(batch: list[int]) -> list[int]:
+        tried.append(batch)
+        if len(batch) * max(tokens[place] for place in batch) > memory:
+            raise torch.OutOfMemoryError("CUDA out of memory. Simulated.")
+        return [tokens[place] for place in batch]
+
+    options = {"batch_size": 16, "batch_cost": 10_000, "threads": 2} | options
+    budget = TokenBudget()
+    return list(run_batches(tokens, list, run, budget=budget, **options)), budget
+
+
+@given(
+    tokens=st.lists(st.integers(1, 100), max_size=40),
+    memory=st.integers(100, 4_000),
+    batch_size=st.integers(1, 16),
+    threads=st.integers(0, 3),
+)
+def test_every_input_is_done_once_in_whatever_memory_one_fits(tokens, memory, batch_size, threads):
+    results, _ = run_in(memory, tokens, [], batch_size=batch_size, threads=threads)
+    done = [place for batch, _ in results for place in batch]
+    assert sorted(done) == list(range(len(tokens)))
+    assert all(result == [tokens[place] for place in batch] for batch, result in results)
+
+
+def test_what_follows_is_as_small_from_the_start_and_finished_work_stays(caplog):
+    tried: list[list[int]] = []
+    results, budget = run_in(100, [10] * 64, tried)
+    failed = [batch for batch in tried if len(batch) > 10]
+    assert [len(batch) for batch in failed] == [16] and budget.tokens == 80
+    assert len(tried) == 1 + len(results) == 9
+    assert "out of memory with 16 inputs at once: batches now hold at most 80 tokens" in caplog.text
+
+
+def test_a_budget_that_was_lowered_stays_so_for_the_next_call():
+    budget, sizes = TokenBudget(50), []
+    options = {"batch_size": 16, "batch_cost": 10_000, "threads": 0}
+    list(run_batches([10] * 12, list, lambda batch: sizes.append(len(batch)), budget=budget, **options))
+    assert sizes == [5, 5, 2]
+
+
+def test_one_input_that_does_not_fit_is_an_error():
+    with pytest.raises(torch.OutOfMemoryError):
+        run_in(50, [10, 60, 10], [])
+
+
+def test_other_errors_are_the_caller_s():
+    def run(batch: list[int]) -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        list(run_batches([1, 2], list, run, batch_size=2, budget=TokenBudget(), batch_cost=9, threads=1))

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from .config import ConfigOption
-from .embed import DeviceOption
+from .embed import DeviceOption, LongestEdgeOption
 
 __all__ = ["judge"]
 
@@ -35,6 +35,7 @@ def judge(
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 16,
     split: Annotated[str, typer.Option(help="Split of the data.")] = "train",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the judge.")] = None,
+    longest_edge: LongestEdgeOption = None,
     device: DeviceOption = None,
     config: ConfigOption = None,
 ) -> None:
@@ -66,7 +67,10 @@ def judge(
         identity = identify(miner, directory, commit, opened).as_dict()
         pool = mined(pairs, opened, out / "embeddings", model=identity, depth=depth, cap=cap, device=opened.device)
         del opened  # before the judge needs the memory
-    asked = Judge(generative(model), revision=revision, words=(yes, no), batch_size=batch_size, device=device)
+    asked = Judge(
+        generative(model), revision=revision, words=(yes, no), batch_size=batch_size, longest_edge=longest_edge,
+        device=device,
+    )  # fmt: skip
     judged = judge_pairs(pairs, asked, pool, out, margin=margin, keep=keep, stride=stride)
     if process.main:
         typer.echo(

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import typer
 
 from .config import ConfigOption, values_set
+from .embed import LongestEdgeOption
 
 __all__ = ["think", "think_train"]
 
@@ -39,6 +40,7 @@ def think(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most probable token each time.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Inputs at a time, or requests on their way at once.")] = 16,
+    longest_edge: LongestEdgeOption = None,
     show_answers: Annotated[
         bool, typer.Option("--show-answers", help="Show the reasoner the right document of each query; marked.")
     ] = False,
@@ -62,6 +64,10 @@ def think(
 
     from .models import generative
 
+    if endpoint is not None and longest_edge is not None:
+        raise typer.BadParameter(
+            "the server decides on the size of pictures; leave it out", param_hint="--longest-edge"
+        )
     _no_bars_in_a_file()
     families = _families(family or [])
     rank, world, place = (
@@ -81,7 +87,7 @@ def think(
     else:
         reasoner = LocalReasoner(
             generative(model), revision=revision, settings=settings, templates=load_templates(templates),
-            batch_size=batch_size, device=device or (_own_gpu(place) if world > 1 else None),
+            batch_size=batch_size, longest_edge=longest_edge, device=device or (_own_gpu(place) if world > 1 else None),
         )  # fmt: skip
     with TraceStore(out) as store:
         try:

@@ -18,6 +18,7 @@ from hf_mmembed.data.rows import hash_parts
 from hf_mmembed.identity import local_checkpoint
 from hf_mmembed.inputs import as_messages
 from hf_mmembed.memory import TokenBudget, run_batches
+from hf_mmembed.model.picture_size import limit_pictures
 from hf_mmembed.model.rows_mmembed import HierarchicalPrompt, Row, row_of_conversation
 from hf_mmembed.preparation import Conversation, estimate_tokens
 from hf_mmembed.sentence_transformer import BATCH_COST_ELSEWHERE
@@ -43,16 +44,18 @@ class Judge:
         words: What it answers with. Defaults to ``("Yes", "No")``.
         batch_size: Questions per forward pass, at most: those of a call that are alike in length, and fewer where they
             would have more than 16,384 tokens (an estimate), or where memory runs out. Defaults to 16.
+        longest_edge: To what pictures are scaled down; see `limit_pictures`. Defaults to what the checkpoint says.
         dtype: Defaults to that of the checkpoint; float32 on a CPU.
         device: Defaults to a GPU if there is one.
 
     Attributes:
-        identity: Decides the scores: model, revision and question.
+        identity: Decides the scores: model, revision, question and `longest_edge`.
         max_seq_length: Tokens that a question may have; a longer one loses the end of its texts.
 
     Raises:
         OSError: The checkpoint cannot be read or has no safetensors weights.
-        ValueError: It is no multimodal LLM with a chat template, or both words begin with the same token.
+        ValueError: It is no multimodal LLM with a chat template, both words begin with the same token, or the model
+            does not scale pictures by `longest_edge`.
 
     Example:
         ::
@@ -68,6 +71,7 @@ class Judge:
         revision: str | None = None,
         words: tuple[str, str] = ("Yes", "No"),
         batch_size: int = 16,
+        longest_edge: int | None = None,
         dtype: torch.dtype | str | None = None,
         device: str | torch.device | None = None,
     ) -> None:
@@ -76,6 +80,8 @@ class Judge:
         self.model, self.processor = open_generative(
             directory, load_templates(), dtype=dtype or ("float32" if device.type == "cpu" else "auto")
         )
+        if longest_edge is not None:
+            limit_pictures(self.processor, longest_edge, model)
         self.model.to(device).eval()
         self.processor.tokenizer.padding_side = "left"
         question = QUESTION.format(yes=words[0], no=words[1])
@@ -87,7 +93,8 @@ class Judge:
         self.max_seq_length = self.processor.tokenizer.model_max_length
         self._budget = TokenBudget()
         self._batch_cost = PADDING_PER_BATCH_ON_CPU if device.type == "cpu" else BATCH_COST_ELSEWHERE
-        self.identity = hash_parts(commit or fingerprint(directory), question, *words)
+        scaled = [] if longest_edge is None else [str(longest_edge)]
+        self.identity = hash_parts(commit or fingerprint(directory), question, *words, *scaled)
 
     def __call__(self, queries: Sequence[dict[str, Any]], candidates: Sequence[dict[str, Any]]) -> NDArray[np.float64]:
         """Scores between 0 and 1, ``(pairs,)``.

@@ -26,6 +26,7 @@ from hf_mmembed.inputs import as_messages, check_unicode
 from hf_mmembed.memory import TokenBudget, run_batches
 from hf_mmembed.model.checkpoint_mmembed import require_safetensors
 from hf_mmembed.model.convert import wrap_processor
+from hf_mmembed.model.picture_size import limit_pictures
 from hf_mmembed.model.registration import MMEmbedProcessor, UnifiedConfig
 from hf_mmembed.model.rows_mmembed import Row, row_of_conversation
 from hf_mmembed.preparation import Conversation, estimate_tokens
@@ -111,6 +112,8 @@ class LocalReasoner:
         templates: Defaults to the latest.
         batch_size: Inputs per call of ``generate``, at most: fewer where they would have more than 16,384 tokens (an
             estimate), or where memory runs out. Defaults to 16.
+        longest_edge: To what pictures are scaled down; see `limit_pictures`. Part of the origin of the traces. Defaults to
+            what the checkpoint says.
         dtype: Defaults to that of the checkpoint; float32 on a CPU.
         device: Defaults to a GPU if there is one.
 
@@ -119,7 +122,8 @@ class LocalReasoner:
 
     Raises:
         OSError: The checkpoint cannot be read or has no safetensors weights.
-        ValueError: It is no multimodal LLM with a chat template, or `settings` leave no room for the input.
+        ValueError: It is no multimodal LLM with a chat template, `settings` leave no room for the input, or the model
+            does not scale pictures by `longest_edge`.
 
     Example:
         ::
@@ -137,6 +141,7 @@ class LocalReasoner:
         settings: Settings | None = None,
         templates: Templates | None = None,
         batch_size: int = 16,
+        longest_edge: int | None = None,
         dtype: torch.dtype | str | None = None,
         device: str | torch.device | None = None,
     ) -> None:
@@ -151,6 +156,10 @@ class LocalReasoner:
             directory, self.templates, dtype=dtype or ("float32" if device.type == "cpu" else "auto")
         )
         self.model.to(device).eval()
+        written_by = self.settings.as_json()
+        if longest_edge is not None:
+            limit_pictures(self.processor, longest_edge, model)
+            written_by = json.dumps({**json.loads(written_by), "longest_edge": longest_edge}, sort_keys=True)
         self.processor.tokenizer.padding_side = "left"
         self.max_seq_length = self.processor.tokenizer.model_max_length - self.settings.max_new_tokens
         if self.max_seq_length <= 0:
@@ -159,7 +168,7 @@ class LocalReasoner:
                 f"{self.processor.tokenizer.model_max_length} tokens in all; lower it"
             )
         name = directory.name if Path(model).is_dir() else str(model)
-        self.origin = Origin(name, commit or fingerprint(directory), self.templates.version, self.settings.as_json())
+        self.origin = Origin(name, commit or fingerprint(directory), self.templates.version, written_by)
         stored = self.model.generation_config
         ends = stored.eos_token_id
         self._ends = {self.processor.tokenizer.eos_token_id, *([ends] if isinstance(ends, int) else ends or [])}

@@ -47,6 +47,16 @@ def test_ctrl_c_says_how_to_go_on(data, generative, tmp_path, monkeypatch, capsy
     assert f"stopped; 0 traces are kept in {tmp_path}" in capsys.readouterr().err
 
 
+def test_pictures_are_scaled_down_here_or_by_the_server(data, generative, tmp_path, capsys):
+    words = ["think", generative("qwen2_vl"), data, tmp_path / "t.sqlite", "--longest-edge", 1024]
+    assert run(*words, "--limit", 1, "--side", "query", "--max-new-tokens", 3, "--device", "cpu") == 0
+    with TraceStore(tmp_path / "t.sqlite") as store:
+        [origin] = store.origins()
+    assert json.loads(origin.settings)["longest_edge"] == 1024
+    assert run(*words, "--endpoint", "http://127.0.0.1:9/v1") == 2
+    assert "the server decides" in capsys.readouterr().err
+
+
 def test_missing_endpoint(data, tmp_path, capsys):
     code = run("think", "teacher", data, tmp_path / "t.sqlite", "--endpoint", "http://127.0.0.1:9/v1")
     assert code == 1 and "cannot be reached" in capsys.readouterr().err

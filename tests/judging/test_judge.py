@@ -106,6 +106,15 @@ def test_a_batch_that_does_not_fit_is_judged_in_halves(judge, monkeypatch):
     assert sorted(sizes) == [1, 1, 1, 2]
 
 
+def test_pictures_can_be_scaled_down_which_decides_the_scores(generative):
+    small, whole = (
+        Judge(generative("qwen2_vl"), words=("yes", "no"), longest_edge=edge, device="cpu") for edge in (1024, None)
+    )
+    rows = [judge_question({"image": Image.new("RGB", (320, 240), "red")}, {"text": "red"})]
+    assert small._features(rows)["input_ids"].shape[1] < whole._features(rows)["input_ids"].shape[1]
+    assert small.identity != whole.identity
+
+
 def test_not_a_number_is_an_error(judge, monkeypatch):
     monkeypatch.setattr(judge, "_scores", lambda features: np.full(len(features["input_ids"]), np.nan))
     with pytest.raises(ValueError, match="the judge gave NaN for {'text': 'red'}"):

@@ -8,6 +8,7 @@ from PIL import Image
 
 from hf_mmembed import tiny
 from hf_mmembed.memory import TokenBudget
+from hf_mmembed.model.rows_mmembed import Row
 from hf_mmembed.thinking.filling import think_about_pairs
 from hf_mmembed.thinking.reasoner import LocalReasoner, PrecomputedReasoner, Settings, fingerprint
 from hf_mmembed.thinking.traces import Trace, TraceStore
@@ -62,6 +63,19 @@ def test_a_batch_that_does_not_fit_is_written_in_halves(reasoner, monkeypatch):
     monkeypatch.setattr(reasoner.model, "generate", small)
     assert reasoner.think(INPUTS, "qa") == one_by_one
     assert sizes == [2, 1, 1, 1]
+
+
+def test_pictures_can_be_scaled_down_which_is_part_of_a_trace_s_origin(reasoner, generative):
+    small, whole = (
+        LocalReasoner(generative("qwen2_vl"), settings=Settings(2), longest_edge=edge, device="cpu")
+        for edge in (32 * 32, None)
+    )
+    photo = Image.new("RGB", (320, 240), "red")
+    rows = [Row((photo,), None)]
+    assert small._batch(rows, [0])["input_ids"].shape[1] < whole._batch(rows, [0])["input_ids"].shape[1]
+    assert json.loads(small.origin.settings) == json.loads(whole.origin.settings) | {"longest_edge": 1024}
+    with pytest.raises(ValueError, match="longest_edge=1 does not fit that; give at least"):
+        LocalReasoner(tiny.generative_path(), longest_edge=1, device="cpu")
 
 
 def test_the_family_and_the_answer_are_read(reasoner):

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .config import ConfigOption
 from .models import SHIPPED, embedder, generative, teacher
 
 __all__ = ["bench"]
@@ -52,6 +53,7 @@ def ablation(
         int, typer.Option(min=2, help="Of every scene: the more, the more false negatives there are to mine.")
     ] = 2,
     candidates: Annotated[int, typer.Option(min=10, help="Pictures and captions to retrieve from.")] = 500,
+    config: ConfigOption = None,
 ) -> None:
     """Train with every way of making batches, equal in all else, and compare on unseen scenes.
 
@@ -86,6 +88,7 @@ def distill(
     seeds: Annotated[int, typer.Option(min=1, help="Runs, seeded 0, 1, ...")] = 3,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of a run.")] = 60,
     candidates: Annotated[int, typer.Option(min=10, help="Captions to compare and pictures to retrieve.")] = 300,
+    config: ConfigOption = None,
 ) -> None:
     """Distil a text teacher (UniME, stage 1) and compare before and after: agreement with it, and retrieval.
 
@@ -122,6 +125,7 @@ def thinking(
     trace_dropout: Annotated[
         float, typer.Option(min=0.0, max=0.99, help="Share of the traces that an embedder is not shown.")
     ] = 0.1,
+    config: ConfigOption = None,
 ) -> None:
     """Think before embedding, in every variant, and compare what it brings and what it costs.
 

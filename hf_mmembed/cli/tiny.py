@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .config import ConfigOption
 from .embed import DeviceOption, ModelArgument
 from .models import SHIPPED
 
@@ -23,6 +24,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Seed of weights, tokenizer and data.")] = 0,
     threads: Annotated[int | None, typer.Option(help="CPU threads. Defaults to the number of cores.", min=1)] = None,
     device: DeviceOption = None,
+    config: ConfigOption = None,
 ) -> None:
     """Train the model from scratch, or resume a killed run.
 
@@ -39,6 +41,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Also write all scores to this JSON file.")] = None,
     seeds: Annotated[int, typer.Option(help="Number of test sets, seeded 0, 1, ...", min=1)] = 3,
     candidates: Annotated[int, typer.Option(help="Pictures and captions to retrieve from.", min=10)] = 1000,
+    config: ConfigOption = None,
 ) -> None:
     """Print what each prompt makes of the model without training, and how well it answers questions.
 
@@ -61,6 +64,7 @@ def draw(
     split: Annotated[str, typer.Option(help="train, mine, val or test.")] = "test",
     seed: Annotated[int, typer.Option(help="Seed of the drawings.")] = 0,
     pixels: Annotated[int, typer.Option(help="Side of a picture in pixels.", min=16)] = 192,
+    config: ConfigOption = None,
 ) -> None:
     """Draw pictures of the tiny model's world, with captions, as an image folder that `datasets` can load.
 
@@ -88,6 +92,7 @@ def benchmark(
     out: Annotated[Path, typer.Argument(help="Folder for mmeb-v1, sugarcrepe and sugarcrepe-pp; made if missing.")],
     rows: Annotated[int, typer.Option(help="Queries of each data set.", min=1)] = 500,
     seed: Annotated[int, typer.Option(help="Seed of the drawings and wordings.")] = 0,
+    config: ConfigOption = None,
 ) -> None:
     """Draw a benchmark in the layouts of MMEB-V1, SugarCrepe and SugarCrepe++, for `hf-mmembed evaluate`.
 
@@ -105,6 +110,7 @@ def score(
     drawn: Annotated[Path, typer.Argument(help="Folder that `hf-mmembed tiny benchmark` drew.")],
     out: Annotated[Path, typer.Argument(help="JSON file for the scores, as model cards hold them.")],
     device: DeviceOption = None,
+    config: ConfigOption = None,
 ) -> None:
     """Measure a model on all three parts of the drawn benchmark.
 

@@ -4,8 +4,10 @@ In: embeddings and ids of one subset. Out: `Clusters` whose rows are shorter whe
 query is an anchor or a member in the first pass; anchors that found nothing left take members a second time in the
 second. Of the ``mult · k`` nearest documents with an owner still free, the k are taken whose owners are least like the
 anchor. The published program goes through queries and documents in the order of Python's sets, which depends on the
-hash seed; this goes through them in the order of the data. Nothing else differs: a query may meet itself, a member may
-come twice, and the row of a query is its last one (Ju & Lee, arXiv 2508.00955, and their repository Gen2Embed).
+hash seed; this goes through them in the order of the data. Nothing else of the greedy differs: a query may meet itself,
+a member may come twice, and the row of a query is its last one (Ju & Lee, arXiv 2508.00955, and their repository
+Gen2Embed). What it is given differs: they take each wording of an instruction for a query of its own, here wordings of one
+content are one query, embedded under the subset's most frequent instruction.
 """
 
 from __future__ import annotations

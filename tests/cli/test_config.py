@@ -9,6 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from hf_mmembed.cli.config import ConfigOption
+from hf_mmembed.cli.main import app as hf_mmembed_app
 
 app = typer.Typer(add_completion=False)
 
@@ -75,3 +76,19 @@ def test_mistakes_are_usage_errors(run, text, expected):
 def test_missing_file_is_a_usage_error(tmp_path):
     result = CliRunner().invoke(app, ["tiny", "--config", str(tmp_path / "none.yaml")])
     assert result.exit_code == 2
+
+
+def leaves(command, path=()):
+    """Every command without commands of its own, with its name in words."""
+    inside = getattr(command, "commands", None)
+    if inside is None:
+        yield " ".join(path), command
+    for name, one in (inside or {}).items():
+        yield from leaves(one, (*path, name))
+
+
+def test_every_command_with_options_reads_them_from_a_file():
+    # A recipe is such a file already; the doctor has nothing to set.
+    for name, command in leaves(typer.main.get_command(hf_mmembed_app)):
+        options = {word for parameter in command.params for word in parameter.opts if word.startswith("--")}
+        assert "--config" in options or not options - {"--help"} or name == "think-train", (name, options)

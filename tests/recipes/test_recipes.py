@@ -34,7 +34,7 @@ def test_published_values(name):
     recipe = load_recipe(name)
     assert recipe.training | PUBLISHED == recipe.training
     assert (recipe.mining["k"], recipe.mining["mult"], recipe.prompt) == (15, 3, "saha")
-    assert recipe.image_size["longest_edge"] == 448 * 448
+    assert recipe.image_size == {"shortest_edge": 448 * 448, "longest_edge": 448 * 448}
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("saha")])

@@ -6,6 +6,7 @@ and features batch by batch, made in worker threads while the model runs. Errors
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -24,12 +25,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Conversation", "Reader", "estimate_tokens", "prepare", "preparing_threads"]
 
+logger = logging.getLogger(__name__)
+
 # A fast tokenizer keeps its padding and truncation settings as state: two threads would mix up each other's.
 # `MMEmbedProcessor` sees to that itself, and reads pictures meanwhile.
 _OTHER_PROCESSORS = threading.Lock()
 # A PIL image cannot be decoded by two threads at once; the same object may stand in several inputs.
 _PICTURE_LOCKS = [threading.Lock() for _ in range(64)]
-# Of families that do not say how many tokens a picture takes: one per square of 28 pixels, as in Qwen2-VL, of a picture
+# Of families that do not say how many tokens a picture takes, or not with every image processor (LLaVA's wants to know how
+# pictures are cropped, which SigLIP's does not do): one per square of 28 pixels, as in Qwen2-VL, of a picture
 # that was scaled down to about 900 x 900.
 _PIXELS_OF_TOKEN, _MOST_TOKENS = 28 * 28, 1024
 
@@ -90,18 +94,24 @@ def estimate_tokens(reader: Reader, conversations: Sequence[Conversation], optio
         sizes_of.append(own)
         sizes.update(dict.fromkeys(own, 0))
     if sizes:
-        family: Any = getattr(reader.processor, "backbone_processor", reader.processor)
-        if hasattr(family, "_get_num_multimodal_tokens"):
-            of_images = (options.get("processing_kwargs") or {}).get("image", {})
-            counted = family._get_num_multimodal_tokens(image_sizes=list(sizes), images_kwargs=of_images)
-            sizes = dict(zip(sizes, counted.num_image_tokens, strict=True))
-        else:
-            sizes = {(high, wide): min(high * wide // _PIXELS_OF_TOKEN + 1, _MOST_TOKENS) for high, wide in sizes}
+        family = getattr(reader.processor, "backbone_processor", reader.processor)
+        of_images = (options.get("processing_kwargs") or {}).get("image", {})
+        sizes = dict(zip(sizes, _visual_tokens(family, list(sizes), of_images), strict=True))
     limit = reader.max_seq_length or sys.maxsize
     return [
         fixed + sum(sizes[size] for size in own) + min(limit, sum(map(text_tokens, texts(conversation.messages))))
         for conversation, own in zip(conversations, sizes_of, strict=True)
     ]
+
+
+def _visual_tokens(family: Any, sizes: list[tuple[int, int]], options: Mapping[str, Any]) -> list[int]:
+    """Tokens of a picture of each size ``(height, width)``, or about so many."""
+    if hasattr(family, "_get_num_multimodal_tokens"):
+        try:
+            return list(family._get_num_multimodal_tokens(image_sizes=sizes, images_kwargs=options).num_image_tokens)
+        except (AttributeError, KeyError, TypeError):
+            logger.debug("%s does not tell tokens of pictures", type(family).__name__, exc_info=True)
+    return [min(high * wide // _PIXELS_OF_TOKEN + 1, _MOST_TOKENS) for high, wide in sizes]
 
 
 def preparing_threads(device_type: str) -> int:

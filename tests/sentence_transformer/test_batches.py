@@ -95,9 +95,18 @@ def test_a_batch_that_does_not_fit_is_embedded_in_halves(model, pool, one_by_one
     assert max(sizes) > 2 and sum(size for size in sizes if size <= 2) == len(pool)
 
 
-def test_families_that_do_not_say_how_many_tokens_a_picture_takes(model, pool, one_by_one, monkeypatch):
+def refuse(self, **options):
+    """As LLaVA's over SigLIP, whose pictures are not cropped."""
+    return None["height"]
+
+
+@pytest.mark.parametrize("how", [None, refuse])
+def test_families_that_do_not_say_how_many_tokens_a_picture_takes(model, pool, one_by_one, monkeypatch, how):
     """As those of Idefics2, LFM2-VL and some ten more."""
-    monkeypatch.delattr(Qwen2VLProcessor, "_get_num_multimodal_tokens")
+    if how is None:
+        monkeypatch.delattr(Qwen2VLProcessor, "_get_num_multimodal_tokens")
+    else:
+        monkeypatch.setattr(Qwen2VLProcessor, "_get_num_multimodal_tokens", how)
     assert_same(model.encode_query(pool, batch_size=3), one_by_one, 2e-5)
     estimates = estimate_tokens(model, [Conversation(i, as_messages(pool[i])) for i in (3, 4, 6)], {})
     assert estimates[2] - estimates[1] == 2  # 40 x 32 pixels

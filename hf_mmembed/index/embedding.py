@@ -7,7 +7,6 @@ cannot be read has no embedding; it is listed with the reason.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import time
@@ -25,6 +24,7 @@ from hf_mmembed.data.rows import hash_parts
 from hf_mmembed.files import replacing, write_atomically
 from hf_mmembed.identity import ModelIdentity
 from hf_mmembed.model.images_mmembed import open_image
+from hf_mmembed.passing import is_passing
 
 from .lock import LOCK, only_writer
 from .manifest import Manifest, read_manifest, remove_leftovers, write_manifest
@@ -56,11 +56,6 @@ _NPY = "embeddings.npy"
 _OPEN_PIXELS = 64_000_000  # decoded pictures held at once, about 200 MB; and as much again in the making
 _OPEN_ROWS = 256
 _OPEN_WORKERS = 4
-# It is not the file that is at fault.
-_PASSING = {
-    errno.EAGAIN, errno.EHOSTDOWN, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOTCONN, errno.ESTALE,
-    errno.ETIMEDOUT,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -349,8 +344,7 @@ def _open(numbered: tuple[int, Row | _Refused]) -> _Opened | _Refused:
         try:
             image: Image = open_image(item.image)
         except ValueError as error:
-            cause = error.__cause__
-            return _Refused(_one_line(error), passing=isinstance(cause, OSError) and cause.errno in _PASSING)
+            return _Refused(_one_line(error), passing=is_passing(error))
         inputs["image"] = image
         pixels = image.width * image.height
     return _Opened(row, item, inputs, pixels)

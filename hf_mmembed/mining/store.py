@@ -3,8 +3,9 @@
 In: pairs, their `ContentIds` and an embedder. Out: a directory per side with npy files of shape ``(shard, dim)``, float32,
 which are read as memory maps, and a ``manifest.json``. A file is written under a temporary name and renamed, and its
 name holds a digest of what it was made from (contents, instructions, model), so a run that was killed goes on where it
-was, and one with another model or other data takes nothing from it. Under ``accelerate launch`` every process embeds
-its share of the files; the directory has to be one that all of them see.
+was, and one with another model or other data takes nothing from it. A file with inputs that the disk failed to give has
+another name, so that the next run tries it again. Under ``accelerate launch`` every process embeds its share of the
+files; the directory has to be one that all of them see.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from hf_mmembed.data.pairs import document_of, query_of
 from hf_mmembed.data.rows import hash_parts
 from hf_mmembed.files import write_atomically
+from hf_mmembed.passing import is_passing
 from hf_mmembed.processes import world
 
 from .ids import ContentIds
@@ -136,16 +138,19 @@ def embed_contents(
             if path.exists():
                 continue
             inputs = _inputs(pairs, ids, rows[start : start + shard_size], side)
-            vectors, reasons = _embed(inputs, encode, batch_size, dim)
+            vectors, reasons, passing = _embed(inputs, encode, batch_size, dim)
             skipped = {start + place: reason for place, reason in reasons.items()}
+            written = _for_now(path) if passing else path
             # First the reasons, then the vectors: a shard counts as finished when these are there.
-            write_atomically(path.with_suffix(".json"), json.dumps(skipped, ensure_ascii=False).encode("utf-8"))
-            _write_npy(path, vectors)
+            write_atomically(written.with_suffix(".json"), json.dumps(skipped, ensure_ascii=False).encode("utf-8"))
+            _write_npy(written, vectors)
             bar.update(len(inputs))
     process.agree(None)
+    stale = [_for_now(path) for path in paths if path.exists()]
+    paths = [path if path.exists() else _for_now(path) for path in paths]
     if process.main:
-        _write_manifest(folder, manifest, complete=True)
-        for stray in folder.glob(".*.tmp"):
+        _write_manifest(folder, {**manifest, "shards": [path.name for path in paths]}, complete=True)
+        for stray in [*folder.glob(".*.tmp"), *stale, *(path.with_suffix(".json") for path in stale)]:
             stray.unlink(missing_ok=True)
     reasons_by_id = [json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) for path in paths]
     skipped = {int(number): why for found in reasons_by_id for number, why in found.items()}
@@ -158,6 +163,11 @@ def embed_contents(
 
 def _path(folder: Path, salt: str, digests: np.ndarray, instructions: list[str], start: int) -> Path:
     return folder / f"shard-{start:09d}-{hash_parts(salt, digests.tobytes().hex(), *instructions)}.npy"
+
+
+def _for_now(path: Path) -> Path:
+    """The name of a shard in which an input is missing that another run may be given."""
+    return path.with_suffix(".passing.npy")
 
 
 def _instructions_of_documents(pairs: Dataset, rows: np.ndarray) -> list[str]:
@@ -177,10 +187,11 @@ def _inputs(pairs: Dataset, ids: ContentIds, rows: np.ndarray, side: Side) -> li
 
 def _embed(
     inputs: list[dict[str, Any]], encode: Callable[..., Any], batch_size: int, dim: int
-) -> tuple[np.ndarray, dict[int, str]]:
-    """Vectors ``(inputs, dim)``, and why some of them are NaN."""
+) -> tuple[np.ndarray, dict[int, str], bool]:
+    """Vectors ``(inputs, dim)``, why some of them are NaN, and whether a reason for that may be gone the next time."""
     vectors = np.full((len(inputs), dim), np.nan, np.float32)
     reasons: dict[int, str] = {}
+    passing = False
     pending = [(0, inputs)]
     while pending:
         start, group = pending.pop()
@@ -190,6 +201,7 @@ def _embed(
             # One input is refused: halve the group until it is alone.
             if len(group) == 1:
                 reasons[start] = " ".join(str(error).split())
+                passing |= is_passing(error)
                 continue
             middle = len(group) // 2
             pending += [(start, group[:middle]), (start + middle, group[middle:])]
@@ -198,7 +210,7 @@ def _embed(
     wrong = np.setdiff1d(np.flatnonzero(~np.isfinite(vectors).all(1)), list(reasons))
     if len(wrong):
         raise RuntimeError(f"the model gave an embedding that is not finite for {str(inputs[wrong[0]])[:200]}")
-    return vectors, reasons
+    return vectors, reasons, passing
 
 
 def _write_npy(path: Path, vectors: np.ndarray) -> None:

@@ -1,0 +1,29 @@
+"""Errors that may be gone the next time: it is the disk, or the machine, that is at fault, and not the file.
+
+In: an error. Out: whether what failed is worth another try.
+"""
+
+from __future__ import annotations
+
+import errno
+
+__all__ = ["is_passing"]
+
+_PASSING = {
+    errno.EAGAIN, errno.EHOSTDOWN, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOTCONN, errno.ESTALE,
+    errno.ETIMEDOUT,
+}  # fmt: skip
+
+
+def is_passing(error: BaseException | None) -> bool:
+    """Whether the error, or one that it was raised from, may be gone the next time.
+
+    Example:
+        >>> is_passing(OSError(errno.EIO, "Input/output error")), is_passing(FileNotFoundError(errno.ENOENT, "none"))
+        (True, False)
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _PASSING:
+            return True
+        error = error.__cause__
+    return False

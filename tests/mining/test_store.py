@@ -1,0 +1,41 @@
+"""What the store of embeddings keeps from run to run."""
+
+from __future__ import annotations
+
+import errno
+import json
+
+from datasets import Dataset
+
+from hf_mmembed.data.pairs import read_pairs
+from hf_mmembed.mining import mine_pairs
+from hf_mmembed.model.images_mmembed import ImageError
+from tests.index.fake_embedder import FakeEmbedder
+from tests.mining.test_dataset import MODEL, files, rows
+
+
+class OnAFailingDisk(FakeEmbedder):
+    def _encode(self, inputs, task):
+        if any(item["text"] == "query 7" for item in inputs):
+            try:
+                raise ImageError("7.png cannot be read") from OSError(errno.EIO, "Input/output error")
+            except ImageError as error:
+                raise ImageError(f"input 7: {error}") from error
+        return super()._encode(inputs, task)
+
+
+def test_what_a_disk_failed_to_give_is_tried_again(tmp_path):
+    table = rows(20).to_dict()
+    table["query_text"][2] = "refuse me"
+    pairs, well = read_pairs(Dataset.from_dict(table)), FakeEmbedder()
+
+    def skipped(embedder, out):
+        return mine_pairs(pairs, embedder, out, model=MODEL, k=3, shard_size=8).skipped
+
+    refused = {2: "an input is refused"}
+    assert skipped(OnAFailingDisk(), tmp_path / "out") == refused | {7: "input 7: 7.png cannot be read"}
+    manifest = json.loads((tmp_path / "out/embeddings/queries/manifest.json").read_text())
+    assert all((tmp_path / "out/embeddings/queries" / name).is_file() for name in manifest["shards"])
+    assert skipped(well, tmp_path / "out") == refused and well.embedded == 7
+    skipped(FakeEmbedder(), tmp_path / "whole")
+    assert files(tmp_path / "out") == files(tmp_path / "whole")

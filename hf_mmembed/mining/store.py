@@ -94,8 +94,9 @@ def embed_contents(
         embedder: The model.
         directory: Where the shards go; the same one for both sides.
         side: ``"queries"`` or ``"documents"``.
-        model: What decides the numbers: name, revision, fingerprint, hash of the prompt, resolution. Anything JSON
-            holds; embeddings of another model in the directory are left alone.
+        model: What decides the numbers: fingerprint, hash of the prompt, dtype, resolution. Anything JSON holds;
+            embeddings of another model in the directory are left alone. Beside a ``"fingerprint"``, ``"name"`` and
+            ``"revision"`` are written down and decide nothing.
         batch_size: Inputs per forward pass, at most. Defaults to 32.
         shard_size: Contents per file: what a killed run loses at most, per process. Defaults to 2048.
 
@@ -110,7 +111,10 @@ def embed_contents(
     folder.mkdir(parents=True, exist_ok=True)
     digests = ids.query_digests if side == "queries" else ids.document_digests
     rows = ids.query_rows if side == "queries" else ids.document_rows
-    salt = hash_parts(side, json.dumps(model, sort_keys=True, default=str))
+    # A fingerprint tells which model it is, wherever it lies.
+    told = ("name", "revision") if "fingerprint" in model else ()
+    deciding = {key: value for key, value in model.items() if key not in told}
+    salt = hash_parts(side, json.dumps(deciding, sort_keys=True, default=str))
     starts = range(0, len(rows), shard_size)
     # The digest of a query holds its instruction, that of a document does not.
     asked = _instructions_of_documents(pairs, rows) if side == "documents" else []

@@ -39,3 +39,18 @@ def test_what_a_disk_failed_to_give_is_tried_again(tmp_path):
     assert skipped(well, tmp_path / "out") == refused and well.embedded == 7
     skipped(FakeEmbedder(), tmp_path / "whole")
     assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_a_model_that_was_moved_is_the_same_model(tmp_path):
+    pairs = rows(8)
+
+    def embedded(**model):
+        embedder = FakeEmbedder()
+        mine_pairs(pairs, embedder, tmp_path, model=model, k=1)
+        return embedder.embedded
+
+    assert embedded(name="here", revision=None, fingerprint="f00") == 16
+    assert embedded(name="there", revision="main", fingerprint="f00") == 0
+    manifest = json.loads((tmp_path / "embeddings/queries/manifest.json").read_text())
+    assert manifest["model"]["name"] == "there"
+    assert embedded(name="there", revision="main", fingerprint="f01") == 16

@@ -23,7 +23,9 @@ def card(
 
     A README.md that somebody wrote is checked and printed as it is. `hf-mmembed push` uploads the same card.
 
-    Example: hf-mmembed card my-embedder my-name/my-embedder > my-embedder/README.md
+    To edit it, write it to another file first: the shell empties the one that it writes to before it is read.
+
+    Example: hf-mmembed card my-embedder my-name/my-embedder > card.md && mv card.md my-embedder/README.md
     """
     from hf_mmembed.hub import card_of
 

@@ -10,6 +10,7 @@ The templates lie in `model_cards/` of the repository, and inside the package wh
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,11 @@ from .golden import FOLDER
 
 __all__ = ["METADATA", "SHIPPED", "card_of", "metadata_errors", "render_card", "template_folder"]
 
+logger = logging.getLogger(__name__)
+
 SHIPPED = "mmembed-tiny"  # the model in the package, and the name of the folder of its embedder
 
+_SHIPPED_FOLDER = "generative"  # of a local base, `convert` records this much
 _WRITTEN_BY_US = "<!-- hf-mmembed: rendered"
 _WRITTEN_BY_CONVERT = "It was converted by hf-mmembed and not trained for embedding."
 _WRITTEN_BY_LIBRARIES = ("tags:\n- generated_from_trainer", "[More Information Needed]", "This is a [sentence-")
@@ -111,11 +115,19 @@ def card_of(directory: str | Path, *, repo_id: str) -> str:
     """
     directory = Path(directory)
     readme = directory / "README.md"
-    if readme.is_file() and not _is_generated(text := readme.read_text(encoding="utf-8")):
+    # An empty one is what the shell leaves of a file that it redirects into.
+    if (text := _text(readme)) and not _is_generated(text):
         if errors := metadata_errors(text):
             raise ValueError(f"{readme.name} has wrong metadata: {'; '.join(errors)}")
-        return text
-    return render_card("embedder.md.jinja", facts_of(directory, repo_id))
+        return readme.read_text(encoding="utf-8")
+    facts = facts_of(directory, repo_id)
+    if facts["is_local"] and not facts["license"]:
+        logger.warning(
+            "the base of %s is known by the name of a local directory alone, %r: if it is on the Hub, set base_model in the "
+            "embedder's config.json to its id, so that the card says whose licence holds.",
+            directory, facts["base"],
+        )  # fmt: skip
+    return render_card("embedder.md.jinja", facts)
 
 
 def facts_of(directory: Path, repo_id: str) -> dict[str, Any]:
@@ -126,15 +138,15 @@ def facts_of(directory: Path, repo_id: str) -> dict[str, Any]:
     base_revision = adapter.get("revision") or config.get("base_revision")
     license_fields = _license_of(directory, base)
     is_shipped = base is not None and SHIPPED in Path(base).parts
-    if is_shipped:
-        license_fields = license_fields or {"license": "apache-2.0"}
     under_adapter = base
     if adapter and base is not None and (folder := Path(base)).is_dir():
         # The base knows how it is read, and of what it was made.
         under_adapter = f"path/to/{folder.name}"
         config, prompt = config or _json(folder / "config.json"), prompt or _prompt(folder)
-        base = SHIPPED if is_shipped else config.get("base_model") or folder.name
+        base = config.get("base_model") or folder.name
         base_revision = base_revision or config.get("base_revision")
+    if is_shipped or _is_made_of_shipped(config):
+        base, license_fields = SHIPPED, license_fields or {"license": "apache-2.0"}
     backbone = config.get("backbone_config", config)
     family = backbone.get("model_type")
     kind = "adapter" if adapter else "embedder" if config.get("model_type") == "mmembed" else "native"
@@ -157,6 +169,7 @@ def facts_of(directory: Path, repo_id: str) -> dict[str, Any]:
         "family": family,
         "base": base,
         "base_revision": base_revision,
+        "is_local": base is not None and base != SHIPPED and not is_public,
         "under_adapter": under_adapter,
         "is_shipped": is_shipped,
         "has_golden": "/" in repo_id or (directory / FOLDER).is_dir(),  # a push writes them
@@ -170,7 +183,8 @@ def facts_of(directory: Path, repo_id: str) -> dict[str, Any]:
         "mining": _json(directory / "mining.json"),
         "training": training,
         "scores": _scores(directory / ".eval_results"),
-        "marker": f"{_WRITTEN_BY_US} from the files of this directory; edit freely, a changed card is kept -->",
+        "marker": f"{_WRITTEN_BY_US} from the files of this directory, again at each push; delete this line to keep "
+        "what you change -->",
     }
 
 
@@ -179,11 +193,22 @@ def _is_generated(card: str) -> bool:
     return any(mark in card for mark in marks)
 
 
+def _is_made_of_shipped(config: Mapping[str, Any]) -> bool:
+    """Whether an embedder was made of the shipped model, by the folder and the sizes that its config records."""
+    if config.get("base_model") != _SHIPPED_FOLDER:
+        return False
+    from hf_mmembed.tiny import generative_path
+
+    shipped, found = _json(generative_path() / "config.json"), config.get("backbone_config", {})
+    sizes = [("text_config", "vocab_size"), ("text_config", "hidden_size"), ("vision_config", "embed_dim")]
+    return all(found.get(part, {}).get(size) == shipped[part][size] for part, size in sizes)
+
+
 def _license_of(directory: Path, base: str | None) -> dict[str, str]:
     """The licence fields of the base model's card: a fine-tuned model inherits them."""
     for readme in (directory / "README.md", *([Path(base) / "README.md"] if base and Path(base).is_dir() else [])):
-        if readme.is_file():
-            data = ModelCard.load(readme).data.to_dict()
+        if text := _text(readme):
+            data = ModelCard(text).data.to_dict()
             fields = {name: str(data[name]) for name in ("license", "license_name", "license_link") if name in data}
             if fields:
                 return fields

@@ -98,6 +98,50 @@ def test_a_card_that_somebody_wrote_is_kept(checkpoint):
         card_of(checkpoint, repo_id="org/x")
 
 
+@pytest.mark.parametrize("content", ["", " \n"])
+def test_an_empty_card_is_none(checkpoint, content, caplog):
+    """A shell empties the file it redirects into before the command starts."""
+    (checkpoint / "README.md").unlink()
+    expected = card_of(checkpoint, repo_id="org/x")
+    caplog.clear()
+    (checkpoint / "README.md").write_text(content)
+    assert card_of(checkpoint, repo_id="org/x") == expected
+    assert "metadata block" not in caplog.text
+
+
+def test_a_rendered_card_says_how_to_keep_a_change(checkpoint):
+    rendered = card_of(checkpoint, repo_id="org/x")
+    [marker] = [line for line in rendered.splitlines() if line.startswith("<!--")]
+    assert "delete this line to keep" in marker
+    changed = rendered.replace(marker, "") + "Mine.\n"
+    (checkpoint / "README.md").write_text(changed)
+    assert card_of(checkpoint, repo_id="org/x") == changed
+
+
+def test_a_base_without_a_hub_id_is_named_for_what_it_is(checkpoint, caplog):
+    card = card_of(checkpoint, repo_id="org/x")
+    assert "base model `qwen2_vl`, a local directory" in card and "base_model" not in card.split("---")[1]
+    assert "'qwen2_vl'" in caplog.text and "base_model" in caplog.text
+    config = json.loads((checkpoint / "config.json").read_text())
+    caplog.clear()
+    (checkpoint / "config.json").write_text(json.dumps(config | {"base_model": "org/base"}))
+    assert "a local directory" not in card_of(checkpoint, repo_id="org/x") and not caplog.text
+
+
+def test_the_card_of_an_embedder_made_of_the_shipped_model_names_it(tmp_path, caplog):
+    from hf_mmembed import tiny
+
+    made = {"model_type": "mmembed", "base_model": "generative", "readout": "final", "pooling": "last"}
+    made["backbone_config"] = json.loads((tiny.generative_path() / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(made))
+    card = card_of(tmp_path, repo_id="org/x")
+    assert "generative`" not in card and "license: apache-2.0" in card.split("---")[1] and not caplog.text
+    assert "`apache-2.0`, inherited from the base model `mmembed-tiny`." in card
+    made["backbone_config"]["text_config"]["vocab_size"] += 1
+    (tmp_path / "config.json").write_text(json.dumps(made))
+    assert "base model `generative`, a local directory" in card_of(tmp_path, repo_id="org/x")
+
+
 def test_a_missing_fact_is_an_error_and_never_a_gap():
     with pytest.raises(UndefinedError):
         render_card("embedder.md.jinja", {"metadata": {}, "marker": "", "name": "x"})

@@ -8,17 +8,23 @@ and counts).
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hf_mmembed.files import write_atomically
 
+if TYPE_CHECKING:
+    from .ids import ContentIds
+
 __all__ = ["Clusters"]
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "hf_mmembed/clusters"
 FORMAT_VERSION = 1
@@ -33,7 +39,8 @@ class Clusters:
         rows: ``(clusters, k + 1)``, int64: row numbers of the pairs, the anchor first, −1 where a cluster is shorter
             (only with the strategy ``saha-paper``).
         strategy: What built them.
-        settings: The arguments they were built with, by name.
+        settings: The arguments they were built with, by name; from `mine_pairs` also ``"data"``, the fingerprint of the
+            pairs, and ``"miner"``, the model.
         counts: How often each rule dropped a candidate, and how often clusters had to be refilled.
         diagnostics: One array of shape ``(clusters,)`` per name: what happened to the candidates of each anchor.
         recall: Share of queries whose document is among the 1, 5 and 10 nearest (``"recall@1"`` ...).
@@ -60,6 +67,24 @@ class Clusters:
     def sizes(self) -> np.ndarray:
         """Members of each cluster, shape ``(clusters,)``."""
         return (self.rows >= 0).sum(1)
+
+    def require_made_of(self, ids: ContentIds) -> None:
+        """Refuse pairs that these are no clusters of; those of an earlier version do not know theirs, which is logged.
+
+        Args:
+            ids: Of the pairs.
+
+        Raises:
+            ValueError: The clusters were made of other pairs, whose row numbers mean something else.
+        """
+        made_of = self.settings.get("data")
+        if made_of is None:
+            logger.warning("these clusters do not say of which pairs they were made; make sure that it was these")
+        elif made_of != ids.fingerprint:
+            raise ValueError(
+                f"these clusters were made of other pairs, or of these in another order: their fingerprint is {made_of}, "
+                f"not {ids.fingerprint}. Mine these pairs (`hf-mmembed mine`), or give those that were mined."
+            )
 
     def save(self, directory: str | Path) -> None:
         """Writes the clusters into a directory, which is created if needed; what is there is replaced at once.

@@ -10,7 +10,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,10 @@ def mine_pairs(
                 k + 1,
                 len(usable),
             )
-        clusters.save(out)
+        # A digest of its files says enough, without that of each.
+        miner = {name: value for name, value in model.items() if name != "files"}
+        settings = {**clusters.settings, "data": ids.fingerprint, "miner": miner}
+        replace(clusters, settings=settings).save(out)
     process.agree(None)
     return Mined(Clusters.load(out), ids, queries, documents, skipped)
 

@@ -51,6 +51,8 @@ class ContentIds:
         document_digests: ``(documents,)``, 16 bytes each.
         query_contents: ``(queries,)``, int64: the id of the document or negative with the same content as the query,
             whatever the instruction; beyond all of these where there is none.
+        fingerprint: Digest of the queries and documents row by row, whatever the instructions: the same for the same
+            data wherever it lies.
     """
 
     query_ids: np.ndarray
@@ -62,6 +64,7 @@ class ContentIds:
     query_digests: np.ndarray
     document_digests: np.ndarray
     query_contents: np.ndarray
+    fingerprint: str
 
     @cached_property
     def query_rows(self) -> np.ndarray:
@@ -131,6 +134,7 @@ def content_ids(pairs: Dataset, *, canonical_instruction: str | Mapping[str, str
         query_digests,
         document_digests[: positives.max(initial=-1) + 1],
         asked[np.unique(query_ids, return_index=True)[1]],
+        _digest(b"".join([*queries, *documents])).hex(),
     )
 
 

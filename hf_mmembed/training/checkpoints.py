@@ -19,7 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
 
-__all__ = ["STAGING", "last_complete", "publish", "require_no_run", "take_up_finished", "what_is_missing"]
+__all__ = ["STAGING", "last_complete", "publish", "require_no_run", "take_up_finished", "to_resume", "what_is_missing"]
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,28 @@ def last_complete(output_dir: str | Path) -> Path | None:
     return None
 
 
-def take_up_finished(trainer: Trainer, checkpoint: str | bool | None) -> TrainOutput | None:
+def to_resume(output_dir: str | Path, asked: str | bool | None) -> str | None:
+    """The checkpoint that a training begins at; None for the beginning.
+
+    Args:
+        output_dir: Of the trainer.
+        asked: A checkpoint; True for the last complete one, if there is one; None for none.
+
+    Raises:
+        ValueError: The checkpoint is not complete, or there is one where none was asked for.
+    """
+    if asked is True:
+        found = last_complete(output_dir)
+        logger.info("going on from %s", found) if found else logger.info("no checkpoint yet: from the beginning")
+        return None if found is None else str(found)
+    if not asked:
+        require_no_run(output_dir)
+    elif missing := what_is_missing(Path(asked)):
+        raise ValueError(f"cannot resume from {asked}: {missing}.")
+    return asked or None
+
+
+def take_up_finished(trainer: Trainer, checkpoint: str | None) -> TrainOutput | None:
     """Load a run that has done its ``max_steps``, which transformers would train one step further.
 
     Args:
@@ -110,11 +131,11 @@ def take_up_finished(trainer: Trainer, checkpoint: str | bool | None) -> TrainOu
     """
     if not checkpoint:
         return None
-    state = TrainerState.load_from_json(str(Path(str(checkpoint), TRAINER_STATE_NAME)))
+    state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
     if not 0 < trainer.args.max_steps <= state.global_step:
         return None
     logger.info("%s has all %d steps: nothing is left to do", checkpoint, trainer.args.max_steps)
-    trainer._load_from_checkpoint(str(checkpoint))
+    trainer._load_from_checkpoint(checkpoint)
     state.is_local_process_zero = trainer.is_local_process_zero()
     state.is_world_process_zero = trainer.is_world_process_zero()
     trainer.state = state

@@ -7,7 +7,6 @@ and no path of this machine: a local directory is called by its last name.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -24,15 +23,17 @@ import yaml
 
 from hf_mmembed import __version__
 from hf_mmembed.hub.card import SHIPPED
-from hf_mmembed.mining import Clusters, ContentIds
+from hf_mmembed.mining import Clusters
 
 from .arguments import SaHaTrainingArguments
 
 if TYPE_CHECKING:
     from .trainer import SaHaTrainer
 
-__all__ = ["fingerprint", "record_of"]
+__all__ = ["record_of"]
 
+# Numbers of every subset; and what training.json says, or may name a path.
+_NOT_OF_MINING = {"subsets", "data", "miner"}
 _LIBRARIES = ("torch", "transformers", "sentence-transformers", "peft", "accelerate", "datasets")
 # Of this machine and its user; nobody needs them to train the same again.
 _PRIVATE = re.compile(r"output_dir|logging_dir|run_name|disable_tqdm|use_cpu|push_to_hub|hub_.*|.*_token")
@@ -58,23 +59,6 @@ def record_of(trainer: SaHaTrainer) -> dict[str, str]:
     return files
 
 
-def fingerprint(ids: ContentIds) -> str:
-    """Digest of what the pairs say, row by row: the same for the same data wherever it lies.
-
-    Example:
-        >>> from datasets import Dataset
-        >>> from hf_mmembed.data.pairs import read_pairs
-        >>> from hf_mmembed.mining import content_ids
-        >>> rows = {"query": ["a disc", "a box"], "positive": ["round", "square"]}
-        >>> len(fingerprint(content_ids(read_pairs(Dataset.from_dict(rows)))))
-        32
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(ids.query_digests[ids.query_ids].tobytes())
-    digest.update(ids.document_digests[ids.document_ids].tobytes())
-    return digest.hexdigest()
-
-
 def _training(trainer: SaHaTrainer) -> dict[str, Any]:
     args, logs = trainer.args, [entry for entry in trainer.state.log_history if "loss" in entry]
     # A pair left alone at the end has no negatives: its loss is 0 and its hardness NaN, which JSON does not know.
@@ -85,7 +69,7 @@ def _training(trainer: SaHaTrainer) -> dict[str, Any]:
     facts = {
         "datasets": [source] if _is_on_the_hub(source) else None,
         "pairs": summary["pairs"],
-        "data_fingerprint": fingerprint(trainer.ids),
+        "data_fingerprint": trainer.ids.fingerprint,
         "clusters": summary["clusters"],
         "pairs_per_step": summary["pairs per step"],
         "steps": trainer.state.global_step,
@@ -104,7 +88,7 @@ def _training(trainer: SaHaTrainer) -> dict[str, Any]:
 
 def _mining(clusters: Clusters) -> dict[str, Any]:
     """Settings, counts and recall of the first mining, over all subsets."""
-    settings = {name: value for name, value in clusters.settings.items() if name != "subsets"}
+    settings = {name: value for name, value in clusters.settings.items() if name not in _NOT_OF_MINING}
     recall = {name: round(value, 4) for name, value in clusters.recall.items()}
     size = clusters.rows.shape[1]
     return {

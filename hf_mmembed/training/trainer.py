@@ -41,7 +41,7 @@ from hf_mmembed.sentence_transformer import MMEmbedder
 
 from .arguments import SaHaTrainingArguments
 from .callbacks import BeginEpoch, FrozenStaysFrozen, LogWhatIsSaved, Progress, Values
-from .checkpoints import STAGING, last_complete, publish, require_no_run, take_up_finished, what_is_missing
+from .checkpoints import STAGING, publish, take_up_finished, to_resume
 from .choices import make_loss
 from .chunks import NonFiniteLossError
 from .collator import PairCollator, numbered
@@ -113,6 +113,8 @@ class SaHaTrainer(SentenceTransformerTrainer):
         self.ids = content_ids(train_dataset) if ids is None else ids
         if len(self.ids.query_ids) != len(train_dataset):
             raise ValueError(f"ids are of {len(self.ids.query_ids)} rows, but there are {len(train_dataset)} pairs.")
+        if isinstance(clusters, Clusters):
+            clusters.require_made_of(self.ids)
         self.clusters = None if clusters is None else np.asarray(getattr(clusters, "rows", clusters))
         self.mined = clusters if isinstance(clusters, Clusters) else None
         self.mine, self.recipe = mine, recipe
@@ -301,17 +303,10 @@ class SaHaTrainer(SentenceTransformerTrainer):
         Raises:
             ValueError: The checkpoint is not complete, or the output directory holds another run.
         """
-        if resume_from_checkpoint is True:
-            found = last_complete(self.args.output_dir)
-            logger.info("going on from %s", found) if found else logger.info("no checkpoint yet: from the beginning")
-            resume_from_checkpoint = None if found is None else str(found)
-        elif not resume_from_checkpoint:
-            require_no_run(self.args.output_dir)
-        elif missing := what_is_missing(Path(resume_from_checkpoint)):
-            raise ValueError(f"cannot resume from {resume_from_checkpoint}: {missing}.")
+        checkpoint = to_resume(self.args.output_dir, resume_from_checkpoint)
         self._since = time.monotonic()
-        done = take_up_finished(self, resume_from_checkpoint)
-        result = done or super().train(resume_from_checkpoint or None, **kwargs)
+        done = take_up_finished(self, checkpoint)
+        result = done or super().train(checkpoint, **kwargs)
         if self.is_world_process_zero():
             plot_training(self.state.log_history, Path(self.args.output_dir, "training.png"))
         return result

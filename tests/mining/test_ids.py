@@ -92,3 +92,17 @@ def test_digests_do_not_depend_on_what_else_is_there():
     assert len(whole.query_digests) == 7 and len(whole.document_digests) == 5
     assert whole.query_ids.tolist() == [i % 7 for i in range(700)]
     assert {bytes(d) for d in part.query_digests} <= {bytes(d) for d in whole.query_digests}
+
+
+def test_the_fingerprint_is_of_the_contents_and_their_order():
+    some = [row("a disc", "round", "Find it."), row("a box", "square")]
+    [once, instructed, turned, other] = [
+        content_ids(pairs(rows)).fingerprint
+        for rows in (
+            some,
+            [{**one, "query_instruction": "Seek."} for one in some],
+            some[::-1],
+            [some[0], row("a box", "cubic")],
+        )
+    ]
+    assert once == instructed and len({once, turned, other}) == 3 and len(once) == 32

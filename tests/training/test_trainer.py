@@ -7,7 +7,7 @@ from datasets import Dataset
 from PIL import Image
 from transformers import Trainer
 
-from hf_mmembed.mining import Clusters
+from hf_mmembed.mining import Clusters, content_ids
 from hf_mmembed.training.losses import MaskedInfoNCELoss
 from hf_mmembed.training.models import open_for_training
 from hf_mmembed.training.trainer import SaHaTrainer
@@ -134,6 +134,12 @@ def test_where_mining_finds_no_cluster_batches_are_random(embedder, tmp_path):
     assert trainer.summary()["clusters"] == "none: random batches"
     trainer.train()
     assert trainer.state.global_step == 1
+
+
+def test_clusters_of_other_pairs_are_refused(embedder, tmp_path):
+    clusters = Clusters(CLUSTERS, "random", {"data": content_ids(make_pairs().select(range(11, -1, -1))).fingerprint})
+    with pytest.raises(ValueError, match="of other pairs"):
+        SaHaTrainer(embedder("qwen2_vl"), arguments(tmp_path), make_pairs(), clusters)
 
 
 def test_another_loss_can_be_given(embedder, tmp_path):

@@ -7,12 +7,8 @@ those of the inner model, unchanged; prompt, pooling and readout are written bes
 
 from __future__ import annotations
 
-import inspect
 import logging
-import os
 import re
-import shutil
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,20 +17,21 @@ import torch
 from huggingface_hub import ResolvedRevision, resolve_revision
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionResolutionError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
+from hf_mmembed.staging import require_empty, staged
+
+from .base_processor import wrap_processor
 from .checkpoint_mmembed import require_safetensors
 from .configuration_mmembed import quantization_of
-from .family_mmembed import image_only_processor, load_with_pillow
 from .picture_size import limit_pictures
 from .presets import load_prompt
-from .registration import MMEmbedConfig, MMEmbedModel, MMEmbedProcessor
+from .registration import MMEmbedConfig, MMEmbedModel
 from .rows_mmembed import HierarchicalPrompt
 
-__all__ = ["convert", "wrap_processor"]
+__all__ = ["convert"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +63,6 @@ print(model.similarity(queries, documents))
 | end of a query with text alone | {text} |
 | end of a query with an image | {image} |
 """
-
-# SmolVLM's own processor needs num2words for its video prompts; its images are processed exactly as Idefics3's.
-PROCESSOR_CLASSES = {"smolvlm": "Idefics3Processor"}
 
 # Beside weights that are quantised; some checkpoints hold them and say so in no config that transformers reads.
 SCALES = re.compile(r"\b(weight_scale(_inv|_2)?|weight_packed|qweight|qzeros|absmax|SCB)$")
@@ -110,11 +104,11 @@ def convert(
         FileExistsError: If `out` holds something already.
         OSError: If `base` cannot be read or has no safetensors weights.
         ValueError: If a choice is unknown, `revision` is given for a directory, `base` is not a multimodal LLM with a
-            chat template, does not scale pictures by `longest_edge`, or its weights are incomplete or quantised.
+            chat template that reads both texts and pictures, does not scale pictures by `longest_edge`, or its weights are
+            incomplete or quantised.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} exists and is not an empty directory; choose another one or remove it.")
+    require_empty(out)
     prompt = prompt if isinstance(prompt, HierarchicalPrompt) else load_prompt(prompt)
     if dtype is not None and str(dtype).removeprefix("torch.") not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; use one of {', '.join(map(repr, DTYPES))}.")
@@ -144,68 +138,11 @@ def convert(
     model = MMEmbedModel.from_backbone(
         backbone, readout=readout, pooling=pooling, embedding_dim=embedding_dim, **origin
     )
-    # What is there already, the working directory or a mount point perhaps, is filled; what is not appears whole.
-    fill = out.exists()
-    parent = out if fill else out.parent
-    parent.mkdir(parents=True, exist_ok=True)
-    name = out.resolve().name
-    written = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=parent))
-    try:
+    with staged(out) as written:
         model.save_pretrained(written)
         processor.save_pretrained(written)
-        (written / "README.md").write_text(_readme(name, model.config, prompt, commit), encoding="utf-8")
-        written.chmod(0o755)
-        if fill:  # config.json at last: without it, nothing opens the directory
-            for file in sorted(written.iterdir(), key=lambda file: file.name == "config.json"):
-                os.replace(file, out / file.name)
-        else:
-            os.replace(written, out)
-    finally:
-        shutil.rmtree(written, ignore_errors=True)
+        (written / "README.md").write_text(_readme(out.resolve().name, model.config, prompt, commit), encoding="utf-8")
     return out
-
-
-def wrap_processor(
-    base: str | Path, config: PretrainedConfig, prompt: HierarchicalPrompt, *, revision: str | None = None
-) -> MMEmbedProcessor:
-    """The processor of a generative checkpoint, wrapped so that it writes `prompt` around every input.
-
-    Args:
-        base (`str` or `Path`): A local checkpoint directory or a Hub id.
-        config (`PretrainedConfig`): Its config, which names the family.
-        prompt ([`HierarchicalPrompt`]): The words around every input.
-        revision (`str`, *optional*): Branch, tag or commit of a Hub id.
-
-    Returns:
-        [`MMEmbedProcessor`].
-
-    Raises:
-        ValueError: If the family has no processor for images and text, or the checkpoint no chat template.
-    """
-    if config.model_type == MMEmbedModel.config_class.model_type:
-        raise ValueError(f"{base} is an embedder already; convert its generative parent.")
-    name = PROCESSOR_CLASSES.get(config.model_type) or PROCESSOR_MAPPING_NAMES.get(config.model_type)
-    if name is None:
-        raise ValueError(
-            f"{base} is a {config.model_type!r} model: no multimodal LLM that transformers has a processor for."
-        )
-    family = image_only_processor(name)
-    if not {"image_processor", "tokenizer"} <= set(family.get_attributes()):
-        raise ValueError(f"{base} is a {config.model_type!r} model, whose {name} does not take images and text.")
-    base_processor = load_with_pillow(family, base, revision=revision or "main")
-    attributes = {*family.get_attributes(), "chat_template"}
-    stored = base_processor.to_dict()
-    extra = {
-        key: stored[key] for key in inspect.signature(family.__init__).parameters.keys() & stored.keys() - attributes
-    }
-    return MMEmbedProcessor(
-        base_processor.image_processor,
-        base_processor.tokenizer,
-        chat_template=base_processor.chat_template,
-        backbone_processor_class=name,
-        backbone_processor_kwargs=extra,
-        prompt=prompt,
-    )
 
 
 def _readme(name: str, config: MMEmbedConfig, prompt: HierarchicalPrompt, commit: ResolvedRevision | None) -> str:

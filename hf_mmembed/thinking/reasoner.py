@@ -24,8 +24,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Gen
 from hf_mmembed.identity import local_checkpoint
 from hf_mmembed.inputs import as_messages, check_unicode
 from hf_mmembed.memory import TokenBudget, run_batches
+from hf_mmembed.model.base_processor import wrap_processor
 from hf_mmembed.model.checkpoint_mmembed import require_safetensors
-from hf_mmembed.model.convert import wrap_processor
 from hf_mmembed.model.picture_size import limit_pictures
 from hf_mmembed.model.registration import MMEmbedProcessor, UnifiedConfig
 from hf_mmembed.model.rows_mmembed import Row, row_of_conversation

@@ -26,7 +26,10 @@ def think(
     side: Annotated[Literal["both", "query", "document"], typer.Option(help="What to think about.")] = "both",
     family: Annotated[
         list[str] | None,
-        typer.Option(help="Task family of the queries, or SUBSET=FAMILY (repeatable). Default: by their form."),
+        typer.Option(
+            help="Task family of the queries, or SUBSET=FAMILY (repeatable). Default: that of an MMEB data set by its "
+            "name, of others by their form."
+        ),
     ] = None,
     endpoint: Annotated[
         str | None, typer.Option(help="OpenAI-compatible server that has MODEL, such as http://localhost:8000/v1.")

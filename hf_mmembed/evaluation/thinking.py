@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_mmembed.processes import world
+from hf_mmembed.thinking.families import family_of
 
 from .items import Item, Role, as_input, name_input
 from .subsets import Subset
@@ -25,16 +26,6 @@ ThinkWhen = Literal["auto", "always"]
 
 _ROLES: tuple[Role, ...] = ("query", "document")
 _AT_ONCE = 1024  # inputs whose pictures are in memory
-
-# What the queries of a data set are, by its name or else by its meta-task; elsewhere the form of each query tells.
-_FAMILIES = {
-    **dict.fromkeys(("Classification", "Video classification"), "classification"),
-    **dict.fromkeys(("VQA", "Video QA", "WebQA", "OVEN", "Wiki-SS-NQ"), "qa"),
-    **dict.fromkeys(("Grounding", "Moment retrieval"), "grounding"),
-    **dict.fromkeys(("CIRR", "FashionIQ"), "composed"),
-    # Their instruction stands beside a picture and would be taken for a change to it.
-    **dict.fromkeys(("VisualNews_i2t", "MSCOCO_i2t", "NIGHTS", "Image to text"), "content"),
-}
 
 
 @dataclass(frozen=True)
@@ -130,7 +121,7 @@ def _traces(
         return traces
     if role == "document" and when == "auto":
         return [None] * len(items)
-    family = _FAMILIES.get(subset.name, _FAMILIES.get(subset.meta_task)) if role == "query" else None
+    family = family_of(subset.name, subset.meta_task) if role == "query" else None
     here = world()
     failure = None
     try:

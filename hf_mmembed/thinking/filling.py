@@ -17,6 +17,7 @@ from tqdm import tqdm
 from hf_mmembed.data.pairs import NEGATIVE_FEATURES, document_of, negatives_of, query_of
 from hf_mmembed.inputs import as_messages
 
+from .families import family_of
 from .reasoner import Reasoner
 from .templates import FAMILIES, guess_family
 from .traces import Record, Side, Trace, TraceStore, content_digest
@@ -127,7 +128,8 @@ def think_about_pairs(
         pairs: What `read_pairs` returns.
         sides: ``"query"``, ``"document"`` or both, the default. Documents are of the family ``content``; the negatives
             that a row brings along are documents too.
-        families: Of the queries: one for all, or by subset. Defaults to a guess from the form of each query.
+        families: Of the queries: one for all, or by subset. Defaults to that of the data set if the subset is one of
+            MMEB's, and else to a guess from the form of each query.
         show_answers: Show the text of its document to the reasoner when it thinks about a query. Such traces leak the
             answer to the embedder, which therefore takes them only when told so. Defaults to False.
         part: ``(i, n)`` for the i-th of n processes that share the work. Defaults to all of it.
@@ -172,10 +174,11 @@ def thoughts_of_pairs(
                 answer = row["pos_text"]
                 if not answer:
                     raise ValueError(f"{name}: its answer is a picture, which cannot be shown as one")
-            family = families if isinstance(families, str) else (families or {}).get(row["subset"])
-            if side == "document":
-                family = "content"
-            yield Thought(name, item, side, family or guess_family(as_messages(item), side), answer)
+            family = "content"
+            if side == "query":
+                given = families if isinstance(families, str) else (families or {}).get(row["subset"])
+                family = given or family_of(row["subset"]) or guess_family(as_messages(item), side)
+            yield Thought(name, item, side, family, answer)
             if side == "document" and negatives:
                 yield from (Thought(f"row {number}, negative", item, side, "content") for item in negatives_of(row))
 

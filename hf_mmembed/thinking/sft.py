@@ -33,7 +33,7 @@ from hf_mmembed.training.checkpoints import require_no_run, take_up_finished
 
 from .filling import thoughts_of_pairs
 from .reasoner import open_generative, row_of
-from .templates import Templates, load_templates
+from .templates import FAMILIES, Templates, load_templates
 from .traces import Origin, Side, TraceStore, content_digest
 
 __all__ = ["IGNORED", "Lesson", "LessonCollator", "fine_tune", "lessons"]
@@ -65,6 +65,8 @@ def lessons(
 ) -> list[Lesson]:
     """The complete traces of pairs; others, and those of inputs that occurred before, are left out and counted.
 
+    A warning tells which queries are left out because their traces were made as of another family.
+
     Args:
         pairs: What the teacher thought about.
         store: Its traces.
@@ -81,13 +83,18 @@ def lessons(
     if origin is None:
         raise ValueError(f"{store.path} holds no traces; make them with `hf-mmembed think`")
     keys: dict[str, Lesson] = {}
+    queries: dict[str, tuple[str, str | None]] = {}
     thoughts = thoughts_of_pairs(pairs, sides=sides, families=families, show_answers=allow_gold, negatives=False)
     for number, thought in enumerate(thoughts):
         content = content_digest(as_messages(thought.input))
         key = origin.key(content, thought.side, thought.family, answer=thought.answer)
         keys.setdefault(key, Lesson(number % len(pairs), thought.side, thought.family, ""))
+        if thought.side == "query":
+            queries[key] = content, thought.answer
     found = store.get(list(keys))
     statuses = Counter(found[key].status if key in found else "missing" for key in keys)
+    missing = [(keys[key], *query) for key, query in queries.items() if key not in found]
+    elsewhere = _of_other_families(pairs, store, origin, missing)
     chosen = [
         Lesson(lesson.row, lesson.side, lesson.family, found[key].text)
         for key, lesson in keys.items()
@@ -98,10 +105,39 @@ def lessons(
         raise ValueError(
             f"{store.path} holds no complete trace of these pairs by {origin.reasoner} ({dict(statuses)}); make them "
             "with `hf-mmembed think`, with the same families"
+            + (f"; {elsewhere}" if elsewhere else "")
             + (", or say allow_gold=True to take those that were written in sight of the answer" if gold else "")
         )
+    if elsewhere:
+        logger.warning("queries are left out: %s", elsewhere)
     logger.info("%d traces to learn from; of all inputs: %s", len(chosen), dict(statuses))
     return chosen
+
+
+def _of_other_families(
+    pairs: Dataset, store: TraceStore, origin: Origin, missing: Sequence[tuple[Lesson, str, str | None]]
+) -> str:
+    """Says which queries without a trace have one as of another family; ``""`` if none has.
+
+    Each of `missing` is a lesson with the `content_digest` of its query and the answer that was to be shown.
+    """
+    others = {
+        origin.key(content, "query", family, answer=answer): (lesson, family)
+        for lesson, content, answer in missing
+        for family in FAMILIES
+    }
+    subsets, found = pairs["subset"], [others[key] for key in store.get(list(others))]
+    counts = Counter((subsets[lesson.row], family, lesson.family) for lesson, family in found)
+    if not counts:
+        return ""
+    told = [
+        f"{count} of {subset} are there as {there!r}, not {here!r}" for (subset, there, here), count in counts.items()
+    ]
+    subset, family, _ = next(iter(counts))
+    return (
+        f"{', '.join(told)}; give families as when they were made (--set families.{subset}={family}), or let them be "
+        "thought about again, into another file"
+    )
 
 
 class LessonCollator:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 
 import pytest
+from datasets import Dataset
 
+from hf_mmembed.data.pairs import read_pairs
 from hf_mmembed.evaluation import MMEB_V1, evaluate
 from hf_mmembed.evaluation import thinking as module
 from hf_mmembed.evaluation.items import Item, as_input, digest
+from hf_mmembed.evaluation.media import ImageFile
 from hf_mmembed.evaluation.thinking import source_of_traces, think_about
 from hf_mmembed.inputs import as_messages, pictures
 from hf_mmembed.processes import World
 from hf_mmembed.thinking import Thinker, Trace, TraceStore
+from hf_mmembed.thinking.filling import thoughts_of_pairs
 from hf_mmembed.thinking.traces import Record, content_digest
 from tests.evaluation import layouts
 from tests.thinking.conftest import Parrot
+from tests.training.conftest import picture
 
 
 class Seer(Parrot):
@@ -89,6 +94,22 @@ def store_of(items, path, *, gold_visible=False):
 
 GQA = next(subset for subset in MMEB_V1 if subset.name == "GQA")
 ITEMS = [Item("a", role="query"), Item("b", role="query"), Item("a"), Item("c")]
+
+
+def test_training_data_and_evaluation_are_asked_the_same(tmp_path):
+    (tmp_path / "a.png").write_bytes(picture("red"))
+    trained = [subset for subset in MMEB_V1 if subset.distribution == "IND"]
+    row = {"query_text": "the brown dog", "query_image": str(tmp_path / "a.png"), "pos_text": "x"}
+    names = [subset.name.replace("ImageNet-1K", "ImageNet_1K") for subset in trained]  # as MMEB-train has it
+    pairs = read_pairs(Dataset.from_list([row | {"subset": name} for name in names]))
+    in_training = [thought.family for thought in thoughts_of_pairs(pairs, sides=["query"])]
+    reasoner = Parrot()
+    for subset in trained:
+        item = Item("the brown dog", images=(ImageFile(tmp_path / "a.png"),), role="query")
+        think_about([item], Thinker(reasoner), "always", subset)
+    in_evaluation = [family for family, _ in reasoner.asked]
+    assert list(zip(names, in_training, strict=True)) == list(zip(names, in_evaluation, strict=True))
+    assert set(in_training) == {"classification", "qa", "grounding", "composed", "content"}
 
 
 def test_traces_that_are_there_are_read(tmp_path):

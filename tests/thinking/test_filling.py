@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import pytest
+from datasets import Dataset
 from PIL import Image
 
-from hf_mmembed.data.pairs import query_of
+from hf_mmembed.data.pairs import query_of, read_pairs
 from hf_mmembed.inputs import as_messages
 from hf_mmembed.mining.ids import content_ids
-from hf_mmembed.thinking.filling import Thought, fill, think_about_pairs
+from hf_mmembed.thinking.filling import Thought, fill, think_about_pairs, thoughts_of_pairs
 from hf_mmembed.thinking.sft import lessons
 from hf_mmembed.thinking.thinker import Thinker
 from hf_mmembed.thinking.traced import TracedCollator
@@ -45,6 +46,16 @@ def test_each_input_gets_its_own_trace(store, parrot, some_pairs):
     for (_, content), trace in store.by_content().items():
         assert trace.final == content[:6]
     assert {name for name, _ in parrot.asked} == {"qa", "content"}
+
+
+def test_a_family_that_is_named_wins_over_that_of_the_data_set():
+    row = {"query_text": "the dog", "pos_text": "x"}
+    pairs = read_pairs(Dataset.from_list([row | {"subset": name} for name in ("MSCOCO", "ImageNet_1K", "photos")]))
+    families = [thought.family for thought in thoughts_of_pairs(pairs, sides=["query"])]
+    assert families == ["grounding", "classification", "content"]
+    families = [thought.family for thought in thoughts_of_pairs(pairs, sides=["query"], families={"MSCOCO": "qa"})]
+    assert families == ["qa", "classification", "content"]
+    assert {thought.family for thought in thoughts_of_pairs(pairs, sides=["document"])} == {"content"}
 
 
 def test_negatives_are_documents_too(store, parrot):

@@ -49,6 +49,17 @@ def test_nothing_to_learn(store, some_pairs):
         lessons(some_pairs, TraceStore(":memory:"))
 
 
+def test_traces_that_are_there_as_of_another_family_are_named(parrot, text_pairs, caplog):
+    store, pairs = TraceStore(":memory:"), text_pairs.map(lambda row: {"subset": "MSCOCO"})
+    think_about_pairs(store, parrot, pairs, families="composed")
+    with pytest.raises(ValueError, match=r"families.*2 of MSCOCO are there as 'composed', not 'grounding'.*MSCOCO="):
+        lessons(pairs, store, sides=["query"])
+    assert len(lessons(pairs, store)) == 2  # documents
+    assert "2 of MSCOCO are there as 'composed', not 'grounding'" in caplog.text
+    caplog.clear()
+    assert len(lessons(pairs, store, families={"MSCOCO": "composed"})) == 4 and "MSCOCO" not in caplog.text
+
+
 def test_traces_that_saw_the_answer_are_taken_when_it_is_said(parrot, text_pairs):
     store = TraceStore(":memory:")
     think_about_pairs(store, parrot, text_pairs, sides=["query"], show_answers=True)

@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 
 from hf_mmembed.identity import local_checkpoint
 from hf_mmembed.inputs import as_messages, check_unicode
@@ -183,9 +190,11 @@ class LocalReasoner:
             max_new_tokens=self.settings.max_new_tokens,
             eos_token_id=sorted(self._ends),
             pad_token_id=self.processor.tokenizer.pad_token_id,
-            stop_strings=list(self.settings.stop) or None,
             **sampling,
         )
+        # Once: `generate` would go through the whole vocabulary anew at each call.
+        words = list(self.settings.stop)
+        self._stopping = StoppingCriteriaList([StopStringCriteria(self.processor.tokenizer, words)] if words else [])
 
     def think(self, inputs: Sequence[Any], task_family: str, *, answers: Sequence[str] | None = None) -> list[Trace]:
         """See `Reasoner.think`. Threads take turns: the processor holds the prompt of one family at a time."""
@@ -223,7 +232,7 @@ class LocalReasoner:
                 torch.manual_seed(self.settings.seed)
             output = self.model.generate(
                 **{name: value for name, value in batch.items() if name in known},
-                tokenizer=self.processor.tokenizer,
+                stopping_criteria=self._stopping,
             )
         return [self._trace(ids, gold_visible) for ids in output[:, batch["input_ids"].shape[1] :].tolist()]
 

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from PIL import Image
+from transformers import StopStringCriteria
 
 from hf_mmembed import tiny
 from hf_mmembed.memory import TokenBudget
@@ -121,6 +122,18 @@ def test_an_immediate_end_is_an_empty_trace(reasoner, monkeypatch):
     [trace] = reasoner.think(["a disc"], "qa")
     reasoner._remove()
     assert (trace.raw, trace.status, trace.finish_reason, trace.text) == ("", "empty", "stop", "")
+
+
+def test_the_vocabulary_is_searched_for_stop_words_once(monkeypatch):
+    searched, search = [], StopStringCriteria.clean_tokenizer_vocab
+    monkeypatch.setattr(
+        StopStringCriteria,
+        "clean_tokenizer_vocab",
+        staticmethod(lambda *a, **kw: searched.append(a) or search(*a, **kw)),
+    )
+    reasoner = LocalReasoner(tiny.generative_path(), settings=Settings(2), batch_size=1, device="cpu")
+    reasoner.think(["a disc", "a star"], "qa")
+    assert len(searched) == 1
 
 
 def test_stop_words_end_a_trace_and_are_no_part_of_it(monkeypatch):

@@ -11,9 +11,6 @@ What stays behind is what only our processor does: long inputs are cut by the en
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -25,6 +22,7 @@ from hf_mmembed.identity import local_checkpoint
 from hf_mmembed.model.modeling_mmembed import MMEmbedModel
 from hf_mmembed.model.processing_mmembed import TASK_DECLARATION, MMEmbedProcessor
 from hf_mmembed.sentence_transformer import MMEmbedder
+from hf_mmembed.staging import require_empty, staged
 
 from .card import card_of
 from .golden import golden_files
@@ -74,7 +72,8 @@ def export_native(model: str | Path, out: str | Path, *, revision: str | None = 
         revision: Branch, tag or commit on the Hub.
 
     Returns:
-        `out`. It appears at once and complete, or not at all. Golden vectors of `model` are beside the weights.
+        `out`. It appears at once and complete, or not at all; an empty directory gets its `config.json` last. Golden
+        vectors of `model` are beside the weights.
 
     Raises:
         FileExistsError: `out` holds something already.
@@ -82,8 +81,7 @@ def export_native(model: str | Path, out: str | Path, *, revision: str | None = 
             (`readout="pre_mlp"`, a truncated `embedding_dim`).
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} exists and is not an empty directory; choose another one or remove it.")
+    require_empty(out)
     directory, _ = local_checkpoint(model, revision)
     embedder = MMEmbedder(directory, device="cpu")
     inner, processor = embedder[0].model, embedder.processor
@@ -96,9 +94,7 @@ def export_native(model: str | Path, out: str | Path, *, revision: str | None = 
                 f"converted with {field}={usual!r}, or serve this one with its remote code."
             )
     golden = golden_files(embedder)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    written = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with staged(out) as written:
         _save_stock_model(inner, written)
         family = processor.backbone_processor
         family.chat_template = native_chat_template(processor)
@@ -109,10 +105,6 @@ def export_native(model: str | Path, out: str | Path, *, revision: str | None = 
             (written / file.path).parent.mkdir(exist_ok=True)
             (written / file.path).write_bytes(file.read())
         (written / "README.md").write_text(card_of(written, repo_id=out.name), encoding="utf-8")
-        written.chmod(0o755)
-        os.replace(written, out)
-    finally:
-        shutil.rmtree(written, ignore_errors=True)
     return out
 
 

@@ -6,9 +6,6 @@ sentence-transformers, open where this package is not installed.
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ import torch
 from hf_mmembed.identity import local_checkpoint
 from hf_mmembed.model.registration import UnifiedModel
 from hf_mmembed.sentence_transformer import MMEmbedder
+from hf_mmembed.staging import require_empty, staged
 
 from .reasoner import open_generative
 from .templates import LATEST, load_templates
@@ -48,7 +46,7 @@ def make_unified(
         dtype: Of the weights. Defaults to that of the checkpoint.
 
     Returns:
-        `out`. It appears at once and complete, or not at all.
+        `out`. It appears at once and complete, or not at all; an empty directory gets its `config.json` last.
 
     Raises:
         FileExistsError: `out` holds something already.
@@ -56,8 +54,7 @@ def make_unified(
         ValueError: There is no such head or family, it does not fit the reasoner, or the reasoner is quantised.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} exists and is not an empty directory; choose another one or remove it.")
+    require_empty(out)
     directory, _ = local_checkpoint(reasoner, revision)
     prompts = load_templates(templates)
     model, processor = open_generative(directory, prompts, dtype=dtype)
@@ -71,15 +68,9 @@ def make_unified(
     unified = UnifiedModel.from_reasoner(
         model, head=head, head_options=head_options or {}, end_token_id=end, other_end_token_ids=others
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    written = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with staged(out) as written:
         unified.save_pretrained(written)
         processor.save_pretrained(written)
-        written.chmod(0o755)
-        os.replace(written, out)
-    finally:
-        shutil.rmtree(written, ignore_errors=True)
     return out
 
 

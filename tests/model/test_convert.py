@@ -131,6 +131,14 @@ def test_a_failure_leaves_nothing_behind(base, tmp_path, monkeypatch):
         assert list(target.iterdir()) == []
 
 
+def test_what_a_killed_conversion_left_is_replaced(base, tmp_path):
+    out = tmp_path / "out"
+    (out / ".out.unfinished").mkdir(parents=True)
+    (out / ".out.unfinished" / "model.safetensors").write_text("half of it")
+    convert(base, out)
+    assert {entry.name for entry in out.iterdir()} == FILES
+
+
 def test_pickled_weights_are_refused_with_a_way_out(base, tmp_path):
     torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
     (base / "model.safetensors").unlink()

@@ -1,0 +1,55 @@
+"""Directories that are written elsewhere first, so that what stands in their place is complete.
+
+In: the directory wanted. Out: one beside it, or in it, to write to; at the end its files are put in place.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["require_empty", "staged"]
+
+
+def require_empty(out: Path) -> None:
+    """Makes sure that nothing is overwritten; what a killed `staged` left there does not count.
+
+    Raises:
+        FileExistsError: `out` holds something, or is a file.
+    """
+    if out.exists() and (not out.is_dir() or any(entry.name != _staging_name(out) for entry in out.iterdir())):
+        raise FileExistsError(f"{out} exists and is not an empty directory; choose another one or remove it.")
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """An empty directory to write to. Its files end up in `out` if all goes well; else nothing is left of them.
+
+    What is there already, the working directory or a mount point perhaps, is filled, ``config.json`` last, without which
+    nothing opens it; what is not there appears at once.
+
+    Example:
+        >>> with staged(Path("model")) as written:  # doctest: +SKIP
+        ...     model.save_pretrained(written)
+    """
+    fill = out.exists()
+    # A fixed name, so that the next run removes what a killed one left.
+    written = (out if fill else out.parent) / _staging_name(out)
+    shutil.rmtree(written, ignore_errors=True)
+    written.mkdir(parents=True)
+    try:
+        yield written
+        if fill:
+            for file in sorted(written.iterdir(), key=lambda file: file.name == "config.json"):
+                os.replace(file, out / file.name)
+        else:
+            os.replace(written, out)
+    finally:
+        shutil.rmtree(written, ignore_errors=True)
+
+
+def _staging_name(out: Path) -> str:
+    return f".{out.resolve().name}.unfinished"

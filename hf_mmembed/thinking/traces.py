@@ -212,6 +212,11 @@ class TraceStore:
         if version == _SCHEMA:  # may be read where nothing can be written
             return
         with self._transaction() as connection:
+            tables = [name for [name] in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            if tables and "traces" not in tables:  # SQLite files of others have version 0 too
+                raise ValueError(
+                    f"{path} is no store of traces (it holds the tables {', '.join(tables)}); give another path"
+                )
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS traces (key TEXT PRIMARY KEY, content TEXT NOT NULL, side TEXT NOT NULL, "
                 "family TEXT NOT NULL, reasoner TEXT NOT NULL, revision TEXT NOT NULL, template_version TEXT NOT NULL, "

@@ -166,6 +166,16 @@ def test_by_content_refuses_answers_for_two_families():
         store.by_content()
 
 
+def test_a_database_of_others_is_left_alone(tmp_path):
+    path = tmp_path / "runs.db"
+    with sqlite3.connect(path) as other:
+        other.execute("CREATE TABLE runs (x)")
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"runs\.db is no store of traces \(it holds the tables runs\); give another"):
+        TraceStore(path)
+    assert path.read_bytes() == before
+
+
 def test_no_store(tmp_path):
     (tmp_path / "a.txt").write_text("no database " * 100)
     with pytest.raises(ValueError, match="a.txt is no store of traces"):

@@ -143,7 +143,7 @@ def examine_extras(requirements: list[str], extras: list[str]) -> list[Finding]:
 
 
 def examine_torchvision(torch_version: str | None) -> Finding:
-    """Try torchvision, which nothing here needs but which breaks ``import transformers`` when it does not fit torch.
+    """Try torchvision, which only stock processors with a part for videos need, but which breaks ``import transformers`` when it does not fit torch.
 
     A wheel built for another torch raises ``operator torchvision::nms does not exist`` on import, and transformers
     takes its mere presence for a working installation.
@@ -152,10 +152,10 @@ def examine_torchvision(torch_version: str | None) -> Finding:
         torch_version: The installed torch, for the advice. None: unknown.
     """
     if importlib.util.find_spec("torchvision") is None:
-        return Finding("torchvision", "not installed (not needed)")
+        return Finding("torchvision", "not installed (needed only to open native exports of the Qwen family)")
     version, error = probe("import torchvision; print(torchvision.__version__)")
     if error is None:
-        return Finding("torchvision", f"{version} (works; not needed)")
+        return Finding("torchvision", f"{version} (works; needed only to open native exports of the Qwen family)")
     return Finding(
         "torchvision",
         f"BROKEN: {error}. It does not match torch {torch_version or '(unknown)'}, and transformers fails to import "

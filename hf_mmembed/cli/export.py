@@ -9,6 +9,7 @@ import typer
 
 from .config import ConfigOption
 from .models import embedder
+from .torchvision_advice import lacks_torchvision, missing_torchvision
 
 __all__ = ["export"]
 
@@ -33,3 +34,5 @@ def export(
     from hf_mmembed.hub import export_native
 
     typer.echo(f"wrote {export_native(embedder(model), out, revision=revision)}")
+    if lacks_torchvision(out):
+        typer.echo(f"to open it: {missing_torchvision()}", err=True)

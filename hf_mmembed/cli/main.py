@@ -34,6 +34,7 @@ from .quickstart import quickstart
 from .search import search
 from .think import think, think_train
 from .tiny import tiny
+from .torchvision_advice import missing_torchvision
 from .train import train
 from .verify import verify
 
@@ -115,6 +116,9 @@ def _one_line(error: Exception) -> str:
     cause = error.__cause__ if "Could not import module" in message else None
     if cause is not None:
         message = f"{printable(' '.join(str(cause).split()))}: {message}"
+    what, absent, _ = message.partition(" requires the Torchvision library")
+    if absent:
+        return f"{what}{absent}, which is not installed: {missing_torchvision()}"
     if cause is not None or "torchvision" in message or (isinstance(error, ImportError) and "transformers" in message):
         message += " (run `hf-mmembed doctor` to see what is broken and the pip command that fixes it)"
     return message

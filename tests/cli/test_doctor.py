@@ -57,7 +57,8 @@ def test_extras_say_what_they_lack():
 
 def test_absent_torchvision_is_fine(monkeypatch):
     monkeypatch.setattr(doctor_module.importlib.util, "find_spec", lambda name: None)
-    assert examine_torchvision("2.13.0").remedy is None
+    finding = examine_torchvision("2.13.0")
+    assert finding.remedy is None and "needed only to open native exports of the Qwen family" in finding.state
 
 
 def test_working_torchvision_is_fine(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from hf_mmembed.cli import torchvision_advice
 from hf_mmembed.cli.main import main
 from hf_mmembed.hub import write_golden
 
@@ -49,7 +50,9 @@ def test_verify_exit_codes(checkpoint, capsys):
     assert "FAIL" in capsys.readouterr().out
 
 
-def test_export(checkpoint, tmp_path, capsys):
+def test_export(checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torchvision_advice, "find_spec", lambda name: None)
     assert run("export", checkpoint, tmp_path / "native") == 2
     assert run("export", checkpoint, tmp_path / "native", "--native") == 0
+    assert "pip install torchvision" in capsys.readouterr().err
     assert (tmp_path / "native" / "1_Pooling" / "config.json").is_file()

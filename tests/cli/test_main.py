@@ -7,6 +7,7 @@ import typer
 
 from hf_mmembed import __version__
 from hf_mmembed.cli import main as cli
+from hf_mmembed.cli import torchvision_advice
 
 
 def run(arguments: list[str]) -> int:
@@ -91,12 +92,25 @@ def test_ctrl_c_is_code_130_and_says_so(failing_command, capsys):
 
 
 def test_torchvision_trouble_points_to_the_doctor(failing_command, capsys):
-    failing_command(ImportError("Qwen2VLVideoProcessor requires the Torchvision library"))
-    assert run([]) == 1
-    assert "hf-mmembed doctor" not in capsys.readouterr().err
     failing_command(ValueError("operator torchvision::nms does not exist"))
     assert run([]) == 1
     assert "hf-mmembed doctor" in capsys.readouterr().err
+
+
+def test_a_missing_torchvision_is_said_with_the_command_and_without_the_doctor(failing_command, capsys, monkeypatch):
+    monkeypatch.setattr(torchvision_advice.metadata, "version", lambda name: "2.13.0+cpu")
+    missing = "Qwen2VLVideoProcessor requires the Torchvision library but it was not found in your environment."
+    failing_command(ImportError(f'{missing} Run: pip install -U "sentence-transformers[image]"'))
+    assert run([]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: Qwen2VLVideoProcessor requires the Torchvision library") and "Qwen family" in error
+    assert 'pip install torchvision "torch==2.13.0+cpu" --index-url https://download.pytorch.org/whl/cpu' in error
+    assert "doctor" not in error and "sentence-transformers" not in error
+
+
+def test_a_torch_from_the_python_index_takes_its_torchvision_from_there(monkeypatch):
+    monkeypatch.setattr(torchvision_advice.metadata, "version", lambda name: "2.13.0")
+    assert torchvision_advice.missing_torchvision().endswith('pip install torchvision "torch==2.13.0"')
 
 
 def test_a_bug_keeps_its_traceback(failing_command):

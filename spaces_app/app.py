@@ -149,14 +149,18 @@ def build(engine: Engine, explorer: Explorer) -> gr.Blocks:
 
     @guarded
     @on_gpu
-    def explore(row: int) -> tuple[str, str, str]:
-        if row not in {number for _, number in explorer.choices}:
+    def explore(picked: str) -> tuple[str, str, str]:
+        if picked not in {value for _, value in queries}:
             raise ValueError("Pick one of the queries.")
+        row = int(picked)
         own = (
             f'<figure class="own"><img src="{explorer.own_picture(row)}" alt="the marked answer">'
             "<figcaption>the marked answer</figcaption></figure>"
         )
         return own, candidate_list(explorer.candidates(row)), explorer.cluster_view(row)
+
+    # Gradio documents every value as a string, and takes a choice only in the type it was given.
+    queries = [(text, str(row)) for text, row in explorer.choices]
 
     # Uploads are looked for every ten minutes, so none is older than an hour.
     with gr.Blocks(title="hf-mmembed", fill_width=False, delete_cache=(600, 3000)) as page:
@@ -264,9 +268,7 @@ def build(engine: Engine, explorer: Explorer) -> gr.Blocks:
                 )
                 with gr.Row():
                     with gr.Column(scale=4, min_width=300):
-                        pick = gr.Dropdown(
-                            explorer.choices, value=explorer.choices[0][1], label="Query", elem_id="pick"
-                        )
+                        pick = gr.Dropdown(queries, value=queries[0][1], label="Query", elem_id="pick")
                     with gr.Column(scale=1, min_width=150):
                         own = gr.HTML(elem_id="own", min_height=150)
                 gr.Markdown("#### Nearest pictures, and what becomes of them")

@@ -100,5 +100,12 @@ def test_markup_in_a_text_is_shown_as_text(client):
     assert "<script>" not in heat
 
 
+def test_the_explorer_takes_the_values_that_it_documents(client):
+    [row] = client.view_api(return_format="dict", print_info=False)["named_endpoints"]["/explore"]["parameters"]
+    last = re.findall(r"'(\d+)'", row["python_type"]["type"])[-1]
+    own, steps, cluster = client.predict(last, api_name="/explore")
+    assert "the marked answer" in own and "<ol" in steps and "cluster" in cluster
+
+
 def test_similarity_map_takes_eight_texts_at_most(client):
     assert client.predict("\n".join(["a star"] * 20), api_name="/similarity_map").count("<tr>") == 9

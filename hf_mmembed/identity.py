@@ -89,6 +89,7 @@ def local_checkpoint(model: str | Path, revision: str | None = None) -> tuple[Pa
     Raises:
         ValueError: `model` looks like a path and does not exist, or is a directory and a revision is given.
         PermissionError: The weights may not be read.
+        OSError: There is no such directory, and the Hub does not give it either.
     """
     path = Path(model)
     if path.is_dir():
@@ -103,9 +104,13 @@ def local_checkpoint(model: str | Path, revision: str | None = None) -> tuple[Pa
     if str(model).count("/") > 1 or str(model).startswith((".", "/", "~")) or path.exists():
         raise ValueError(f"no checkpoint directory at {model}")
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]
-    snapshot = Path(snapshot_download(str(model), revision=revision, allow_patterns=patterns))
+    try:
+        snapshot = Path(snapshot_download(str(model), revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise OSError(f"there is no directory {model} here, and the Hub does not give it either: {error}") from error
     return snapshot, snapshot.name
 
 

@@ -76,6 +76,13 @@ def test_a_path_that_is_not_there_is_not_asked_from_the_hub(name):
         local_checkpoint(name)
 
 
+def test_a_name_that_is_neither_a_directory_nor_on_the_hub_is_named():
+    with pytest.raises(
+        OSError, match="no directory no-such/model here, and the Hub does not give it either: Cannot find"
+    ):
+        local_checkpoint("no-such/model")
+
+
 def test_a_converted_model_keeps_its_identity_when_saved_again(embedder, tmp_path):
     from hf_mmembed import MMEmbedder
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx2
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
 from hf_mmembed.files import write_atomically
 from hf_mmembed.sentence_transformer import MMEmbedder
@@ -178,6 +178,11 @@ def _explained(repo_id: str) -> Iterator[None]:
         advice = _ADVICE.get(status, "The Hub has trouble of its own; wait a little." if status >= 500 else "")
         said = error.server_message or str(error).splitlines()[0]
         raise PushError(f"HTTP {status}: {said} {advice.format(repo=repo_id)} {unchanged}; {again}.") from error
+    except OfflineModeIsEnabled as error:
+        raise PushError(
+            f"HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set, so the Hub was not asked. {unchanged}; unset HF_HUB_OFFLINE and "
+            "TRANSFORMERS_OFFLINE to push."
+        ) from error
     except (httpx2.TransportError, ConnectionError, RuntimeError) as error:
         # huggingface_hub wraps whatever ends the upload of a large file in a RuntimeError that names the file.
         cause = error.__cause__ if isinstance(error, RuntimeError) else error

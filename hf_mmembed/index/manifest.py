@@ -63,7 +63,9 @@ def read_manifest(directory: Path) -> Manifest:
         raise ValueError(f"no index at {directory}: build one with `hf-mmembed index MODEL INPUT {directory}`")
     path = directory / _NAME
     if not path.is_file():
-        raise ValueError(f"{directory} is no index: it has no {_NAME}")
+        raise ValueError(
+            f"{directory} is no index: it has no {_NAME}; build one with `hf-mmembed index MODEL INPUT OUT` and search OUT"
+        )
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:

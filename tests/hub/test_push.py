@@ -265,6 +265,13 @@ def test_an_error_of_the_server_is_explained_and_leaves_the_repository_as_it_was
     assert hub.files("org/model")["config.json"] == b"{}"
 
 
+def test_without_a_hub_by_choice_it_says_what_to_unset(hub, quick, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(PushError, match="unset HF_HUB_OFFLINE") as stopped:
+        quick()
+    assert "was cut" not in str(stopped.value) and hub.requests == []
+
+
 def test_a_mistake_of_ours_is_not_taken_for_the_network(hub, quick, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("a bug")

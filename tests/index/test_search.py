@@ -93,7 +93,7 @@ def test_another_model_or_prompt_is_refused(index_directory, other, message):
 def test_unusable_directories_say_what_to_do(index_directory, many_pictures, tmp_path):
     with pytest.raises(ValueError, match="no index at .*nowhere.*hf-mmembed index"):
         Index(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="is no index: it has no manifest.json"):
+    with pytest.raises(ValueError, match="is no index: it has no manifest.json; build one with .hf-mmembed index"):
         Index(many_pictures)
     copied = shutil.copytree(index_directory, tmp_path / "copied")
     manifest = json.loads((copied / "manifest.json").read_text())

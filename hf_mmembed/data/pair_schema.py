@@ -6,6 +6,7 @@ of `NEGATIVE_FEATURES` where there are any. Stored pictures are passed on as the
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Features, Image, List, Value, concatenate_datasets
 
+from .rows import IMAGE_SUFFIXES
 from .tables import resolve_image
 
 __all__ = ["NEGATIVE_FEATURES", "PAIR_FEATURES", "as_pairs", "check_pairs", "usual_columns"]
+
+logger = logging.getLogger(__name__)
 
 _TEXT, _IMAGE = Value("string"), Image(decode=False)
 
@@ -54,6 +58,7 @@ _CAPTIONS = ("text", "caption")
 _PICTURES = ("image", "image_path", "file_name")
 _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 _SHOWN = 5
+_LOOKED_AT = 1000
 
 
 def as_pairs(rows: Dataset, columns: Mapping[str, str] | None, *, root: Path | None, name: str) -> Dataset:
@@ -89,6 +94,8 @@ def as_pairs(rows: Dataset, columns: Mapping[str, str] | None, *, root: Path | N
             stored[ours] = chosen[ours]
         else:
             made[ours] = _cells(rows, ours, chosen[ours], root or Path())
+    if columns is None:
+        _tell_names_of_pictures(made, chosen, name)
     features = Features({ours: _SCHEMA[ours] for ours in made})
     parts = [Dataset(pa.table(made, schema=features.arrow_schema))]
     for ours, theirs in stored.items():
@@ -162,6 +169,30 @@ def _usual_names(rows: Dataset) -> dict[str, str]:
         else ours: theirs
         for ours, theirs in usual_columns(rows.column_names).items()
     }
+
+
+def _tell_names_of_pictures(made: Mapping[str, Any], chosen: Mapping[str, str], name: str) -> None:
+    """Warns of columns that are read as text because they are called `positive` or the like, and look like paths."""
+    meant = dict(chosen)
+    examples = []
+    for ours in ("query_text", "pos_text", "neg_text"):
+        if ours not in made or chosen.get(ours, ours) == ours:
+            continue
+        cells = made[ours][:_LOOKED_AT]
+        lists = cells if isinstance(cells, list) else [[text] for text in cells.to_pylist()]
+        texts = [text.strip() for texts in lists for text in texts if isinstance(text, str) and text.strip()]
+        named = [text for text in texts if text.lower().endswith(tuple(IMAGE_SUFFIXES))]
+        if 2 * len(named) > len(texts):
+            examples.append(f"{chosen[ours]!r} ({named[0]!r})")
+            meant = {ours.replace("text", "image") if key == ours else key: column for key, column in meant.items()}
+    if examples:
+        logger.warning(
+            "%s: most of column %s looks like names of pictures and is read as text, for text is never a path. If they are "
+            'pictures, say which column is what: columns=%s in Python, --set "data.columns={%s}" for a recipe, %s for '
+            "`hf-mmembed mine`; or call the columns %s in the file itself.",
+            name, " and ".join(examples), meant, ", ".join(f"{key}: {column}" for key, column in meant.items()),
+            " ".join(f"--column {key}={column}" for key, column in meant.items()), " and ".join(meant),
+        )  # fmt: skip
 
 
 def _are_pictures(rows: Dataset, name: str) -> bool:

@@ -47,7 +47,8 @@ def read_pairs(
         columns: Which of the source's columns is what, ``{"query_text": "question", "pos_image": "photo"}``, with
             keys from `PAIR_FEATURES` and `NEGATIVE_FEATURES`. Defaults to the usual names: those of the schema, of
             MMEB-train (``qry``, ``pos_text`` ...), of sentence-transformers (``anchor`` or ``query``, ``positive``,
-            ``negative``), or a picture with its caption (the caption is the query, the picture the document).
+            ``negative``), or a picture with its caption (the caption is the query, the picture the document). Paths of
+            pictures need a name that says so: in a column such as ``positive`` they are read as text, with a warning.
         split: Split of an MMEB-train folder, a saved ``DatasetDict`` or a Hub dataset. Defaults to ``"train"``.
         subset: One subset of an MMEB-train folder (all by default), the configuration of a Hub dataset, or what to
             call the rows of a source without a ``subset`` column (by default its name).

@@ -1,0 +1,36 @@
+"""What is said about columns that were taken for something by their name."""
+
+from __future__ import annotations
+
+import pytest
+from datasets import Dataset
+
+from hf_mmembed.data.pairs import read_pairs
+
+PATHS = ["a.png", "photos/B.JPG", "round"]
+
+
+@pytest.mark.parametrize(("query", "positive"), [("text", "image"), ("image", "text"), ("image", "image")])
+def test_names_of_pictures_read_as_text_are_told(query, positive, caplog):
+    table = {"query": ["a disc", "a box.", "c.png"], "positive": ["round", "square", "long"]}
+    table |= {name: PATHS for name, kind in (("query", query), ("positive", positive)) if kind == "image"}
+    pairs = read_pairs(Dataset.from_dict(table))
+    [said] = [record.getMessage() for record in caplog.records]
+    chosen = f"{{query_{query}: query, pos_{positive}: positive}}"
+    assert f'--set "data.columns={chosen}"' in said
+    assert f"--column query_{query}=query --column pos_{positive}=positive" in said
+    assert f"columns={{'query_{query}': 'query', 'pos_{positive}': 'positive'}}" in said
+    assert "'a.png'" in said and pairs["pos_text"][0] == table["positive"][0]
+
+
+@pytest.mark.parametrize(
+    ("table", "columns"),
+    [
+        ({"query": ["a", "b", "c"], "positive": ["a.png", "no", "neither"]}, None),
+        ({"query": ["a", "b", "c"], "positive": PATHS}, {"query_text": "query", "pos_text": "positive"}),
+        ({"query_text": ["a", "b", "c"], "pos_text": PATHS}, None),
+    ],
+)
+def test_texts_and_columns_that_were_named_are_not(table, columns, caplog):
+    read_pairs(Dataset.from_dict(table), columns=columns)
+    assert not caplog.records

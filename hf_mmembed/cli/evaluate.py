@@ -51,7 +51,9 @@ def run(
     data: Annotated[Path, typer.Option(help="Folder of the benchmark, in its official layout.")],
     subset: Annotated[
         list[str] | None,
-        typer.Option(help="Data set, meta-task or modality; may be repeated. Default: all there are."),
+        typer.Option(
+            help="Data set, meta-task or modality; may be repeated; scores of others stay. Default: all there are."
+        ),
     ] = None,
     out: Annotated[
         Path | None,

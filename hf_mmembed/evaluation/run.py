@@ -18,6 +18,7 @@ from hf_mmembed import __version__
 from hf_mmembed.processes import world
 
 from .cache import EmbeddingCache
+from .earlier import differences, put_aside, scores_of_others
 from .encoder import Encoder, SentenceEncoder, load_encoder
 from .engine import embed_items
 from .fusion import Fusion, SumOfModalities
@@ -136,7 +137,8 @@ def evaluate(
             your own; see `read_subsets`.
         subsets: Names of data sets, meta-tasks or modalities. Defaults to all that are there.
         out: Where results and predictions go. Defaults to ``results/<model>/<benchmark>``, the model by its name in
-            tables, ``--`` for each ``/``.
+            tables, ``--`` for each ``/``. Scores there of data sets that are not measured now stay where model and
+            settings are the same; else the file is kept under another name.
         cache: Where embeddings go. Defaults to ``embeddings`` in `out`.
         instruction_in: ``"user"`` (the published protocol up to 2025), ``"system"`` or ``"none"``; see `instructions`.
         fusion: ``"joint"``: the model reads picture and text of an input together; ``"sum"``: apart, and their
@@ -158,7 +160,8 @@ def evaluate(
         trust_remote_code: Run code that comes with a checkpoint of others.
 
     Returns:
-        All scores. What failed is in ``results.failed``, the rest is finished all the same.
+        All scores, and those that stay from earlier runs. What failed is in ``results.failed``, the rest is finished all
+        the same.
 
     Raises:
         ValueError: There is no such benchmark or data set, or nothing of it in the folder; or the model is open already
@@ -215,8 +218,14 @@ def evaluate(
         "missing": [],
         "failed": {},
     }
-    results = Results(metadata, {})
     former = _former_thinking(folder, metadata)
+    earlier = folder / "results.json"
+    differing = differences(earlier, metadata)
+    measured = {name for subset in chosen for name in (subset.name, OLD_SPLITS.get(subset.name, subset.name))}
+    results = Results(metadata, {} if differing else scores_of_others(earlier, measured))
+    here.agree(None)  # all have read the file
+    if differing and here.main:
+        put_aside(earlier, differing)
 
     def score(task: Task, items: Sequence[Item], name: str) -> Scored:
         vectors, places = embed_items(items, encoder, embeddings, name=name)
@@ -248,7 +257,7 @@ def evaluate(
             logger.error("%s: %s", subset.name, error)
             continue
         _finish(results, here.main, folder)
-    if not results.metrics and not metadata["failed"]:
+    if len(metadata["missing"]) == len(chosen) and not metadata["failed"]:
         raise ValueError(
             f"{root} holds no data set of {benchmark}: looked for {', '.join(s.name for s in chosen[:4])}, ... in the "
             'official layout (see README, "Evaluate")'

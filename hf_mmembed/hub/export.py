@@ -48,10 +48,12 @@ _PRELUDE = """\
 {%- set ended = row.instruction[-1:] | trim == "" -%}
 {%- set words = row.instruction ~ ("" if ended or not row.text else SEPARATOR) ~ row.text -%}
 {%- if IMAGE_TEXT and row.images -%}
-{%- set words = (([IMAGE_TEXT] * row.images) | join(IMAGE_GAP)) ~ (SEPARATOR ~ words if words else "") -%}
+{%- set space = "" if words[:1] | trim == "" else SEPARATOR -%}
+{%- set words = (([IMAGE_TEXT] * row.images) | join(IMAGE_GAP)) ~ space ~ words -%}
 {%- endif -%}
 {%- if REPRESENT_DOCUMENTS or (task is defined and task == "query") -%}
-{%- set words = words ~ (REPRESENT_IMAGE if row.images else REPRESENT_TEXT) -%}
+{%- set ending = REPRESENT_IMAGE if row.images else REPRESENT_TEXT -%}
+{%- if ending | trim or not words.endswith(ending) -%}{%- set words = words ~ ending -%}{%- endif -%}
 {%- endif -%}
 """
 _TURNS = """\

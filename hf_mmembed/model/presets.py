@@ -36,10 +36,9 @@ PRESETS: dict[str, HierarchicalPrompt] = {
     "unime": _one_word_summary("sentence in one word:", "image in one word:"),
     # E5-V's words are UniME's with a space at the end, which is a token of its own.
     "e5v": _one_word_summary("sentence in one word: ", "image in one word: "),
-    # Raw text without turns; the line break at the end is the token that VLM2Vec pools.
-    "vlm2vec": HierarchicalPrompt(
-        "", "\n", "\n", represent_documents=True, image_style="bare", chat=False, separator=" "
-    ),
+    # Raw text without turns; the line break at the end of MMEB's queries is the token that VLM2Vec pools. Documents stay
+    # as they are: in MMEB, those with a picture mostly end in a line break of their own, texts never do.
+    "vlm2vec": HierarchicalPrompt("", "\n", "\n", image_style="bare", chat=False, separator=" "),
     "plain": HierarchicalPrompt("", "", "", image_style="inline", chat=False),
 }
 

@@ -254,8 +254,10 @@ class MMEmbedProcessor(ProcessorMixin):
                 token = f"<|vision_start|>{token}<|vision_end|>"
             # Qwen's positions take neighbouring image tokens for one image, so bare ones are kept apart.
             gap = self.prompt.separator if self.prompt.image_style == "bare" else ""
-            words = gap.join([token] * len(row.images)) + (self.prompt.separator + words if words else "")
-        return words + self.prompt.ending(task, has_image=bool(row.images))
+            space = "" if not words or words[0].isspace() else self.prompt.separator
+            words = gap.join([token] * len(row.images)) + space + words
+        ending = self.prompt.ending(task, has_image=bool(row.images))
+        return words if ending.isspace() and words.endswith(ending) else words + ending
 
     def _messages(self, content: str, count: int) -> list[dict[str, Any]]:
         system = self.prompt.system

@@ -26,15 +26,17 @@ class HierarchicalPrompt:
 
     Args:
         system (`str`): System prompt of every input. Empty: none is sent, and the backbone's template decides.
-        represent_text (`str`): Ends the user turn of a query without image.
-        represent_image (`str`): Ends the user turn of a query with an image.
+        represent_text (`str`): Ends the user turn of a query without image. White space alone is not repeated where the
+            turn ends in it already.
+        represent_image (`str`): Ends the user turn of a query with an image, likewise.
         represent_documents (`bool`, defaults to `False`): The representation prompt ends documents too.
         image_style (`str`, defaults to `"template"`): `"template"`: images are written by the backbone's chat
             template; `"inline"`: as text, in the backbone's own notation, followed by `separator`; `"bare"`: as
             `"inline"`, without Qwen's `<|vision_start|>` and `<|vision_end|>`.
         chat (`bool`, defaults to `True`): Render with the chat template. Otherwise only the user's content is left.
-        separator (`str`, defaults to a line break): Stands between images and text that are not written by the
-            template, and between instruction and text unless the instruction ends in white space.
+        separator (`str`, defaults to a line break): Stands between images that are not written by the template and
+            words, unless these begin with white space, and between instruction and text, unless the instruction ends in
+            white space.
 
     Raises:
         TypeError: If a field is no string, or no truth value where it is one.

@@ -104,14 +104,15 @@ def test_the_chat_template_renders_the_same_strings(embedder, family, prompt):
         assert native == render(model, item)
         compared += 1
     assert compared >= 15
-    two = [{"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "both"}]}]
-    ours = processor.apply_chat_template(
-        as_messages({"image": golden_pictures()[:2], "text": "both"}), tokenize=False, task="query"
-    )
-    native = processor.backbone_processor.apply_chat_template(
-        two, chat_template=template, tokenize=False, task="query"
-    )
-    assert native == ours
+    for words in ("both", "\nboth\n"):
+        two = [{"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": words}]}]
+        ours = processor.apply_chat_template(
+            as_messages({"image": golden_pictures()[:2], "text": words}), tokenize=False, task="query"
+        )
+        native = processor.backbone_processor.apply_chat_template(
+            two, chat_template=template, tokenize=False, task="query"
+        )
+        assert native == ours
 
 
 def test_the_weights_have_the_names_of_the_stock_architecture(embedder, generative, tmp_path):

@@ -87,9 +87,27 @@ def test_an_instruction_that_ends_in_white_space_goes_on_in_its_line(processor):
 
 def test_vlm2vec_and_plain_have_no_turns(processors):
     rows = [Row((picture(),), "what?", "Answer:"), Row((), "a dog")]
-    assert processors(prompt="vlm2vec").render(rows, "document") == ["<|image_pad|> Answer: what?\n", "a dog\n"]
+    vlm2vec = processors(prompt="vlm2vec")
+    assert vlm2vec.render(rows, "query") == ["<|image_pad|> Answer: what?\n", "a dog\n"]
+    assert vlm2vec.render(rows, "document") == ["<|image_pad|> Answer: what?", "a dog"]
     inline = "<|vision_start|><|image_pad|><|vision_end|>\n"
     assert processors(prompt="plain").render(rows, "query") == [f"{inline}Answer:\nwhat?", "a dog"]
+
+
+def test_white_space_of_the_words_stands_for_the_prompts_own(processors):
+    picture_and = [(None,), (None,), (None,), ()]
+    words = ["\nRepresent the given image.\n", " Understand it.", "Represent the given image.", "red"]
+    rows = [Row(images, text) for images, text in zip(picture_and, words, strict=True)]
+    image = "<|image_pad|>"
+    published = [image + words[0], image + words[1], f"{image} {words[2]}", "red"]
+    vlm2vec = processors(prompt="vlm2vec")
+    assert vlm2vec.render(rows, "document") == published
+    assert vlm2vec.render(rows, "query") == [words.removesuffix("\n") + "\n" for words in published]
+    first, _, third, _ = processors(prompt="saha-legacy").render(rows, "query")
+    assert f"user\n{image}{words[0]}\nRepresent the given text/image" in first
+    assert f"user\n{image}\n{words[2]}\nRepresent the given text/image" in third
+    inline = "<|vision_start|><|image_pad|><|vision_end|>"
+    assert processors(prompt="plain").render(rows[:2]) == [inline + words[0], inline + words[1]]
 
 
 def test_every_way_in_renders_the_same(processor):

@@ -24,7 +24,7 @@ __all__ = ["is_mmeb_train", "read_mmeb_train"]
 
 logger = logging.getLogger(__name__)
 
-_MARKER = re.compile(r"<\|image_\d+\|>")
+_MARKER = re.compile(r" ?<\|image_\d+\|>")  # some of the diverse instructions have it amid their words
 _ALIGNED = ("qry_image_path", "pos_text", "pos_image_path")
 _COLUMNS = ("qry", *_ALIGNED)
 _SPLIT_FILE = re.compile(r"(?P<split>.+)-\d{5}-of-\d{5}\.parquet")
@@ -85,59 +85,71 @@ def _read_split(folder: Path, split: str) -> pa.Table:
 
 def _separate(rows: pa.Table, original: pa.Table, name: str) -> pa.Table:
     """Instructions, texts and paths of a subset in columns of their own."""
-    queries, documents = _texts(rows, "qry"), _texts(rows, "pos_text")
-    instruction, contents = _shared_instruction(_texts(original, "qry"), _paths(original, "qry_image_path"))
-    instructions = [instruction] * len(queries)
+    queries, first = _texts(rows, "qry", "qry_image_path"), _texts(original, "qry", "qry_image_path")
+    shared = _shared_instruction(first, _paths(original, "qry_image_path"))
+    asked = [_apart(text, shared) for text in first]
     if original is not rows:
         if all(rows.column(column).equals(original.column(column)) for column in _ALIGNED):
-            instructions = _other_wordings(queries, contents, instruction, name)
+            asked = _other_wordings(queries, asked, name)
         else:
             logger.warning(
                 "%s: its splits have different rows, so instructions cannot be told from contents; every query is taken "
                 "as text alone",
                 name,
             )
-            instructions, contents = [""] * len(queries), queries
-    pos_instruction, documents = _shared_instruction(documents, _paths(rows, "pos_image_path"))
+            asked = [("", query) for query in queries]
+    texts = _texts(rows, "pos_text", "pos_image_path")
+    shared = _shared_instruction(texts, _paths(rows, "pos_image_path"))
+    documents = [_apart(text, shared) for text in texts]
     columns: dict[str, Any] = {
-        "query_text": contents,
+        "query_text": [content for _, content in asked],
         "query_image": _paths(rows, "qry_image_path"),
-        "query_instruction": instructions,
-        "pos_text": documents,
+        "query_instruction": [instruction for instruction, _ in asked],
+        "pos_text": [content for _, content in documents],
         "pos_image": _paths(rows, "pos_image_path"),
-        "pos_instruction": [pos_instruction] * len(documents),
+        "pos_instruction": [instruction for instruction, _ in documents],
     }
-    negatives = [_texts(rows, "neg_text"), _paths(rows, "neg_image_path")]
+    negatives = [_texts(rows, "neg_text", "neg_image_path"), _paths(rows, "neg_image_path")]
     if any(any(column) for column in negatives):
-        columns["neg_text"] = [[_without(text, pos_instruction)] for text in negatives[0]]
+        columns["neg_text"] = [[_apart(text, shared)[1]] for text in negatives[0]]
         columns["neg_image"] = [[path] for path in negatives[1]]
     return pa.table(columns)
 
 
-def _shared_instruction(texts: list[str], pictures: list[str]) -> tuple[str, list[str]]:
-    """What all texts begin with, up to the end of a sentence or line, and the rest of each.
+def _shared_instruction(texts: list[str], pictures: list[str]) -> str:
+    """What all texts begin with, up to the end of a sentence or line, but for white space; ``""`` if there is no such.
 
     A text that is nothing but the beginning needs a picture to go with it; one row alone shows nothing shared.
     """
-    shared = os.path.commonprefix([min(texts), max(texts)]) if len(set(texts)) > 1 else texts[0]
-    if len(texts) < 2 or (len(set(texts)) == 1 and not all(pictures)):
-        return "", texts
-    if len(set(texts)) > 1:
-        end = max((match.end() for match in re.finditer(r"[:.?]\s|\n", shared)), default=0)
-        shared = shared[:end]
-    rest = [text[len(shared) :].strip() for text in texts]
-    if not all(text or picture for text, picture in zip(rest, pictures, strict=True)):
-        return "", texts
-    return shared.strip(), rest
+    bare = [text.strip() for text in texts]
+    if len(bare) < 2:
+        return ""
+    first, last = min(bare), max(bare)
+    shared = os.path.commonprefix([first, last])
+    if first != last:
+        shared = shared[: max((match.end() for match in re.finditer(r"[:.?]\s|\n", shared)), default=0)].rstrip()
+    complete = all(text != shared or picture for text, picture in zip(bare, pictures, strict=True))
+    return shared if complete else ""
 
 
-def _other_wordings(queries: list[str], contents: list[str], instruction: str, name: str) -> list[str]:
-    """The instruction of each query: what remains of it without its content."""
+def _apart(text: str, shared: str) -> tuple[str, str]:
+    """Instruction and content of a text, which they are when put together: white space between is the instruction's."""
+    found = re.match(rf"\s*{re.escape(shared)}\s*", text) if shared else None
+    return (text[: found.end()], text[found.end() :]) if found else ("", text)
+
+
+def _other_wordings(queries: list[str], asked: list[tuple[str, str]], name: str) -> list[tuple[str, str]]:
+    """Instruction and content of each query; the instruction is what remains of it without its content."""
     found, lost = [], 0
-    for query, content in zip(queries, contents, strict=True):
-        before, there, after = query.rpartition(content) if content else (query, "", "")
-        lost += bool(content and not there)
-        found.append(" ".join(f"{before} {after}".split()) if there or not content else instruction)
+    for query, (instruction, content) in zip(queries, asked, strict=True):
+        words = content.strip()
+        before, there, after = query.rpartition(words) if words else (query, "", "")
+        if words and not there:
+            found.append((instruction, content))
+            lost += 1
+            continue
+        end = after[len(after.rstrip()) :]
+        found.append((f"{before}{after.strip()} " if after.strip() else before, words + end))
     if lost:
         logger.warning(
             "%s: %d of %d queries do not repeat their content word for word; they get the original instruction",
@@ -148,15 +160,16 @@ def _other_wordings(queries: list[str], contents: list[str], instruction: str, n
     return found
 
 
-def _without(text: str, instruction: str) -> str:
-    return text.removeprefix(instruction).strip() if instruction else text
+def _texts(rows: pa.Table, name: str, pictures: str) -> list[str]:
+    """Texts without picture markers; ``""`` where there is none.
 
-
-def _texts(rows: pa.Table, name: str) -> list[str]:
-    """Texts without picture markers; ``""`` where there is none."""
+    What is trained is what `evaluation.mmeb_image` reads: the line breaks of the file stay, except at the start of a text
+    without picture, where some have a marker all the same.
+    """
     if name not in rows.column_names:
         return [""] * len(rows)
-    return [_MARKER.sub("", cell or "").strip() for cell in _scalars(rows, name)]
+    texts = [_MARKER.sub("", cell or "") for cell in _scalars(rows, name)]
+    return [text if path else text.lstrip("\n") for text, path in zip(texts, _paths(rows, pictures), strict=True)]
 
 
 def _paths(rows: pa.Table, name: str) -> list[str]:

@@ -149,6 +149,7 @@ def _question(query: dict[str, Any], candidate: dict[str, Any], index: int) -> R
     for name, item in (("Query", query), ("Candidate", candidate)):
         row = row_of_conversation(as_messages(item, index=index), index)
         shown = [f"picture {len(images) + number}" for number in range(1, len(row.images) + 1)]
-        words.append(f"{name}: " + ", ".join(part for part in (*shown, row.instruction, row.text) if part))
+        parts = [(part or "").strip() for part in (*shown, row.instruction, row.text)]
+        words.append(f"{name}: " + ", ".join(filter(None, parts)))
         images += row.images
     return Row(tuple(images), "\n".join(words))

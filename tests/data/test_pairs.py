@@ -310,20 +310,20 @@ def test_mmeb_train_takes_instructions_and_contents_apart(mmeb_train):
     pairs = read_pairs(mmeb_train, split="original")
     assert pairs["subset"][:] == ["A-OKVQA", "A-OKVQA", "MSCOCO_t2i", "MSCOCO_t2i"]
     image = str(mmeb_train / "images/A-OKVQA/Train/0.jpg")
-    assert query_of(pairs[1]) == {"text": "Who is it?", "image": image, "instruction": QUESTION.strip()}
+    assert query_of(pairs[1]) == {"text": "Who is it?\n", "image": image, "instruction": f"\n{QUESTION}"}
     assert document_of(pairs[1]) == {"text": "a man"}
     assert negatives_of(pairs[0]) == [{"text": "train"}] and negatives_of(pairs[1]) == []
-    assert query_of(pairs[3]) == {"text": "A cat.", "instruction": "Find me an everyday image."}
+    assert query_of(pairs[3]) == {"text": "A cat.", "instruction": "Find me an everyday image. "}
     assert document_of(pairs[3]) == {
         "image": str(mmeb_train / "images/1.jpg"),
-        "instruction": "Represent the given image.",
+        "instruction": "\nRepresent the given image.\n",
     }
 
 
 def test_mmeb_train_in_other_words_has_the_same_contents(mmeb_train):
     pairs = read_pairs(mmeb_train / "A-OKVQA", split="diverse_instruction")
-    assert pairs["query_text"][:] == ["What is it?", "Who is it?"]
-    assert pairs["query_instruction"][:] == [QUESTION.strip(), "Answer it:"]
+    assert pairs["query_text"][:] == ["What is it?\n", "Who is it?\n"]
+    assert pairs["query_instruction"][:] == [f"\n{QUESTION}", "\nAnswer it: "]
     with pytest.raises(ValueError, match="has no split 'train'; it has diverse_instruction, original"):
         read_pairs(mmeb_train / "A-OKVQA")
     with pytest.raises(ValueError, match="has no subset 'CIRR'; it has A-OKVQA, MSCOCO_t2i"):

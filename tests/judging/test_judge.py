@@ -41,6 +41,11 @@ def test_scores_are_the_softmax_over_two_logits(judge):
         assert score == pytest.approx(float(yes / (yes + no)), abs=1e-5)
 
 
+def test_an_instruction_s_own_line_breaks_do_not_break_the_question_s_lines():
+    asked = judge_question({"instruction": "\nAnswer: ", "text": "Who?\n"}, {"instruction": "\n", "text": "a man"})
+    assert asked.text == "Query: Answer:, Who?\nCandidate: a man"
+
+
 def test_the_question_ends_the_turn(judge):
     [text] = judge.processor.render([judge_question({"text": "a"}, {"text": "b"})], None)
     assert "Query: a\nCandidate: b\nIs the candidate a right answer to the query? Answer only yes or no." in text

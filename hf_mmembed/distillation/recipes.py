@@ -15,6 +15,7 @@ from datasets import Dataset
 
 from hf_mmembed.data.pairs import read_pairs
 from hf_mmembed.processes import world
+from hf_mmembed.training.only_run import only_run
 from hf_mmembed.training.recipe_files import read_recipe, require_types, types_of, with_overrides
 from hf_mmembed.training.recipes import FOLDER
 
@@ -132,8 +133,10 @@ def distill(recipe: DistillationRecipe, *, pairs: Dataset | None = None, resume:
 
     Raises:
         OSError: A model or the data cannot be read.
-        ValueError: A value of the recipe does not fit, or a vector or the loss is not a number.
+        ValueError: A value of the recipe does not fit, the run to go on with began with something else, another run
+            writes to ``recipe.output``, or a vector or the loss is not a number.
     """
     trainer = prepare_distillation(recipe, pairs=pairs)
-    trainer.train(resume)
-    return trainer.save_result(Path(recipe.output) / "model")
+    with only_run(recipe.output):
+        trainer.train(resume)
+        return trainer.save_result(Path(recipe.output) / "model")

@@ -6,6 +6,7 @@ In: pairs of sentences and a `SentenceTransformer`. Out: `TeacherVectors`. They 
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
+from hf_mmembed.data.rows import hash_parts
 from hf_mmembed.identity import settings_digest, weights_digest
 from hf_mmembed.mining import content_ids
 from hf_mmembed.mining.store import Embeddings, embed_contents
@@ -41,10 +43,12 @@ class TeacherVectors:
     Attributes:
         embeddings: By id.
         ids: ``(pairs, 2)``, int64: of the sentences of each pair; equal sentences have equal ids.
+        made_by: Digest of the teacher; None where it is not known.
     """
 
     embeddings: Embeddings
     ids: NDArray[np.int64]
+    made_by: str | None = None
 
     def take(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Vectors of some ids, ``(ids, dim)``."""
@@ -110,7 +114,8 @@ def embed_with_teacher(
         )  # fmt: skip
     except _TeacherFailure as error:
         raise ValueError(f"{error} What it gave before is kept in {directory}.") from error
-    return TeacherVectors(embeddings, ids.document_ids.reshape(-1, 2))
+    made_by = hash_parts(json.dumps(identity, sort_keys=True))
+    return TeacherVectors(embeddings, ids.document_ids.reshape(-1, 2), made_by)
 
 
 class _Encoder:

@@ -49,6 +49,7 @@ class DistillationTrainer(SaHaTrainer):
             raise ValueError(f"the teacher saw {len(teacher.ids)} pairs, but there are {len(train_dataset)}.")
         self.teacher = teacher
         super().__init__(model, args, train_dataset, **trainer)
+        self.depends_on["teacher"] = teacher.made_by
 
     def get_default_loss(self, model: MMEmbedder) -> SimilarityDistillationLoss:
         """`SimilarityDistillationLoss` as the arguments say."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -164,4 +164,8 @@ def traced_trainer(
     texts = {key: trace.text for key, trace in found.items()}
     answers = AnswerTraces.read(store, origin) if gold else None
     made.data_collator = TracedCollator(made.data_collator, texts, dropout, answers)
+    # Not the texts: a store only grows, and what is added to it about other inputs changes nothing.
+    made.depends_on |= {
+        "traces": asdict(origin or store.origins()[0]), "trace_dropout": dropout, "answers_in_sight": bool(gold)
+    }  # fmt: skip
     return made

@@ -32,7 +32,15 @@ from hf_mmembed.sentence_transformer import MMEmbedder
 
 from .arguments import SaHaTrainingArguments
 
-__all__ = ["adapter_of", "add_lora", "open_embedder", "open_for_training", "save_embedder", "save_result"]
+__all__ = [
+    "adapter_of",
+    "add_lora",
+    "open_embedder",
+    "open_for_training",
+    "save_embedder",
+    "save_result",
+    "weight_files",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -130,10 +138,10 @@ def _convert_once(path: str, converted: Path, prompt: str | Path) -> str | None:
         # A run that is killed in between must not leave that of another model beside the new one.
         record.unlink(missing_ok=True)
         convert(path, converted, prompt=prompt)
-        asked = {"model": path, "weights": _digests(path), "prompt": asdict(load_prompt(prompt))}
+        asked = {"model": path, "weights": weight_files(path), "prompt": asdict(load_prompt(prompt))}
         write_atomically(record, f"{json.dumps(asked, indent=2)}\n".encode())
         return None
-    weights = _digests(path)
+    weights = weight_files(path)
     if weights and made["weights"]:  # wherever they lie by now
         if weights != made["weights"]:
             return f"{converted} was made of {made['model']}, with other weights than those in {path}"
@@ -169,7 +177,7 @@ def _may_name(path: str, made: str) -> bool:
     return path == made or (directory and Path(made).parts[-len(parts) :] == parts)
 
 
-def _digests(path: str) -> dict[str, list[int | str]]:
+def weight_files(path: str) -> dict[str, list[int | str]]:
     """Size and a digest of parts of each file of weights in a directory, in a moment however large they are."""
     found: dict[str, list[int | str]] = {}
     for file in sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else []:

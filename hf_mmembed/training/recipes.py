@@ -17,14 +17,15 @@ from typing import Any, get_type_hints
 from datasets import Dataset
 
 from hf_mmembed.data.pairs import read_pairs
-from hf_mmembed.identity import prompt_hash, settings_digest, weights_digest
 from hf_mmembed.mining import Clusters, ContentIds, FilterRules, changed_rules, content_ids, mine_pairs
 from hf_mmembed.model.presets import load_prompt
 from hf_mmembed.sentence_transformer import MMEmbedder
 
 from .arguments import SaHaTrainingArguments
 from .models import open_embedder, open_for_training
+from .only_run import only_run
 from .recipe_files import names_in, read_recipe, require_types, types_of
+from .run_file import digests_of
 from .trainer import SaHaTrainer
 
 __all__ = ["FOLDER", "Recipe", "load_recipe", "prepare", "recipe_names", "train"]
@@ -150,12 +151,7 @@ def mine_clusters(
         options: Of `mine_pairs`; ``model`` is not one.
         ids: What `content_ids` says of the pairs by default, which spares reading all their pictures again.
     """
-    identity = {
-        "weights": weights_digest(model),
-        "settings": settings_digest(model),
-        "prompt": prompt_hash(model),
-        "image_size": str(model.processor.image_processor.size),
-    }
+    identity = digests_of(model)
     known = {} if options.get("canonical_instruction") else {"ids": ids}
     chosen = {"device": model.device, **known, **options}
     chosen.pop("model", None)
@@ -203,8 +199,10 @@ def train(
 
     Raises:
         OSError: The model or the data cannot be read.
-        ValueError: A value of the recipe does not fit, or the loss is not a number.
+        ValueError: A value of the recipe does not fit, the run to go on with began with something else, another run
+            writes to ``recipe.output``, or the loss is not a number.
     """
     trainer = prepare(recipe, pairs=pairs, clusters=clusters)
-    trainer.train(resume)
-    return trainer.save_result(Path(recipe.output) / "model")
+    with only_run(recipe.output):
+        trainer.train(resume)
+        return trainer.save_result(Path(recipe.output) / "model")

@@ -26,6 +26,7 @@ from hf_mmembed.hub.card import SHIPPED
 from hf_mmembed.mining import Clusters
 
 from .arguments import SaHaTrainingArguments
+from .run_file import BASE
 
 if TYPE_CHECKING:
     from .trainer import SaHaTrainer
@@ -61,6 +62,7 @@ def record_of(trainer: SaHaTrainer) -> dict[str, str]:
 
 def _training(trainer: SaHaTrainer) -> dict[str, Any]:
     args, logs = trainer.args, [entry for entry in trainer.state.log_history if "loss" in entry]
+    begun = trainer.facts or {}
     # A pair left alone at the end has no negatives: its loss is 0 and its hardness NaN, which JSON does not know.
     told = [entry for entry in logs if math.isfinite(entry["loss"]) and math.isfinite(entry.get("hardness", 0.0))]
     last = told[-1] if told else {}
@@ -70,6 +72,7 @@ def _training(trainer: SaHaTrainer) -> dict[str, Any]:
         "datasets": [source] if _is_on_the_hub(source) else None,
         "pairs": summary["pairs"],
         "data_fingerprint": trainer.ids.fingerprint,
+        "base": {name: begun[f"base.{name}"] for name in BASE} if begun else None,
         "clusters": summary["clusters"],
         "pairs_per_step": summary["pairs per step"],
         "steps": trainer.state.global_step,

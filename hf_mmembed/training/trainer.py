@@ -47,9 +47,12 @@ from .chunks import NonFiniteLossError
 from .collator import PairCollator, numbered
 from .gather import any_process
 from .models import open_for_training, save_embedder, save_result
+from .only_run import only_run
 from .plot import plot_training
 from .publishing import publish_result, require_public_base
+from .random_state import random_state, set_random_state
 from .record import record_of
+from .run_file import begin_or_go_on
 from .sampler import SaHaBatchSampler
 
 __all__ = ["SaHaTrainer"]
@@ -74,6 +77,10 @@ class SaHaTrainer(SentenceTransformerTrainer):
         evaluator: Of sentence-transformers, called as ``eval_strategy`` says.
         callbacks: More callbacks.
         optimizers: An optimizer and a scheduler. Default to AdamW with linear decay, as `args` say.
+
+    Attributes:
+        depends_on: What else decides the numbers, by name, as JSON holds it: a run goes on only where it is the same.
+        facts: All that the run depends on, from the beginning of `train`, on the main process.
 
     Raises:
         ValueError: The clusters belong to other data, an argument is missing, or the result could not be published.
@@ -118,6 +125,8 @@ class SaHaTrainer(SentenceTransformerTrainer):
         self.clusters = None if clusters is None else np.asarray(getattr(clusters, "rows", clusters))
         self.mined = clusters if isinstance(clusters, Clusters) else None
         self.mine, self.recipe = mine, recipe
+        self.depends_on: dict[str, Any] = {}
+        self.facts: dict[str, Any] | None = None
         model = model if isinstance(model, MMEmbedder) else open_for_training(model, args)
         if args.push_to_hub:
             require_public_base(model, args)
@@ -221,14 +230,14 @@ class SaHaTrainer(SentenceTransformerTrainer):
         """
         rows = inputs["facts"].rows.tolist()
         gradients = {p: p.grad.clone() for p in model.parameters() if p.grad is not None}  # while they accumulate
-        random_state = _random_state()
+        state = random_state()
         try:
             while (loss := self._attempt(model, inputs, num_items_in_batch)) is None:
                 self.loss.halve_chunks()
                 for parameter in model.parameters():
                     kept = gradients.get(parameter)
                     parameter.grad = None if kept is None else kept.clone()
-                _set_random_state(random_state)
+                set_random_state(state)
         except NonFiniteLossError as error:
             self._report_rows(error)
             raise
@@ -301,14 +310,17 @@ class SaHaTrainer(SentenceTransformerTrainer):
             **kwargs: As in transformers.
 
         Raises:
-            ValueError: The checkpoint is not complete, or the output directory holds another run.
+            ValueError: The checkpoint is not complete or of a run with other data, base or settings, or the output
+                directory holds another run.
         """
-        checkpoint = to_resume(self.args.output_dir, resume_from_checkpoint)
-        self._since = time.monotonic()
-        done = take_up_finished(self, checkpoint)
-        result = done or super().train(checkpoint, **kwargs)
-        if self.is_world_process_zero():
-            plot_training(self.state.log_history, Path(self.args.output_dir, "training.png"))
+        with only_run(self.args.output_dir):
+            checkpoint = to_resume(self.args.output_dir, resume_from_checkpoint)
+            begin_or_go_on(self, checkpoint)
+            self._since = time.monotonic()
+            done = take_up_finished(self, checkpoint)
+            result = done or super().train(checkpoint, **kwargs)
+            if self.is_world_process_zero():
+                plot_training(self.state.log_history, Path(self.args.output_dir, "training.png"))
         return result
 
     def save_result(self, directory: str | os.PathLike[str]) -> Path:
@@ -382,13 +394,3 @@ class SaHaTrainer(SentenceTransformerTrainer):
 
     def add_model_card_callback(self, default_args_dict: Mapping[str, Any]) -> None:
         """None: that callback reads the training data for examples to publish."""
-
-
-def _random_state() -> tuple[Tensor, list[Tensor]]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-
-
-def _set_random_state(state: tuple[Tensor, list[Tensor]]) -> None:
-    torch.set_rng_state(state[0])
-    if state[1]:
-        torch.cuda.set_rng_state_all(state[1])

@@ -107,6 +107,9 @@ def test_one_command_trains_each_variant(recipe, data, generative, tmp_path):
     words += ["--set", "head_options.layers=1"] if recipe == "tte-unified" else []
     assert run("think-train", recipe, *words) == 0
     assert (tmp_path / "run" / "model").is_dir()
+    if recipe == "tte-unified":
+        begun_with = json.loads((tmp_path / "run" / "run.json").read_text())["depends_on"]
+        assert "model.safetensors" in begun_with["reasoner"] and begun_with["traces"]["reasoner"] == "parrot"
 
 
 def test_a_head_is_the_one_that_the_recipe_names(data, generative, tmp_path):

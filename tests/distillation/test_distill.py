@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -103,6 +104,8 @@ def test_distilled_killed_resumed_and_opened(generative, pairs, tmp_path, load_i
     layers = {type(m.base_layer).__name__ for m in trainer.model.modules() if hasattr(m, "base_layer")}
     assert layers == {"Linear4bit" if load_in_4bit else "Linear"}
     trainer.train(str(tmp_path / "run" / "checkpoint-2"))
+    kept = json.loads((tmp_path / "run" / "run.json").read_text())["depends_on"]
+    assert kept == trainer.facts and kept["teacher"] == trainer.teacher.made_by
     resumed = trainer.save_result(tmp_path / "resumed")
     for name, weight in MMEmbedder(str(resumed), device="cpu").state_dict().items():
         torch.testing.assert_close(weight, after[name], rtol=0, atol=1e-6, msg=name)

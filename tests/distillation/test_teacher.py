@@ -37,7 +37,7 @@ def test_vectors_are_the_teachers_own_and_are_computed_once(teacher, pairs, tmp_
     found = embed_with_teacher(pairs, counting, tmp_path)
     np.testing.assert_allclose(found.take(found.ids.reshape(-1)), teacher.encode(SENTENCES), atol=1e-6)
     again = embed_with_teacher(pairs, counting, tmp_path)
-    assert counting.embedded == len(SENTENCES)
+    assert counting.embedded == len(SENTENCES) and again.made_by == found.made_by is not None
     np.testing.assert_array_equal(again.take(again.ids[1]), found.take(found.ids[1]))
 
 

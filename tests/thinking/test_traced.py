@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from datasets import Dataset
@@ -110,6 +112,7 @@ def test_training_an_embedder_on_clusters(store, some_pairs, fresh, tmp_path):
     trainer = traced_trainer(model, arguments(tmp_path, lora_rank=0), some_pairs, store, clusters)
     before = {name: value.clone() for name, value in model.named_parameters()}
     trainer.train()
+    assert trainer.facts["trace_dropout"] == 0.1 and trainer.facts["traces"] == asdict(store.only_origin())
     assert any(not torch.equal(before[name], value) for name, value in model.named_parameters())
 
 

@@ -53,6 +53,7 @@ def test_the_card_of_a_trained_model_says_what_was_run(embedder, tmp_path, save_
     }
     assert expected.items() <= training.items()
     assert training["datasets"] == ["someone/some-pairs"]
+    assert training["base"].keys() == {"weights", "settings", "prompt", "image_size"}
     assert training["data_fingerprint"] == content_ids(pairs).fingerprint
     assert json.loads((result / "mining.json").read_text()) == {
         "strategy": "saha", "clusters": 6, "size": 2, "k": 1, "rules": {"rank": 0.2}, "suspect_rank": 5, "recall@1": 0.1235,

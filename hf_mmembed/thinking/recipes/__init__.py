@@ -23,6 +23,8 @@ from hf_mmembed.mining import Clusters
 from hf_mmembed.model.unified_mmembed import UnifiedConfig
 from hf_mmembed.processes import world
 from hf_mmembed.training.arguments import SaHaTrainingArguments
+from hf_mmembed.training.models import weight_files
+from hf_mmembed.training.only_run import only_run
 from hf_mmembed.training.recipe_files import names_in, read_recipe, require_known, require_types, types_of
 
 from ..sft import fine_tune
@@ -128,7 +130,8 @@ def train_thinking(recipe: ThinkingRecipe, *, pairs: Dataset | None = None, resu
     Raises:
         FileNotFoundError: There is no store of traces.
         OSError: The model or the data cannot be read.
-        ValueError: A value of the recipe does not fit.
+        ValueError: A value of the recipe does not fit, the run to go on with began with something else (not told of
+            ``"sft"``), or another run writes to ``recipe.output``.
     """
     output = Path(recipe.output)
     if not Path(recipe.traces).is_file():
@@ -143,11 +146,12 @@ def train_thinking(recipe: ThinkingRecipe, *, pairs: Dataset | None = None, resu
                 "dataloader_pin_memory": torch.accelerator.is_available(),
             }
             args = TrainingArguments(output_dir=str(output), **{**defaults, **recipe.training})
-            return fine_tune(
-                recipe.model, pairs, store, args, output / "model",
-                families=recipe.families, templates=load_templates(recipe.templates), allow_gold=recipe.allow_gold,
-                resume=resume,
-            )  # fmt: skip
+            with only_run(output):
+                return fine_tune(
+                    recipe.model, pairs, store, args, output / "model",
+                    families=recipe.families, templates=load_templates(recipe.templates), allow_gold=recipe.allow_gold,
+                    resume=resume,
+                )  # fmt: skip
         model: Any = recipe.model
         if recipe.variant == "unified":
             model = open_unified(_untrained(recipe, output / "untrained", resume=resume))
@@ -160,8 +164,12 @@ def train_thinking(recipe: ThinkingRecipe, *, pairs: Dataset | None = None, resu
             dropout=0.0 if recipe.variant == "unified" else recipe.trace_dropout,
             allow_gold=recipe.allow_gold,
         )
-    trainer.train(resume)
-    return trainer.save_result(output / "model")
+    if recipe.variant == "unified":  # what the head was made of, which is not read where there is a head already
+        made_of = {"reasoner": weight_files(recipe.model) or recipe.model}
+        trainer.depends_on |= made_of | {"families": recipe.families, "templates": recipe.templates}
+    with only_run(output):
+        trainer.train(resume)
+        return trainer.save_result(output / "model")
 
 
 def _untrained(recipe: ThinkingRecipe, directory: Path, *, resume: bool) -> Path:

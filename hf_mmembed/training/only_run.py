@@ -1,0 +1,46 @@
+"""One run at a time in one output directory: two would delete and replace each other's checkpoints.
+
+In: the output directory. Out: a context that the processes of one run are in, and no other run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from hf_mmembed.index.lock import only_writer
+from hf_mmembed.processes import world
+
+__all__ = ["only_run"]
+
+_held: set[Path] = set()
+
+
+@contextmanager
+def only_run(output_dir: str | Path) -> Iterator[None]:
+    """Held by the main process, for all processes of a run; where this run holds it already, nothing changes.
+
+    Args:
+        output_dir: Of the run; created if needed.
+
+    Raises:
+        ValueError: Another run holds it; on all processes.
+    """
+    directory = Path(output_dir).resolve()
+    if directory in _held:
+        yield
+        return
+    process, refusal = world(), None
+    with ExitStack() as stack:
+        if process.main:
+            directory.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(only_writer(directory))
+            except ValueError as error:
+                refusal = str(error)
+        if (refusal := process.agree(refusal)) is not None:
+            raise ValueError(refusal)
+        _held.add(directory)
+        stack.callback(_held.discard, directory)
+        yield

@@ -1,0 +1,150 @@
+"""What the numbers of a run depend on, kept beside its checkpoints, so that nothing else goes on from them.
+
+In: a trainer before its first step. Out: ``run.json`` in its output directory or, where a run is resumed, a refusal that
+names what is no longer the same. How long a run is, what it logs and saves, where it lies, and how it fits into memory
+and among processes may change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import Dataset
+from torch import nn
+
+from hf_mmembed.files import write_atomically
+from hf_mmembed.identity import prompt_hash, settings_digest, weights_digest
+from hf_mmembed.processes import world
+from hf_mmembed.sentence_transformer import MMEmbedder
+
+if TYPE_CHECKING:
+    from .trainer import SaHaTrainer
+
+__all__ = ["BASE", "RUN_FILE", "begin_or_go_on", "digests_of", "facts_of"]
+
+logger = logging.getLogger(__name__)
+
+RUN_FILE = "run.json"
+FORMAT = "hf_mmembed/run"
+FORMAT_VERSION = 1
+BASE = ("weights", "settings", "prompt", "image_size")
+"""What `digests_of` tells of the model that a run begins with."""
+
+# Those of the loss are read off the loss, and the size of a batch counts as the pairs that meet.
+_ARGUMENTS = (
+    *("seed", "learning_rate", "learning_rate_mapping", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
+    *("optim", "optim_args", "optim_target_modules", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
+    *("max_grad_norm", "gradient_accumulation_steps", "bf16", "fp16", "neftune_noise_alpha"),
+    *("subsets_per_batch", "remine_every_epoch"),
+    *("lora_rank", "lora_alpha", "lora_dropout", "use_dora", "lora_target_modules"),
+)
+_OF_MEMORY = {"training", "chunk_size", "chunk_tokens", "mini_batch_size", "gathered"}
+# What of a pair is not in its fingerprint; pictures of negatives are not read again for it.
+_COLUMNS = ("subset", "query_instruction", "pos_instruction", "neg_text", "pos_score", "neg_score")
+_ROWS_AT_ONCE = 1000
+
+
+def begin_or_go_on(trainer: SaHaTrainer, checkpoint: str | None) -> None:
+    """Writes down what a new run depends on; refuses to go on with one that depended on something else.
+
+    Called on all processes before the first step, with the weights as they are then.
+
+    Args:
+        trainer: Its ``facts`` are set on the main process.
+        checkpoint: Where the run goes on; None if it begins.
+
+    Raises:
+        ValueError: Something differs; on all processes.
+    """
+    process, refusal = world(), None
+    if process.main:
+        # A trainer that goes on after it was stopped has other weights by now.
+        trainer.facts = trainer.facts or facts_of(trainer)
+        own = Path(trainer.args.output_dir, RUN_FILE)
+        begun = own if checkpoint is None else Path(checkpoint).with_name(RUN_FILE)
+        if checkpoint is not None:
+            refusal = _refusal(begun, trainer.facts)
+        if refusal is None and (checkpoint is None or begun.resolve() != own.resolve()):
+            written = {"format": FORMAT, "format_version": FORMAT_VERSION, "depends_on": trainer.facts}
+            write_atomically(own, f"{json.dumps(written, indent=2, ensure_ascii=False)}\n".encode())
+    if (refusal := process.agree(refusal)) is not None:
+        raise ValueError(refusal)
+
+
+def facts_of(trainer: SaHaTrainer) -> dict[str, Any]:
+    """What the numbers depend on, by name, as JSON gives it back.
+
+    Args:
+        trainer: Before its first step.
+    """
+    args = trainer.args.to_dict()
+    rows = trainer.clusters
+    facts = {
+        **{f"base.{name}": value for name, value in digests_of(trainer.model).items()},
+        "data": trainer.ids.fingerprint,
+        "instructions_negatives_scores": _digest_of_columns(trainer.train_dataset),
+        "clusters": None if rows is None or not len(rows) else _digest(np.ascontiguousarray(rows, np.int64)),
+        "pairs_that_meet": trainer.args.per_device_train_batch_size * trainer.args.world_size,
+        **{f"training.{name}": args.get(name) for name in _ARGUMENTS},
+        **_of_loss(trainer.loss),
+        **trainer.depends_on,
+    }
+    return json.loads(json.dumps(facts, default=str))
+
+
+def digests_of(model: MMEmbedder) -> dict[str, str]:
+    """What decides the embeddings of a model as it is in memory (about a second per gigabyte)."""
+    size = str(model.processor.image_processor.size)
+    return dict(zip(BASE, (weights_digest(model), settings_digest(model), prompt_hash(model), size), strict=True))
+
+
+def _refusal(begun: Path, facts: dict[str, Any]) -> str | None:
+    """What differs from the run that a file tells of, if anything does."""
+    try:
+        kept = json.loads(begun.read_text(encoding="utf-8"))["depends_on"]
+    except FileNotFoundError:
+        logger.warning(
+            "%s does not say what its run depended on, as an earlier version wrote it; make sure that data, base and "
+            "settings are the same",
+            begun.parent,
+        )
+        return None
+    different = [
+        f"{name} was {kept.get(name)!r} and is {facts.get(name)!r}"
+        for name in {**facts, **kept}
+        if kept.get(name) != facts.get(name)
+    ]
+    if not different:
+        return None
+    return (
+        f"the run in {begun.parent} cannot go on, since it began with something else: {'; '.join(different)}. Resume it "
+        "with what it began with, or choose another output directory."
+    )
+
+
+def _of_loss(loss: nn.Module) -> dict[str, Any]:
+    """Its kind, and its options that are no matter of memory."""
+    options = {
+        f"loss.{name}": value
+        for name, value in vars(loss).items()
+        if isinstance(value, str | int | float | None) and not name.startswith("_") and name not in _OF_MEMORY
+    }
+    return {"loss": type(loss).__name__, **options}
+
+
+def _digest_of_columns(pairs: Dataset) -> str:
+    names = [name for name in _COLUMNS if name in pairs.column_names]
+    digest = hashlib.blake2b(digest_size=16)
+    for table in pairs.select_columns(names).with_format("arrow").iter(_ROWS_AT_ONCE):
+        for row in table.to_pylist():
+            digest.update(json.dumps(row).encode())
+    return digest.hexdigest()
+
+
+def _digest(rows: np.ndarray) -> str:
+    return hashlib.blake2b(repr(rows.shape).encode() + rows.tobytes(), digest_size=16).hexdigest()

@@ -1,0 +1,74 @@
+"""Two runs never write into one directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from hf_mmembed.distillation import recipes as distillation
+from hf_mmembed.distillation.recipes import DistillationRecipe
+from hf_mmembed.index.lock import only_writer
+from hf_mmembed.thinking import recipes as thinking
+from hf_mmembed.training import only_run as module
+from hf_mmembed.training import recipes
+from hf_mmembed.training.only_run import only_run
+from hf_mmembed.training.trainer import SaHaTrainer
+from tests.training.conftest import make_pairs
+from tests.training.runs import arguments
+
+
+def is_held(directory):
+    try:
+        with only_writer(Path(directory)):
+            return False
+    except ValueError:
+        return True
+
+
+def test_a_directory_is_held_until_the_outermost_has_ended(tmp_path):
+    with only_run(tmp_path / "run"):
+        with only_run(tmp_path / "x" / ".." / "run"):
+            assert is_held(tmp_path / "run")
+        assert is_held(tmp_path / "run")
+    assert not is_held(tmp_path / "run")
+
+
+def test_training_where_another_run_writes_is_refused(embedder, tmp_path):
+    trainer = SaHaTrainer(embedder("qwen2_vl"), arguments(tmp_path, max_steps=1), make_pairs())
+    with only_writer(tmp_path), pytest.raises(ValueError, match=f"another process is writing to {tmp_path}"):
+        trainer.train()
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_the_other_processes_are_refused_too(monkeypatch, tmp_path):
+    process = SimpleNamespace(main=False, agree=lambda failure: failure or "another process is writing")
+    monkeypatch.setattr(module, "world", lambda: process)
+    with pytest.raises(ValueError, match="another process"), only_run(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["train", "distill", "think-train"])
+def test_a_recipe_holds_its_output_until_the_result_is_saved(monkeypatch, tmp_path, command):
+    """Or another run would begin between the last step and the result."""
+    held = []
+
+    def watched(*_):
+        held.append(is_held(tmp_path))
+        return tmp_path / "model"
+
+    trainer = SimpleNamespace(train=watched, save_result=watched)
+    for place, name in ((recipes, "prepare"), (distillation, "prepare_distillation"), (thinking, "traced_trainer")):
+        monkeypatch.setattr(place, name, lambda *_, **__: trainer)
+    options = {"model": "x", "data": {"source": "y"}, "output": str(tmp_path)}
+    if command == "train":
+        recipes.train(recipes.Recipe(**options), pairs=make_pairs(1))
+    elif command == "distill":
+        distillation.distill(DistillationRecipe(teacher="z", **options), pairs=make_pairs(1))
+    else:
+        (tmp_path / "t.sqlite").touch()
+        recipe = thinking.ThinkingRecipe(variant="embedder", traces=str(tmp_path / "t.sqlite"), **options)
+        thinking.train_thinking(recipe, pairs=make_pairs(1))
+    assert held == [True, True] and not is_held(tmp_path)

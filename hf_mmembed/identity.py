@@ -53,6 +53,8 @@ class ModelIdentity:
         files: Digest of each file of the checkpoint that decides the numbers.
         prompt_hash: Digest of what the model reads around any query or document.
         dimension: Length of an embedding.
+        dtype: Number format of the weights in memory; None where it was not written down. It moves embeddings a little,
+            by roundings, and makes no other embedder.
     """
 
     name: str
@@ -61,6 +63,7 @@ class ModelIdentity:
     files: dict[str, str]
     prompt_hash: str
     dimension: int
+    dtype: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For the manifest."""
@@ -138,7 +141,8 @@ def identify(name: str, directory: Path, revision: str | None, embedder: MMEmbed
     fingerprint = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:32]
     dimension = embedder.get_embedding_dimension()
     assert dimension is not None  # None only for models without a fixed dimension
-    return ModelIdentity(name, revision, fingerprint, files, prompt_hash(embedder), dimension)
+    dtype = str(next(embedder.parameters()).dtype).removeprefix("torch.")
+    return ModelIdentity(name, revision, fingerprint, files, prompt_hash(embedder), dimension, dtype)
 
 
 def prompt_hash(embedder: MMEmbedder) -> str:

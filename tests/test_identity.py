@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -56,6 +57,11 @@ def test_the_prompt_counts_by_what_the_model_reads(checkpoint):
     one, other = of(checkpoint), of(checkpoint, "another prompt")
     assert one.fingerprint == other.fingerprint
     assert [text.split(" (")[0] for text in one.differences(other)] == ["the prompt"]
+
+
+def test_the_number_format_is_told_and_does_not_count(checkpoint):
+    found = of(checkpoint)
+    assert found.dtype == "bfloat16" and found.differences(replace(found, dtype="float32")) == []
 
 
 def test_only_safetensors(checkpoint):

@@ -110,7 +110,8 @@ def embed_source(
     """Embeds every row of `source` into `out`, keeping what an earlier, interrupted run finished.
 
     A run that was killed at any moment and started again gives the same bytes as one that was not. When rows of the
-    source have changed since, only those are embedded again, and those that the disk failed to give.
+    source have changed since, only those are embedded again, and those that the disk failed to give; all are where the
+    model now computes in another number format.
 
     Args:
         source: What to embed.
@@ -133,7 +134,10 @@ def embed_source(
     with only_writer(out):
         manifest = _begin(source, identity, out, task=task, instruction=instruction, shard_size=shard_size)
         items = out / ITEMS
-        salt = hash_parts(identity.fingerprint, identity.prompt_hash, task, instruction)
+        made_by = [identity.fingerprint, identity.prompt_hash, task, instruction]
+        if manifest.model.dtype is not None:
+            made_by.append(manifest.model.dtype)
+        salt = hash_parts(*made_by)
         shards = plan_shards(source, salt=salt, size=shard_size)
         finished = {shard: None for shard in shards if shard.path(items).exists()}  # in order
         if strict and (first := next(_skipped(source, items, finished), None)):
@@ -224,6 +228,13 @@ def _begin(
                 "delete this one"
             )
         manifest = manifest.changed(faiss=earlier.faiss)
+        if earlier.model.dtype is None:  # it counts for any, so that what is there can be used
+            manifest = manifest.changed(model=replace(identity, dtype=None))
+        elif earlier.model.dtype != identity.dtype:
+            logger.warning(
+                "%s was begun in %s, and this run computes in %s: all of it is embedded again, so that the two do not mix",
+                out, earlier.model.dtype, identity.dtype,
+            )  # fmt: skip
     return manifest
 
 

@@ -6,6 +6,7 @@ import hashlib
 from types import SimpleNamespace
 
 import numpy as np
+import torch
 from PIL import Image
 
 from hf_mmembed.index import ModelIdentity
@@ -38,6 +39,9 @@ class FakeEmbedder:
                 f"{prompt} {task} {[c['type'] for c in chat[0]['content']]}"
             )
         )
+
+    def parameters(self):
+        yield torch.zeros(1, dtype=torch.bfloat16)
 
     def get_embedding_dimension(self) -> int:
         return DIM

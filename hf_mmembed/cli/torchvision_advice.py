@@ -15,12 +15,9 @@ __all__ = ["lacks_torchvision", "missing_torchvision"]
 
 def missing_torchvision() -> str:
     """Who needs torchvision, and the pip command for the build that fits the installed torch; any other breaks both."""
-    torch = metadata.version("torch")
-    _, _, build = torch.partition("+")
-    index = f" --index-url https://download.pytorch.org/whl/{build}" if build else ""
     return (
-        "the stock processors of the Qwen family need torchvision, also for pictures alone, in the build that fits torch: "
-        f'pip install torchvision "torch=={torch}"{index}'
+        "the stock processors of the Qwen family need torchvision, also for pictures alone, in the build that fits torch, "
+        f'from the index that torch came from: pip install torchvision "torch=={metadata.version("torch")}"'
     )
 
 

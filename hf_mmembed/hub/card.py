@@ -197,9 +197,9 @@ def _is_made_of_shipped(config: Mapping[str, Any]) -> bool:
     """Whether an embedder was made of the shipped model, by the folder and the sizes that its config records."""
     if config.get("base_model") != _SHIPPED_FOLDER:
         return False
-    from hf_mmembed.tiny import generative_path
-
-    shipped, found = _json(generative_path() / "config.json"), config.get("backbone_config", {})
+    # By its place, as `hf_mmembed.tiny` stands above this.
+    shipped = _json(Path(__file__).parents[1] / "tiny" / _SHIPPED_FOLDER / "config.json")
+    found = config.get("backbone_config", {})
     sizes = [("text_config", "vocab_size"), ("text_config", "hidden_size"), ("vision_config", "embed_dim")]
     return all(found.get(part, {}).get(size) == shipped[part][size] for part, size in sizes)
 

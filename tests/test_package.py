@@ -28,6 +28,7 @@ HEAVY = {"PIL", "datasets", "faiss", "numpy", "pandas", "pyarrow", "sentence_tra
 # Each part may import the parts of a lower rank, and itself. `tiny` trains and evaluates, so it sits high.
 RANK = {
     "files": 0,
+    "lock": 0,
     "passing": 0,
     "processes": 0,
     "staging": 0,

@@ -23,10 +23,10 @@ from hf_mmembed.data import Row, Source, Unreadable
 from hf_mmembed.data.rows import hash_parts
 from hf_mmembed.files import replacing, write_atomically
 from hf_mmembed.identity import ModelIdentity
+from hf_mmembed.lock import LOCK, only_writer
 from hf_mmembed.model.images_mmembed import open_image
 from hf_mmembed.passing import is_passing
 
-from .lock import LOCK, only_writer
 from .manifest import Manifest, read_manifest, remove_leftovers, write_manifest
 from .shards import (
     Embedded,

@@ -17,11 +17,11 @@ import numpy as np
 
 from hf_mmembed.data import Source, open_source
 from hf_mmembed.identity import ModelIdentity
+from hf_mmembed.lock import only_writer
 from hf_mmembed.model.images_mmembed import open_image
 
 from . import vectors
 from .embedding import ITEMS, Report
-from .lock import only_writer
 from .manifest import Manifest, read_manifest, write_manifest
 from .shards import read_embeddings
 

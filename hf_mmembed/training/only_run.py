@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from hf_mmembed.index.lock import only_writer
+from hf_mmembed.lock import only_writer
 from hf_mmembed.processes import world
 
 __all__ = ["only_run"]

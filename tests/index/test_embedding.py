@@ -16,7 +16,7 @@ from PIL import Image
 
 from hf_mmembed.data import open_source
 from hf_mmembed.index import build_index, embed_source, read_manifest, write_npy
-from hf_mmembed.index.lock import only_writer
+from hf_mmembed.lock import only_writer
 from tests.forks import exit_code
 from tests.index.fake_embedder import DIM, FakeEmbedder, identity
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hf_mmembed.model import PRESETS, Row
-from hf_mmembed.model.convert import wrap_processor
+from hf_mmembed.model.base_processor import wrap_processor
 from tests.tiny_families import FAMILIES, build
 
 GOLDEN = Path(__file__).with_name("golden_prompts.json")

@@ -9,7 +9,7 @@ import pytest
 
 from hf_mmembed.distillation import recipes as distillation
 from hf_mmembed.distillation.recipes import DistillationRecipe
-from hf_mmembed.index.lock import only_writer
+from hf_mmembed.lock import only_writer
 from hf_mmembed.thinking import recipes as thinking
 from hf_mmembed.training import only_run as module
 from hf_mmembed.training import recipes

@@ -17,7 +17,7 @@ from tests.training.runs import CLUSTERS, arguments
 MINED = Clusters(
     CLUSTERS,
     "saha",
-    settings={"k": 1, "rules": {"rank": 0.2}, "subsets": {"odd": {}}, "miner": {"name": "/home/me"}},
+    settings={"k": 1, "rules": {"rank": 0.2}, "subsets": {"odd": {}}, "miner": {"name": "/models/me"}},
     counts={"suspect_rank": 5},
     recall={"recall@1": 0.123456},
 )

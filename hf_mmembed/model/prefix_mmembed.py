@@ -93,7 +93,8 @@ class PrefixMemory:
         _, states, cache = self.known
         own = DynamicCache(config=backbone.config.get_text_config(decoder=True))
         for index, layer in enumerate(cache.layers):
-            own.update(layer.keys[..., :length, :], layer.values[..., :length, :], index)
+            if layer.is_initialized:  # the config may count blocks that were cut off
+                own.update(layer.keys[..., :length, :], layer.values[..., :length, :], index)
         return states[:, :length], own
 
 
@@ -157,7 +158,8 @@ def states_with_shared_prefix(
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: The states `(batch, seq_len, hidden)`, zero where there is padding, and
         their mask `(batch, seq_len)`, where `seq_len` lacks the prefix unless `whole`; or None where sharing is not
-        possible (gradient checkpointing, a family that is not causal, unknown arguments) or saves too little.
+        possible (gradient checkpointing, a family that is not causal, its first block cut off, unknown arguments) or
+        saves too little.
     """
     kwargs = {name: value for name, value in kwargs.items() if value is not None}
     if attention_mask is None or not _possible(backbone, input_ids, attention_mask, kwargs):
@@ -178,6 +180,8 @@ def states_with_shared_prefix(
         prefix_states, cache = read_prefix(backbone, prefix_ids)
     else:
         prefix_states, cache = (memory or PrefixMemory()).prefix(backbone, prefix_ids)
+    if not cache.get_seq_length():  # transformers asks the first block's, which may have been cut off
+        return None
     cache.batch_repeat_interleave(batch)
     prefix = prefix_states.shape[1]
     # What follows the prefix begins `prefix` columns further right, in rows with padding on the left too.

@@ -220,3 +220,19 @@ def test_memory_computes_a_prefix_once(loaded):
             model(**processor(text=batch, return_tensors="pt"), prefix_memory=memory)
     hook.remove()
     assert len(calls) == 4
+
+
+@pytest.mark.parametrize("kept", [[0], [1], [0, 2]], ids=str)
+def test_a_language_model_may_lack_blocks_that_its_config_counts(kept, loaded):
+    model, processor = loaded("qwen2_vl")
+    model = copy.deepcopy(model)
+    decoder = model.backbone.get_decoder()
+    if 2 in kept:
+        decoder.layers.append(copy.deepcopy(decoder.layers[1]))
+        decoder.layers[2].self_attn.layer_idx = 2
+        decoder.config.num_hidden_layers, decoder.config.layer_types = 3, ["full_attention"] * 3
+    decoder.layers = torch.nn.ModuleList(decoder.layers[place] for place in kept)
+    features = processor(text=["red", "blue", "a green circle"], return_tensors="pt")
+    with torch.no_grad():
+        shared, whole = model(**features), model(**features, share_prefix=False)
+    assert torch.allclose(whole.embeddings, shared.embeddings, rtol=0, atol=5e-6)

@@ -13,12 +13,14 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 from tqdm import tqdm
 
@@ -162,7 +164,7 @@ def embed_contents(
         for path in paths if process.main else ():
             path.unlink()  # it may not be the inputs that are at fault: the next run tries again
         raise ValueError(f"none of {len(rows)} {side} can be embedded; the first: {skipped[0]}")
-    return Embeddings([np.load(path, mmap_mode="r") for path in paths], skipped)
+    return Embeddings([_map_npy(path) for path in paths], skipped)
 
 
 def _path(folder: Path, salt: str, digests: np.ndarray, instructions: list[str], start: int) -> Path:
@@ -221,6 +223,20 @@ def _write_npy(path: Path, vectors: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.save(buffer, vectors, allow_pickle=False)
     write_atomically(path, buffer.getvalue())
+
+
+def _map_npy(path: Path) -> np.ndarray:
+    """A file of `_write_npy` as a memory map.
+
+    One of numpy's keeps a file descriptor for as long as it lives, and a million pairs have more files than a process
+    may hold open.
+    """
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        start = file.tell()
+    with pa.memory_map(os.fspath(path)) as mapped:
+        return np.frombuffer(mapped.read_buffer(), dtype, offset=start).reshape(shape)
 
 
 def _write_manifest(folder: Path, manifest: Mapping[str, Any], *, complete: bool) -> None:

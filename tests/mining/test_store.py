@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 
+import numpy as np
 from datasets import Dataset
 
 from hf_mmembed.data.pairs import read_pairs
@@ -54,3 +56,12 @@ def test_a_model_that_was_moved_is_the_same_model(tmp_path):
     manifest = json.loads((tmp_path / "embeddings/queries/manifest.json").read_text())
     assert manifest["model"]["name"] == "there"
     assert embedded(name="there", revision="main", fingerprint="f01") == 16
+
+
+def test_the_number_of_files_is_not_bound_by_the_limit_of_open_files(tmp_path):
+    before = len(os.listdir("/dev/fd"))
+    mined = mine_pairs(rows(20), FakeEmbedder(), tmp_path, model=MODEL, k=1, shard_size=1)
+    assert len(mined.queries.shards) == 20 and len(os.listdir("/dev/fd")) < before + 20
+    places = np.array([7, 19, 0, 7])
+    stored = [np.load(path) for path in sorted((tmp_path / "embeddings/queries").glob("*.npy"))]
+    np.testing.assert_array_equal(mined.queries.take(places), np.concatenate(stored)[places])

@@ -23,7 +23,7 @@ from transformers.utils import ModelOutput
 from .checkpoint_mmembed import EmbeddingModel
 from .configuration_mmembed import MMEmbedConfig
 from .language_mmembed import blocks_without_padding, lean_language
-from .pooled_mmembed import blocks_for_pooled, last_real_token, only_pooled
+from .pooled_mmembed import blocks_for_pooled, last_real_token, only_pooled, told_about_rows
 from .prefix_mmembed import PrefixMemory, states_with_shared_prefix
 from .vision_mmembed import lean_vision
 
@@ -185,15 +185,18 @@ class MMEmbedModel(EmbeddingModel):
             kwargs.pop("image_grid_thw", None)
         kwargs.setdefault("use_cache", False)
         kwargs["return_dict"] = True
-        # Gradient checkpointing runs blocks again outside of this call, and compiled code keeps no context.
-        again = torch.compiler.is_compiling() or (
-            torch.is_grad_enabled() and self.backbone.is_activation_checkpointing
+        # Gradient checkpointing runs blocks again outside of this call, compiled code keeps no context, and what PEFT
+        # says about each row fits no others.
+        plain = (
+            torch.compiler.is_compiling()
+            or (torch.is_grad_enabled() and self.backbone.is_activation_checkpointing)
+            or told_about_rows(self)
         )
-        whole = whole_states or self.config.pooling != "last" or again
+        whole = whole_states or self.config.pooling != "last" or plain
         shared, mask = None, attention_mask
         if share_prefix is None:
             share_prefix = not torch.is_grad_enabled()
-        if share_prefix and input_ids is not None:
+        if share_prefix and input_ids is not None and not plain:
             shared = states_with_shared_prefix(
                 self.backbone, input_ids, attention_mask, prefix_memory, whole=whole, **kwargs
             )

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ __all__ = [
     "pack",
     "packing",
     "pooled_output",
+    "told_about_rows",
     "unpack",
 ]
 
@@ -33,6 +35,8 @@ __all__ = [
 PARTS_OF_LAST = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
 # Where less than this share of the tokens is padding, picking out the others can take longer than it saves.
 LEAST_PADDING_SHARE = 1 / 16
+# What PEFT hands to its layers for each row of a batch.
+TOLD_ABOUT_ROWS = frozenset({"adapter_names", "alora_offsets"})
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,14 @@ def packing() -> Choice | None:
     """The tokens whose states are at hand, one after the other; None where those of all tokens are, row by row."""
     asked = _ASKED.get()
     return asked.real if asked is not None and asked.packed else None
+
+
+def told_about_rows(model: nn.Module) -> bool:
+    """Whether PEFT tells the layers something about each row, such as its adapter: then they must be given all rows."""
+    if not getattr(model, "peft_config", None):  # without adapters there is no need to look
+        return False
+    hooks = (hook for part in model.modules() for hook in part._forward_pre_hooks.values())
+    return any(isinstance(hook, partial) and TOLD_ABOUT_ROWS & hook.keywords.keys() for hook in hooks)
 
 
 def _asked(mask: torch.Tensor) -> Asked:

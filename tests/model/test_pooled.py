@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from transformers import AutoModel, AutoProcessor, LlavaConfig, PretrainedConfig
 
@@ -117,6 +118,25 @@ def test_gradients_are_the_same(checkpointing, loaded):
     expected = gradient()
     assert expected.norm() > 0
     assert torch.allclose(gradient(whole_states=False), expected, rtol=1e-4, atol=1e-6 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("options", [{}, {"share_prefix": True, "whole_states": False}], ids=str)
+@pytest.mark.parametrize("gradients", [False, True])
+def test_rows_may_each_have_their_own_adapter(gradients, options, loaded):
+    model, processor = loaded("qwen2_vl")
+    batch, names = mixture(processor), ["default", "other", "__base__"]
+    with torch.no_grad():
+        expected = {"__base__": model(**batch).embeddings}
+        config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+        model = get_peft_model(model, config)
+        model.add_adapter("other", config)
+        for name in names[:2]:
+            model.set_adapter(name)
+            expected[name] = model.eval()(**batch).embeddings
+    with torch.set_grad_enabled(gradients):
+        mixed = model(**batch, adapter_names=names, **options).embeddings
+    for row, name in enumerate(names):
+        assert torch.allclose(mixed[row], expected[name][row], rtol=0, atol=2e-6), name
 
 
 def llava(text: dict) -> PretrainedConfig:

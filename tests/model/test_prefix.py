@@ -236,3 +236,28 @@ def test_a_language_model_may_lack_blocks_that_its_config_counts(kept, loaded):
     with torch.no_grad():
         shared, whole = model(**features), model(**features, share_prefix=False)
     assert torch.allclose(whole.embeddings, shared.embeddings, rtol=0, atol=5e-6)
+
+
+def endings(prefix: torch.Tensor) -> torch.Tensor:
+    """Two rows that begin with `prefix` and differ in one last token."""
+    return torch.stack([torch.cat([prefix, torch.tensor([last])]) for last in (70, 71)])
+
+
+def test_a_prefix_that_differs_in_the_middle_is_another(loaded):
+    backbone, memory = loaded("qwen2_vl")[0].backbone, PrefixMemory()
+    first = torch.arange(20, 60)
+    second = first.clone()
+    second[5] = 90
+    for ids in map(endings, (first, second)):
+        mask = torch.ones_like(ids)
+        with torch.no_grad():
+            expected = backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+            shared, _ = states_with_shared_prefix(backbone, ids, mask, memory)
+        assert torch.allclose(shared, expected, rtol=0, atol=2e-4)
+
+
+def test_rows_padded_on_different_sides_are_not_shared(loaded):
+    backbone = loaded("qwen2_vl")[0].backbone
+    ids = torch.zeros(2, 45, dtype=torch.int64)
+    ids[0, 4:] = ids[1, :41] = torch.arange(20, 61)
+    assert states_with_shared_prefix(backbone, ids, (ids > 0).long()) is None

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["replacing", "write_atomically"]
+__all__ = ["replacing", "saving", "write_atomically"]
+
+# How safetensors and tokenizers, and then torch, tell an error of the system, each in an exception of its own.
+_SIGNS = ("(os error ", "inline_container.cc", "PytorchStreamWriter")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ADVICE = ": is the disk full? Make room there, and run the command again; a training goes on with --resume"
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -39,3 +45,22 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Around what libraries write to `path`: an error of the system is an `OSError`, whichever of them meets it.
+
+    Raises:
+        OSError: The disk is full, or may not be written to; the message names `path` and says what to do.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise OSError(f"{path}: {error}{_ADVICE}") from error
+    except Exception as error:
+        if not any(sign in str(error) for sign in _SIGNS):
+            raise
+        raise OSError(f"{path}: {error}{_ADVICE}") from error

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hf_mmembed.files import saving
+
 __all__ = ["require_empty", "staged"]
 
 
@@ -31,6 +33,9 @@ def staged(out: Path) -> Iterator[Path]:
     What is there already, the working directory or a mount point perhaps, is filled, ``config.json`` last, without which
     nothing opens it; what is not there appears at once.
 
+    Raises:
+        OSError: The disk is full; the message names `out` and says what to do.
+
     Example:
         >>> with staged(Path("model")) as written:  # doctest: +SKIP
         ...     model.save_pretrained(written)
@@ -41,7 +46,8 @@ def staged(out: Path) -> Iterator[Path]:
     shutil.rmtree(written, ignore_errors=True)
     written.mkdir(parents=True)
     try:
-        yield written
+        with saving(out):
+            yield written
         if fill:
             for file in sorted(written.iterdir(), key=lambda file: file.name == "config.json"):
                 os.replace(file, out / file.name)

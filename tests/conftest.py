@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -46,3 +47,20 @@ def embedder(generative, tmp_path_factory) -> Callable[..., Path]:
     return cache(
         lambda family, **choices: convert(generative(family), tmp_path_factory.mktemp("embedder") / family, **choices)
     )
+
+
+@pytest.fixture
+def full_disk():
+    """`with full_disk(1000):` no file grows beyond 1,000 bytes."""
+    resource = pytest.importorskip("resource")
+
+    @contextmanager
+    def limited(size):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from hf_mmembed.staging import require_empty, staged
 
@@ -21,3 +23,10 @@ def test_what_a_killed_process_left_is_removed(tmp_path, there):
     assert [entry.name for entry in out.parent.iterdir()] == ["out"]
     with pytest.raises(FileExistsError, match="not an empty directory"):
         require_empty(out)
+
+
+def test_a_full_disk_is_told(tmp_path, full_disk):
+    out = tmp_path / "out"
+    with full_disk(1000), pytest.raises(OSError, match="/out: .*is the disk full"), staged(out) as written:
+        save_file({"weight": torch.zeros(4000)}, written / "model.safetensors")
+    assert not list(tmp_path.iterdir())

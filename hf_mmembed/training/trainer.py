@@ -34,7 +34,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from hf_mmembed.data.pairs import require_pairs
-from hf_mmembed.files import write_atomically
+from hf_mmembed.files import saving, write_atomically
 from hf_mmembed.mining import Clusters, ContentIds, content_ids
 from hf_mmembed.processes import world
 from hf_mmembed.sentence_transformer import MMEmbedder
@@ -351,7 +351,8 @@ class SaHaTrainer(SentenceTransformerTrainer):
 
     def _write_result(self, directory: str | os.PathLike[str]) -> Path:
         if self.is_world_process_zero():
-            save_result(self.model, directory, merged=self.args.save_as == "merged", record=record_of(self))
+            with saving(Path(directory)):
+                save_result(self.model, directory, merged=self.args.save_as == "merged", record=record_of(self))
         world().agree(None)
         return Path(directory)
 
@@ -368,7 +369,8 @@ class SaHaTrainer(SentenceTransformerTrainer):
         self.accelerator.wait_for_everyone()
         self._staging = staging
         try:
-            super()._save_checkpoint(model, trial)
+            with saving(output_dir / name):
+                super()._save_checkpoint(model, trial)
         finally:
             self._staging = None
         self.accelerator.wait_for_everyone()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from random import Random
 
 import pytest
@@ -23,23 +22,6 @@ def many_pictures(tmp_path_factory):
     (folder / "05 cut.png").write_bytes((folder / "05.png").read_bytes()[:80])
     (folder / "11 empty.png").touch()
     return folder
-
-
-@pytest.fixture
-def full_disk():
-    """`with full_disk(1000):` no file grows beyond 1,000 bytes."""
-    resource = pytest.importorskip("resource")
-
-    @contextmanager
-    def limited(size):
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-    return limited
 
 
 @pytest.fixture

@@ -56,3 +56,17 @@ def test_an_infinite_gradient_names_all_rows_that_it_is_of(embedder, tmp_path):
         trainer.train()
     assert len(set(caught.value.rows)) == 4
     assert_same(trained_weights(trainer.model), before)
+
+
+def test_a_full_disk_is_told_with_what_could_not_be_written(embedder, tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    args = arguments(tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
+    trainer = SaHaTrainer(embedder("qwen2_vl"), args, make_pairs(), CLUSTERS)
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="/checkpoint-1: .* 64 vs 0: is the disk full"):
+        trainer.train()
+    monkeypatch.setattr("hf_mmembed.training.models.save_embedder", full)
+    with pytest.raises(OSError, match="/model: .* 64 vs 0: is the disk full"):
+        trainer.save_result(tmp_path / "model")

@@ -82,7 +82,8 @@ def estimate_tokens(reader: Reader, conversations: Sequence[Conversation], optio
     """
     if len(conversations) <= 1:
         return [1] * len(conversations)
-    prompt = getattr(reader.processor, "prompt", None)
+    processor = _processor(reader)
+    prompt = getattr(processor, "prompt", None)
     fixed = text_tokens(prompt.system + prompt.represent_image) if prompt else 0
     sizes: dict[tuple[int, int], int] = {}
     sizes_of = []
@@ -94,7 +95,7 @@ def estimate_tokens(reader: Reader, conversations: Sequence[Conversation], optio
         sizes_of.append(own)
         sizes.update(dict.fromkeys(own, 0))
     if sizes:
-        family = getattr(reader.processor, "backbone_processor", reader.processor)
+        family = getattr(processor, "backbone_processor", processor)
         of_images = (options.get("processing_kwargs") or {}).get("image", {})
         sizes = dict(zip(sizes, _visual_tokens(family, list(sizes), of_images), strict=True))
     limit = reader.max_seq_length or sys.maxsize
@@ -102,6 +103,13 @@ def estimate_tokens(reader: Reader, conversations: Sequence[Conversation], optio
         fixed + sum(sizes[size] for size in own) + min(limit, sum(map(text_tokens, texts(conversation.messages))))
         for conversation, own in zip(conversations, sizes_of, strict=True)
     ]
+
+
+def _processor(reader: Any) -> Any:
+    """The reader's processor; where a router leads inputs different ways, the first of those that its routes have."""
+    if hasattr(reader, "processor"):
+        return reader.processor
+    return next((part.processor for part in reader.modules() if hasattr(part, "processor")), None)
 
 
 def _visual_tokens(family: Any, sizes: list[tuple[int, int]], options: Mapping[str, Any]) -> list[int]:
@@ -144,9 +152,9 @@ def prepare(
         ValueError: An input cannot be read; the message names it.
     """
     chosen = [conversations[place] for place in batch]
-    allow_urls = getattr(embedder.processor, "allow_urls", False)
+    allow_urls = getattr(_processor(embedder), "allow_urls", False)
     opened = [_with_pictures(conversation, allow_urls=allow_urls) for conversation in chosen]
-    with nullcontext() if isinstance(embedder.processor, MMEmbedProcessor) else _OTHER_PROCESSORS:
+    with nullcontext() if isinstance(getattr(embedder, "processor", None), MMEmbedProcessor) else _OTHER_PROCESSORS:
         try:
             return embedder[0].preprocess(opened, **options)
         except ValueError:

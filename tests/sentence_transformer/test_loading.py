@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from sentence_transformers.sentence_transformer.modules import Dense, Router, StaticEmbedding
 from transformers import AutoModel
 
 from hf_mmembed import MMEmbedder
@@ -82,6 +82,20 @@ def test_no_remote_code_runs(directory, rows, tmp_path, trust):
 def test_modules_may_be_given(directory, rows):
     opened = MMEmbedder(directory, device="cpu")
     np.testing.assert_array_equal(MMEmbedder(modules=[opened[0]], device="cpu").encode_query(INPUTS), rows)
+
+
+def test_a_router_may_lead_queries_and_documents_different_ways(directory, rows):
+    opened = MMEmbedder(directory, device="cpu")
+    dense = Dense(opened.get_embedding_dimension(), 4)
+    router = Router.for_query_document([opened[0]], [MMEmbedder(directory, device="cpu")[0], dense])
+    model = MMEmbedder(modules=[router], device="cpu")
+    np.testing.assert_allclose(model.encode_query(INPUTS), rows, rtol=0, atol=1e-6)
+    with torch.no_grad():
+        features = torch.from_numpy(opened.encode_document(INPUTS))
+        expected = dense({"sentence_embedding": features})["sentence_embedding"]
+    np.testing.assert_allclose(model.encode_document(INPUTS), expected, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"inputs\[1\]"):
+        model.encode_query(["a", {"image": "nowhere.png"}])
 
 
 def test_a_checkpoint_that_was_not_converted_is_refused(generative):

@@ -22,6 +22,7 @@ from hf_mmembed.model.images_mmembed import open_image
 
 from . import vectors
 from .embedding import ITEMS, Report
+from .items import Items
 from .manifest import Manifest, read_manifest, write_manifest
 from .shards import read_embeddings
 
@@ -153,19 +154,8 @@ class Index:
         return self.manifest.embedded
 
     @cached_property
-    def _items(self) -> Any:
-        from datasets import load_from_disk
-
-        try:
-            return load_from_disk(str(self.directory / ITEMS)).remove_columns("embedding")
-        except (ValueError, OSError) as error:
-            raise ValueError(
-                f"cannot read {self.directory / ITEMS} ({error}): run `hf-mmembed index` again, which says what to do"
-            ) from error
-
-    @cached_property
-    def _rows(self) -> np.ndarray:
-        return np.asarray(self._items["row"])
+    def _items(self) -> Items:
+        return Items(self.directory, self.manifest)
 
     @cached_property
     def _source(self) -> Source:
@@ -211,7 +201,7 @@ class Index:
         )
         hits = []
         for rank, (score, place) in enumerate(found, start=1):
-            item = self._items[place]
+            item = self._items.read(self._items.row(place))
             hits.append(Hit(rank, -score, item["row"], item["name"], item["path"], item["text"]))
         return hits
 
@@ -225,7 +215,7 @@ class Index:
             return open_image(Path(hit.path))
         if self.manifest.input["image_column"] is None:
             return None
-        indexed = self._items[int(np.searchsorted(self._rows, hit.row))]["fingerprint"]
+        indexed = self._items.read(hit.row)["fingerprint"]
         if len(self._source) <= hit.row or self._source.fingerprint(hit.row) != indexed:
             raise ValueError(f"{self.manifest.input['path']} has changed since it was indexed")
         image = self._source[hit.row].image

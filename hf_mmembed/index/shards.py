@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Embedded",
     "Shard",
+    "dataset_files",
     "is_dataset_of",
     "plan_shards",
     "read_embeddings",
+    "read_row",
     "read_skipped",
     "recall_rows",
     "remove_stale",
@@ -110,6 +112,19 @@ def read_embeddings(directory: Path, shards: Iterable[Shard]) -> Iterator[np.nda
         yield _matrix(_read(shard.path(directory)))
 
 
+def read_row(path: Path, row: int) -> dict[str, Any]:
+    """All that a file holds of one of its rows, without the embedding.
+
+    Raises:
+        ValueError: The file is damaged or does not hold the row.
+    """
+    table = _read(path).drop_columns("embedding")
+    place = table.column("row").index(row).as_py()
+    if place < 0:
+        raise ValueError(f"{path} does not hold row {row}")
+    return table.slice(place, 1).to_pylist()[0]
+
+
 def read_skipped(directory: Path, shard: Shard) -> list[Unreadable]:
     """What was skipped in a finished shard."""
     return [Unreadable(**item) for item in json.loads(_read(shard.path(directory)).schema.metadata[b"skipped"])]
@@ -152,6 +167,12 @@ def is_dataset_of(directory: Path, shards: Sequence[Shard]) -> bool:
     """Whether the dataset in `directory` is made of exactly these shards."""
     path = directory / _STATE
     return path.exists() and path.read_bytes() == _state(directory, shards)
+
+
+def dataset_files(directory: Path) -> list[Path]:
+    """The files of the dataset in `directory`, in row order."""
+    state = json.loads((directory / _STATE).read_bytes())
+    return [directory / file["filename"] for file in state["_data_files"]]
 
 
 def _state(directory: Path, shards: Sequence[Shard]) -> bytes:

@@ -129,8 +129,22 @@ def test_a_damaged_file_of_items_is_named(index_directory, tmp_path, fake):
     whole = shard.read_bytes()
     for length in (0, 100, len(whole) // 2, len(whole) - 1):
         shard.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"cannot read .*items .*run `hf-mmembed index` again"):
-            Index(copied).search(embed_query(fake, text="a"))
+        with pytest.raises(ValueError, match=f"cannot read .*{shard.name}: run `hf-mmembed index` again"):
+            Index(copied).search(embed_query(fake, text="a"), k=18)
+
+
+def test_only_the_files_of_the_hits_are_read(index_directory, many_pictures, tmp_path, fake):
+    copied = shutil.copytree(index_directory, tmp_path / "copied")
+    first, *others = sorted((copied / "items").glob("*.arrow"))
+    for other in others:
+        other.unlink()
+    index = Index(copied)
+    assert index.search(embed_query(fake, image=many_pictures / "00.png"), k=1)[0].name == "00.png"
+    with pytest.raises(ValueError, match=f"cannot read .*{others[-1].name}: run `hf-mmembed index` again"):
+        index.search(embed_query(fake, image=many_pictures / "16.png"), k=1)
+    (copied / "skipped.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"skipped.jsonl names 0 rows, and 2 have no embedding\): run"):
+        Index(copied).search(embed_query(fake, text="a"))
 
 
 def test_pictures_stored_in_a_table_are_read_again(tmp_path, fake):

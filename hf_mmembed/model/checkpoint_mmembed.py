@@ -51,6 +51,8 @@ SENTENCE_TRANSFORMERS_FILES: dict[str, Any] = {
 
 # PEFT leaves `.weight` out of the names of DoRA's magnitudes; it reads both, but transformers 5.23 only the long ones.
 _MAGNITUDE = "lora_magnitude_vector"
+# Follows from the config of an AdaLoRA, and PEFT does not save it.
+_CONSTANT = "ranknum"
 
 
 def require_safetensors(path: str | os.PathLike) -> None:
@@ -155,7 +157,10 @@ class EmbeddingModel(PreTrainedModel):
         )
         info = super().load_adapter(peft_model_id, adapter_name, *args, load_config=load_config, **kwargs)
         # An adapter called "a" makes transformers miss every weight with that letter in its name.
-        missing = [name for name in info.missing_keys if (adapter_name or "default") in name.split(".")]
+        parts = {name: name.split(".") for name in info.missing_keys}
+        missing = [
+            name for name in parts if (adapter_name or "default") in parts[name] and _CONSTANT not in parts[name]
+        ]
         source = peft_model_id or load_config.pretrained_model_name_or_path
         _require_complete(f"the adapter {source}", missing, info.mismatched_keys, "adapter_config.json")
         return info

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from peft import AdaLoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
@@ -53,3 +54,25 @@ def test_pickled_weights_are_never_read(copied):
         OSError, match=r"copy holds only pickled weights \(pytorch_model\.bin\).*give a checkpoint with"
     ):
         AutoModel.from_pretrained(copied)
+
+
+def test_an_adalora_lacks_the_constant_that_peft_does_not_save(embedder, tmp_path):
+    folder = embedder("qwen2_vl")
+    config = AdaLoraConfig(target_modules=["q_proj"], total_step=10)
+    adapted = get_peft_model(AutoModel.from_pretrained(folder), config).eval()
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_()
+    adapted.save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(folder).eval()
+    again.load_adapter(tmp_path)
+    ids = torch.arange(3, 13)[None]
+    with torch.no_grad():
+        plain = AutoModel.from_pretrained(folder).eval()(input_ids=ids).embeddings
+        expected, read = adapted(input_ids=ids).embeddings, again(input_ids=ids).embeddings
+    assert torch.equal(read, expected) and not torch.allclose(expected, plain, atol=1e-3)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    name = next(name for name in sorted(weights) if "lora_E" in name)
+    save_file({key: value for key, value in weights.items() if key != name}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="1 weights are missing .*lora_E"):
+        AutoModel.from_pretrained(folder).load_adapter(tmp_path)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
@@ -57,6 +58,27 @@ class World:
         values = [value]
         torch.distributed.broadcast_object_list(values, group=self.group)
         return values[0]
+
+    def once(self, make: Callable[[], T]) -> T:
+        """What `make` gives on the main process, on all of them.
+
+        Raises:
+            OSError: `make` raises it; on all processes.
+            ValueError: As above.
+        """
+        if self.size == 1:
+            return make()
+        made: list[T] = []
+        failure: OSError | ValueError | None = None
+        if self.main:
+            try:
+                made.append(make())
+            except (OSError, ValueError) as error:
+                failure = error
+        made, failure = self.share((made, failure))
+        if failure is not None:
+            raise failure
+        return made[0]
 
 
 @cache

@@ -95,19 +95,13 @@ def judge_pairs(
     folder.mkdir(parents=True, exist_ok=True)
     process = world()
     starts = range(0, len(pairs), rows_per_file)
-    # Each candidate is read once to name the files, and once more for every question that is still to be asked.
-    shown = np.unique(pool.places[pool.places >= 0]).tolist()
-    digests = {place: _digest(document_of(row)) for place, row in zip(shown, pool.items.select(shown), strict=True)}
-    paths: list[Path] = []
+    paths = [folder / name for name in process.once(lambda: _names(pairs, judge.identity, pool, starts))]
     with tqdm(total=len(pairs), unit=" pairs", desc="judging", delay=2, disable=None) as bar:
-        for number, start in enumerate(starts):
-            rows = pairs.select(range(start, min(start + rows_per_file, len(pairs))))
-            places = pool.places[start : start + rows_per_file]
-            asked = [part for row, own in zip(rows, places, strict=True) for part in _asked(row, own, digests)]
-            paths.append(folder / f"{start:09d}-{hash_parts(judge.identity, *asked)}.npy")
-            if number % process.size == process.rank and not paths[-1].exists():
+        for number, (start, path) in enumerate(zip(starts, paths, strict=True)):
+            rows, places = _part(pairs, pool, start, rows_per_file)
+            if number % process.size == process.rank and not path.exists():
                 try:
-                    _save(paths[-1], _judged(judge, rows, places, pool))
+                    _save(path, _judged(judge, rows, places, pool))
                 except ValueError as error:
                     raise ValueError(f"rows {start} to {start + len(rows) - 1} cannot be judged: {error}") from error
             bar.update(len(rows))
@@ -129,6 +123,24 @@ def judge_pairs(
             len(pairs),
         )
     return Judged(Dataset.load_from_disk(str(out / "pairs")), scores, int(answers.sum()), without)
+
+
+def _part(pairs: Dataset, pool: Pool, start: int, number: int) -> tuple[Dataset, NDArray[np.int64]]:
+    """At most `number` rows, and the places of their candidates."""
+    rows = range(start, min(start + number, len(pairs)))
+    return pairs.select(rows), pool.places[rows.start : rows.stop]
+
+
+def _names(pairs: Dataset, identity: str, pool: Pool, starts: range) -> list[str]:
+    """The file of scores for each of `starts`. Each candidate is read once, whoever it is shown to."""
+    shown = np.unique(pool.places[pool.places >= 0]).tolist()
+    digests = {place: _digest(document_of(row)) for place, row in zip(shown, pool.items.select(shown), strict=True)}
+    names = []
+    for start in tqdm(starts, desc="judging: reading", delay=2, disable=None, leave=False):
+        parts = zip(*_part(pairs, pool, start, starts.step), strict=True)
+        asked = [part for row, own in parts for part in _asked(row, own, digests)]
+        names.append(f"{start:09d}-{hash_parts(identity, *asked)}.npy")
+    return names
 
 
 def _asked(row: dict[str, Any], places: NDArray[np.int64], digests: dict[int, str]) -> list[str]:

@@ -19,6 +19,7 @@ from datasets import Dataset
 from hf_mmembed.data.pairs import read_pairs
 from hf_mmembed.mining import Clusters, ContentIds, FilterRules, changed_rules, content_ids, mine_pairs
 from hf_mmembed.model.presets import load_prompt
+from hf_mmembed.processes import world
 from hf_mmembed.sentence_transformer import MMEmbedder
 
 from .arguments import SaHaTrainingArguments
@@ -130,7 +131,7 @@ def prepare(
     model = _as_asked(
         open_for_training(recipe.model, args, prompt=recipe.prompt or "saha", dtype=recipe.dtype), recipe
     )
-    ids = content_ids(pairs)
+    ids = world().once(partial(content_ids, pairs))  # which reads all pictures
     mine = None if recipe.mining is None else partial(mine_clusters, pairs=pairs, options=recipe.mining, ids=ids)
     given = clusters is not None
     if not given and mine is not None:

@@ -117,7 +117,7 @@ class SaHaTrainer(SentenceTransformerTrainer):
         require_pairs(train_dataset, "train_dataset")
         if args.remine_every_epoch and mine is None:
             raise ValueError("remine_every_epoch needs `mine`, which saves new clusters of a model in a directory.")
-        self.ids = content_ids(train_dataset) if ids is None else ids
+        self.ids = world().once(lambda: content_ids(train_dataset)) if ids is None else ids
         if len(self.ids.query_ids) != len(train_dataset):
             raise ValueError(f"ids are of {len(self.ids.query_ids)} rows, but there are {len(train_dataset)} pairs.")
         if isinstance(clusters, Clusters):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hf_mmembed.data.pairs import negatives_of, query_of, read_pairs
 from hf_mmembed.judging import judge_pairs, sampled
 from hf_mmembed.judging.candidates import mined, of_pairs
+from hf_mmembed.judging.pairs import _digest
 from hf_mmembed.mining.candidates import nearest_documents
 from hf_mmembed.training.soft_labels import SoftLabelLoss
 from tests.forks import in_processes
@@ -183,8 +184,9 @@ def test_what_cannot_be_judged_names_its_rows_and_keeps_the_others(tmp_path):
 
 def _rank_judged(rank, pairs, pool, out):
     judge = Formula()
-    judged = judge_pairs(pairs, judge, pool, out, rows_per_file=2)
-    return judge.asked, judged.scores, judged.pairs.to_list()
+    with mock.patch("hf_mmembed.judging.pairs._digest", wraps=_digest) as reading:
+        judged = judge_pairs(pairs, judge, pool, out, rows_per_file=2)
+    return judge.asked, reading.called, judged.scores, judged.pairs.to_list()
 
 
 @pytest.mark.parametrize(("device", "searched"), [("meta", "meta"), ("mps", "cpu"), (None, "cpu")])
@@ -221,7 +223,8 @@ def test_two_processes_share_the_questions_and_return_the_same(tmp_path):
     alone = judge_pairs(pairs, Formula(), pool, tmp_path / "one", rows_per_file=2)
     results = in_processes(_rank_judged, pairs, pool, tmp_path / "two", store=tmp_path / "store")
     assert [asked for asked, *_ in results] == [4 * 4, 3 * 4]  # rows 0, 1, 4, 5 and rows 2, 3, 6
-    for _, scores, rows in results:
+    assert [read for _, read, *_ in results] == [True, False], "one process reads for all what names the files"
+    for *_, scores, rows in results:
         np.testing.assert_array_equal(scores, alone.scores)
         assert rows == alone.pairs.to_list()
     assert read_pairs(tmp_path / "two" / "pairs").to_list() == alone.pairs.to_list()

@@ -14,6 +14,7 @@ from hf_mmembed.mining import Clusters, content_ids, dataset
 from hf_mmembed.training import recipes
 from hf_mmembed.training.arguments import SaHaTrainingArguments
 from hf_mmembed.training.recipes import load_recipe, prepare, recipe_names, train
+from tests.forks import in_processes
 from tests.training.conftest import make_pairs
 
 PUBLISHED = {
@@ -122,6 +123,22 @@ def test_pictures_are_read_once_to_tell_who_is_who(embedder, tmp_path, monkeypat
     }  # fmt: skip
     prepare(load_recipe("saha-qwen2-vl-2b", changes), pairs=make_pairs())
     assert len(read) == 1
+
+
+def _rank_read(rank, directory):
+    read = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipes, "open_for_training", lambda *_, **__: None)
+        patch.setattr(recipes, "SaHaTrainer", lambda *_, ids, **__: ids)
+        patch.setattr(recipes, "content_ids", lambda pairs: read.append(pairs) or content_ids(pairs))
+        asked = recipes.Recipe("", {}, str(directory), mining=None, training={"global_batch_size": 4, "use_cpu": True})
+        return prepare(asked, pairs=make_pairs()).fingerprint, len(read)
+
+
+def test_one_of_two_processes_reads_the_pictures(tmp_path):
+    fingerprint = content_ids(make_pairs()).fingerprint
+    results = in_processes(_rank_read, tmp_path, store=tmp_path / "store")
+    assert results == [(fingerprint, 1), (fingerprint, 0)]
 
 
 def test_kept_embeddings_belong_to_the_readout_that_made_them(embedder, tmp_path, monkeypatch):

@@ -75,3 +75,15 @@ def test_processes_wait_for_each_other_for_days(tmp_path):
         return patience, process.agree(None), process.share(rank), process.agree("broken" if rank else None)
 
     assert in_processes(said, store=tmp_path / "store") == [(PATIENCE, None, 0, "broken")] * 2
+
+
+def test_one_process_reads_for_all_and_all_hear_why_it_cannot(tmp_path):
+    def tried(rank):
+        def cannot_read():
+            raise ValueError(f"row {rank} cannot be read")
+
+        with pytest.raises(ValueError, match="row 0 cannot be read"):
+            world().once(cannot_read)
+        return world().once(lambda: rank)
+
+    assert in_processes(tried, store=tmp_path / "store") == [0, 0]

@@ -114,6 +114,8 @@ def _refusal(begun: Path, facts: dict[str, Any]) -> str | None:
             begun.parent,
         )
         return None
+    except (ValueError, KeyError, TypeError) as error:
+        return f"{begun} cannot be read ({error!r}). If checkpoints and settings belong together, remove the file."
     different = [
         f"{name} was {kept.get(name)!r} and is {facts.get(name)!r}"
         for name in {**facts, **kept}

@@ -85,3 +85,11 @@ def test_the_others_are_told_what_the_main_process_found(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="other data"):
         begin_or_go_on(SimpleNamespace(args=SimpleNamespace(output_dir=str(tmp_path))), None)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_broken_file_is_a_refusal_and_says_what_to_do(embedder, tmp_path):
+    trainer = trainer_of(embedder, tmp_path, max_steps=6)
+    for words in ("{", "[]", "{}"):
+        (tmp_path / run_file.RUN_FILE).write_text(words)
+        with pytest.raises(ValueError, match="run.json cannot be read .*remove the file"):
+            begin_or_go_on(trainer, str(tmp_path / "checkpoint-3"))

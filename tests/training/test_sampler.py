@@ -197,6 +197,13 @@ def test_drop_last_keeps_full_batches_only():
     assert [len(batch) for batch in sampler] == [4, 4]
 
 
+def test_a_last_batch_that_is_full_is_not_dropped():
+    clusters = np.arange(8).reshape(4, 2)
+    assert [len(batch) for batch in SaHaBatchSampler(range(8), 4, True, clusters=clusters)] == [4, 4]
+    # Four pairs and one more cluster would be too many for a batch of 5.
+    assert [len(batch) for batch in SaHaBatchSampler(range(8), 5, True, clusters=clusters)] == [4, 4]
+
+
 def test_order_is_independent_of_the_workers():
     sampler = SaHaBatchSampler(range(30), 6, clusters=np.arange(30).reshape(10, 3), seed=3)
     for workers in (0, 2):

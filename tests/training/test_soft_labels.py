@@ -17,7 +17,7 @@ from hf_mmembed.training.chunks import Facts
 from hf_mmembed.training.soft_labels import SoftLabelLoss
 from hf_mmembed.training.trainer import SaHaTrainer
 from tests.forks import in_processes
-from tests.training.conftest import double_precision, make_pairs
+from tests.training.conftest import double_precision, make_pairs, picture
 from tests.training.test_losses import assert_equal_gradients, batch_of, gradients, without_cache
 
 
@@ -32,21 +32,26 @@ def judged(number=6):
     return read_pairs(Dataset.from_list(rows, features=None))
 
 
+def bare(temperature, scores):
+    """The loss without a model, for embeddings that are given."""
+    loss = SoftLabelLoss.__new__(SoftLabelLoss)
+    torch.nn.Module.__init__(loss)
+    loss.temperature, loss._scores = temperature, scores
+    return loss
+
+
+def units(rows, generator):
+    return normalize(torch.randn(rows, 4, generator=generator, dtype=torch.float64), dim=-1)
+
+
 @settings(max_examples=40)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=6), st.integers(0, 999))
 def test_equals_the_definition(counts, seed):
     generator = torch.Generator().manual_seed(seed)
     n, m = len(counts), sum(counts)
-
-    def units(rows):
-        return normalize(torch.randn(rows, 4, generator=generator, dtype=torch.float64), dim=-1)
-
-    queries, documents, negatives = units(n), units(n), units(m)
+    queries, documents, negatives = (units(rows, generator) for rows in (n, n, m))
     rows = torch.randperm(50, generator=generator)[:n]  # of a larger dataset
-    loss = SoftLabelLoss.__new__(SoftLabelLoss)
-    torch.nn.Module.__init__(loss)
-    loss.temperature = 0.3
-    loss._scores = [np.empty(0)] * 50
+    loss = bare(0.3, [np.empty(0)] * 50)
     for row, count in zip(rows.tolist(), counts, strict=True):
         loss._scores[row] = torch.rand(count + 1 if count else 0, generator=generator, dtype=torch.float64).numpy()
     no_ids = torch.zeros(m, dtype=torch.int64)
@@ -68,6 +73,19 @@ def test_equals_the_definition(counts, seed):
     half = n // 2
     parts = [loss.losses(queries, documents, negatives, facts, *part) for part in ((0, half), (half, n - half))]
     np.testing.assert_allclose(torch.cat(parts), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_row_that_stands_twice_in_a_batch_has_the_loss_of_one():
+    generator = torch.Generator().manual_seed(0)
+    query, document, negatives = (units(rows, generator) for rows in (1, 1, 2))
+    loss = bare(0.3, [np.array([0.9, 0.4, 0.1])])
+    values = []
+    for times in (1, 2):
+        no_ids, rows = torch.zeros(2 * times, dtype=torch.int64), torch.zeros(times, dtype=torch.int64)
+        facts = Facts(rows, torch.zeros(times), torch.zeros(times, 1), no_ids, no_ids)
+        sides = (query.repeat(times, 1), document.repeat(times, 1), negatives.repeat(times, 1))
+        values += loss.losses(*sides, facts, 0, times).tolist()
+    assert values == pytest.approx([values[0]] * 3, rel=1e-12) and values[0] > 0
 
 
 def test_gradients_equal_those_of_the_whole_batch(fresh):
@@ -126,6 +144,7 @@ def test_scores_like_the_cosines_are_a_minimum(fresh):
     [
         lambda row: {**row, "pos_score": None},
         lambda row: {**row, "neg_score": row["neg_score"][:-1]},
+        lambda row: {**row, "neg_score": [*row["neg_score"], 0.5]},
         lambda row: {**row, "neg_score": [None] * len(row["neg_score"])},
         lambda row: {**row, "neg_score": None},
         lambda row: {**row, "neg_score": [math.nan] * len(row["neg_score"])},
@@ -152,6 +171,15 @@ def test_empty_places_among_negatives_need_no_score(fresh):
     row = {**make_pairs(1, pictures=False)[0], "neg_text": ["", "b"], "neg_image": [None, None], "pos_score": 1.0}
     pairs = read_pairs(Dataset.from_list([{**row, "neg_score": [None, 0.25]}]))
     assert SoftLabelLoss(fresh(), pairs)._scores[0].tolist() == [1.0, 0.25]
+
+
+def test_negatives_that_are_pictures_count_by_path_as_by_bytes(fresh, tmp_path):
+    (tmp_path / "red.png").write_bytes(picture("red"))
+    row = {**make_pairs(1, pictures=False)[0], "neg_text": ["", ""], "pos_score": 1.0, "neg_score": [0.5, 0.25]}
+    cells = {"bytes": picture("red"), "path": None}, {"bytes": None, "path": str(tmp_path / "red.png")}
+    for cell in cells:
+        pairs = read_pairs(Dataset.from_list([{**row, "neg_image": [cell, cell]}]))
+        assert SoftLabelLoss(fresh(), pairs)._scores[0].tolist() == [1.0, 0.5, 0.25]
 
 
 def test_trains_by_name(fresh, tmp_path):

@@ -25,7 +25,7 @@ def karpathy(folder, captions, filepath=None):
     images.append({"filename": "unused.png", "split": "train", "sentences": [{"raw": "#1"}]})
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "dataset_flickr30k.json").write_text(json.dumps({"images": images}))
-    (folder / "other.json").write_text("{}")
+    (folder / "captions_val.json").write_text("{}")  # sorts first
 
 
 def test_recall_in_both_directions_against_brute_force(tmp_path):
@@ -78,7 +78,7 @@ def test_long_captions_and_imagefolders(tmp_path):
     for n in (3, 4):
         (tmp_path / "urban1k" / "caption" / f"{n}.txt").write_text(f"#{n}\n")
     layouts.write_pictures(tmp_path / "own", [5, 6])
-    rows = [{"file_name": f"{n}.png", "text": text} for n, text in ((5, "#5"), (6, "#6"), (5, "again #5"))]
+    rows = [{"file_name": f"{n}.png", "text": text} for n, text in ((5, "#5"), (6, "#6"), (5, "again #5"), (5, "#5"))]
     layouts.write_jsonl(tmp_path / "own" / "metadata.jsonl", rows)
     found = tasks(tmp_path)
     assert len(found) == 6
@@ -87,6 +87,22 @@ def test_long_captions_and_imagefolders(tmp_path):
     )
     assert found["own_i2t"].notes == {"pictures": 2, "captions": 3}
     assert found["own_i2t"].relevance == [{0: 1, 1: 1}, {2: 1}]
+
+
+@pytest.mark.parametrize(("name", "captions"), [("share-captioner_coco.json", 1000), ("captions.json", 1001)])
+def test_of_sharegpt4v_the_first_thousand_are_scored(tmp_path, name, captions):
+    layouts.write_pictures(tmp_path / "set", [1])
+    talks = [{"image": "1.png", "conversations": [{"value": "?"}, {"value": f"caption {n}"}]} for n in range(1001)]
+    (tmp_path / "set" / name).write_text(json.dumps(talks))
+    assert tasks(tmp_path)["set_t2i"].notes == {"pictures": 1, "captions": captions}
+
+
+@pytest.mark.parametrize("folder", ["val2014", "images"])
+def test_pictures_of_coco_lie_in_its_folders_or_all_in_one(tmp_path, folder):
+    karpathy(tmp_path / "coco", {1: ["#1"]}, filepath="val2014")
+    layouts.write_pictures(tmp_path / "coco" / folder, [1])
+    [picture] = tasks(tmp_path)["coco_i2t"].queries
+    assert layouts.number_in(picture.images[0].read()) == 1
 
 
 def test_one_set_may_be_the_folder_itself(tmp_path):

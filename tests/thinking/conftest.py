@@ -26,6 +26,7 @@ class Parrot:
     def think(self, inputs, task_family, *, answers=None):
         if self.fail_after is not None and len(self.asked) >= self.fail_after:
             raise ConnectionError("gone")
+        assert answers is None or len(answers) == len(inputs)
         self.asked.append((task_family, len(inputs)))
         words = [content_digest(as_messages(item))[:6] for item in inputs]
         return [Trace(f"<think> {task_family} </think> {word}", "stop", 7, answers is not None) for word in words]

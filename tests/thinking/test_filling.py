@@ -86,6 +86,14 @@ def test_answers_are_shown_only_when_asked_for_and_marked(store, parrot, text_pa
         think_about_pairs(TraceStore(":memory:"), parrot, picture_first, show_answers=True)
 
 
+def test_answers_are_shown_for_queries_alone(store, parrot, text_pairs):
+    think_about_pairs(store, parrot, text_pairs, families="content", show_answers=True)
+    assert {(side, trace.gold_visible) for (side, _), trace in store.by_content().items()} == {
+        ("query", True),
+        ("document", False),
+    }
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -24,6 +24,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import batch_to_device, truncate_embeddings
 from sentence_transformers.util.decorators import deprecated_kwargs
+from sentence_transformers.util.quantization import quantize_embeddings
 from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
@@ -43,8 +44,6 @@ __all__ = ["MMEmbedder"]
 # In tokens: a GPU needs larger batches before padding costs more than launching the kernels again. On a CPU the blocks
 # leave out most of the padding, so that it costs less here than where all of it is computed.
 BATCH_COST_ON_CPU, BATCH_COST_ELSEWHERE = 256, 2_048
-# What `quantize_embeddings` returns for each precision; the binary ones hold eight dimensions in a byte.
-DTYPE_OF_PRECISION = {"float32": "float32", "int8": "int8", "uint8": "uint8", "binary": "int8", "ubinary": "uint8"}
 
 
 class MMEmbedder(SentenceTransformer):
@@ -227,6 +226,8 @@ class MMEmbedder(SentenceTransformer):
             with_trace(turns, trace, index=i) for i, (turns, trace) in enumerate(zip(messages, found, strict=True))
         ]
         firsts, places = unique_inputs(messages)
+        if precision in ("int8", "uint8") and len(firsts) == 1 < len(places):
+            firsts *= 2  # the range of the numbers is not told from one row
         embeddings = super().encode(
             [Conversation(index, messages[index]) for index in firsts],
             prompt="",
@@ -288,10 +289,7 @@ class MMEmbedder(SentenceTransformer):
     def _empty(self, like: Any, precision: str, truncate_dim: int | None) -> Any:
         """No embeddings, in the type and with the width that some would have."""
         dim = min(filter(None, (self.get_embedding_dimension(), truncate_dim)))
-        empty = np.empty((0, dim), dtype=np.float32)
-        if precision in ("binary", "ubinary"):
-            empty = np.empty((0, -(-dim // 8)))
-        empty = empty.astype(DTYPE_OF_PRECISION[precision])
+        empty = quantize_embeddings(np.empty((0, dim), dtype=np.float32), precision)
         return torch.from_numpy(empty).to(like.device) if isinstance(like, Tensor) else empty
 
     @torch.inference_mode()

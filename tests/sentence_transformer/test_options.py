@@ -32,6 +32,15 @@ def test_precision(model, precision):
     assert np.array_equal(rows, quantize_embeddings(model.encode(INPUTS), precision))
 
 
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("precision", ["int8", "uint8"])
+def test_precision_of_inputs_that_are_all_the_same(model, precision, count):
+    rows = model.encode(INPUTS[:1] * count, precision=precision)
+    assert np.array_equal(rows, quantize_embeddings(model.encode(INPUTS[:1] * count), precision))
+    with pytest.raises(ValueError, match="single embedding"):
+        model.encode(INPUTS[:1], precision=precision)
+
+
 def test_truncated_embeddings_have_unit_norm(model, embedder):
     cut = model.encode(INPUTS)[:, :8]
     expected = cut / np.linalg.norm(cut, axis=1, keepdims=True)

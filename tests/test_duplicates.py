@@ -24,9 +24,9 @@ def groups(items: list) -> list[int]:
     return [firsts[place] for place in places]
 
 
-def encoded(image: Image.Image, **options) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -88,6 +88,18 @@ def test_pictures_that_are_not_decoded_yet_stay_so():
     assert groups(opened) == [0, 1, 0]
     assert all(image.tile for image in opened)
     assert opened[0].convert("RGB").tobytes() == noise(0).tobytes()
+
+
+def test_frames_and_palettes_of_pictures_that_are_not_decoded_yet_count():
+    animation = encoded(noise(0), "GIF", save_all=True, append_images=[noise(1)])
+    frames = [Image.open(io.BytesIO(animation)) for _ in range(3)]
+    frames[1].seek(1)
+    assert groups(frames) == [0, 1, 0]
+    palette = noise(0).quantize(8)
+    recoloured = palette.copy()
+    recoloured.putpalette(list(reversed(palette.getpalette())))
+    opened = [Image.open(io.BytesIO(encoded(image))) for image in (palette, recoloured, palette)]
+    assert groups(opened) == [0, 1, 0] and all(image.tile for image in opened)
 
 
 def test_same_length_and_end_of_file_are_not_enough(tmp_path):

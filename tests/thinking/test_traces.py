@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -76,9 +77,13 @@ def test_digest_is_of_content_alone(tmp_path):
 
 def test_digests_differ_in_everything_that_counts():
     picture, other = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
+    palettes = [Image.new("P", (4, 4)), Image.new("P", (4, 4))]
+    palettes[0].putpalette([255, 0, 0])
+    palettes[1].putpalette([0, 0, 255])
     items = ["a", "b", {"text": "a", "instruction": "b"}, {"text": "b", "instruction": "a"}, picture, other,
              {"text": "a", "image": picture}, {"image": [picture, other]}, {"image": [other, picture]},
-             Image.new("RGB", (2, 8), "red")]  # fmt: skip
+             Image.new("RGB", (2, 8), "red"), *palettes,
+             np.full((4, 4, 3), 255, np.uint8), np.full((4, 4, 3), -1, np.int8)]  # fmt: skip
     assert len({digest(item) for item in items}) == len(items)
 
 
@@ -97,6 +102,12 @@ def test_key_depends_on_the_rest():
     calls = [("c", "query", "qa", None), ("d", "query", "qa", None), ("c", "document", "qa", None),
              ("c", "query", "content", None), ("c", "query", "qa", "red"), ("c", "query", "qa", "")]  # fmt: skip
     assert len({ORIGIN.key(*call[:3], answer=call[3]) for call in calls}) == len(calls)
+
+
+def test_threads_share_a_store(tmp_path):
+    with TraceStore(tmp_path / "traces.sqlite") as store, ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: store.put([record(f"content {number}")]), range(60)))
+        assert len(store) == 60
 
 
 def test_round_trip(tmp_path):

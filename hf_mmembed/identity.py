@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 
     from hf_mmembed.sentence_transformer import MMEmbedder
 
-__all__ = ["ModelIdentity", "identify", "local_checkpoint", "prompt_hash", "settings_digest", "weights_digest"]
+__all__ = [
+    "ModelIdentity",
+    "identify",
+    "inert_adapters",
+    "local_checkpoint",
+    "prompt_hash",
+    "settings_digest",
+    "weights_digest",
+]
 
 # What decides the numbers. Not the README, not the *.py files: `hf_mmembed` runs its own.
 _FILES = (
@@ -171,6 +179,11 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def inert_adapters(model: nn.Module) -> list[nn.Module]:
+    """The layers of PEFT whose LoRA or DoRA adapter has learned nothing yet, so that it changes no embedding."""
+    return [model.get_submodule(layer) for layer in _inert_layers(model.state_dict())]
+
+
 def settings_digest(model: nn.Module) -> str:
     """Digest of what the parts of a model do with their weights: readout, pooling, activations and the like."""
     from transformers import PreTrainedModel
@@ -188,18 +201,22 @@ def settings_digest(model: nn.Module) -> str:
 
 def _that_matter(weights: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Without adapters that change nothing, and under the names of a model that has none."""
+    inert = set(_inert_layers(weights))
+    for name, weight in weights.items():
+        if name.partition(".lora_")[0] not in inert:
+            layer, _, rest = name.partition(".base_layer.")
+            yield (f"{layer}.{rest}" if layer in inert else name), weight
+
+
+def _inert_layers(weights: Mapping[str, Any]) -> list[str]:
     of_adapters: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, weight in weights.items():
         layer, adapter, rest = name.partition(".lora_")
         if adapter:
             of_adapters[layer][rest] = weight
-    inert = {
+    return [
         layer for layer, parts in of_adapters.items() if _is_inert(parts, weights.get(f"{layer}.base_layer.weight"))
-    }
-    for name, weight in weights.items():
-        if name.partition(".lora_")[0] not in inert:
-            layer, _, rest = name.partition(".base_layer.")
-            yield (f"{layer}.{rest}" if layer in inert else name), weight
+    ]
 
 
 def _is_inert(adapter: Mapping[str, Tensor], base: Tensor | None) -> bool:

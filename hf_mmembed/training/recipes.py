@@ -7,7 +7,8 @@ place (`prepare`), or the trained checkpoint (`train`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import resources
@@ -17,6 +18,7 @@ from typing import Any, get_type_hints
 from datasets import Dataset
 
 from hf_mmembed.data.pairs import read_pairs
+from hf_mmembed.identity import inert_adapters
 from hf_mmembed.mining import Clusters, ContentIds, FilterRules, changed_rules, content_ids, mine_pairs
 from hf_mmembed.model.presets import load_prompt
 from hf_mmembed.processes import world
@@ -156,7 +158,21 @@ def mine_clusters(
     known = {} if options.get("canonical_instruction") else {"ids": ids}
     chosen = {"device": model.device, **known, **options}
     chosen.pop("model", None)
-    return mine_pairs(pairs, model, directory, model=identity, **{**chosen, "rules": _rules(options)}).clusters
+    with _inert_adapters_off(model):
+        return mine_pairs(pairs, model, directory, model=identity, **{**chosen, "rules": _rules(options)}).clusters
+
+
+@contextmanager
+def _inert_adapters_off(model: MMEmbedder) -> Iterator[None]:
+    """A fresh DoRA changes no embedding and makes them take several times as long: it computes norms of all weights."""
+    layers: list[Any] = inert_adapters(model)
+    for layer in layers:
+        layer.enable_adapters(enabled=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(enabled=True)
 
 
 def _rules(mining: Mapping[str, Any]) -> FilterRules | None:

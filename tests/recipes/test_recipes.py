@@ -7,12 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from sentence_transformers import SentenceTransformer
 
 from hf_mmembed import PRESETS, MMEmbedder
 from hf_mmembed.mining import Clusters, content_ids, dataset
 from hf_mmembed.training import recipes
 from hf_mmembed.training.arguments import SaHaTrainingArguments
+from hf_mmembed.training.models import open_for_training
 from hf_mmembed.training.recipes import load_recipe, prepare, recipe_names, train
 from tests.forks import in_processes
 from tests.training.conftest import make_pairs
@@ -151,6 +153,30 @@ def test_kept_embeddings_belong_to_the_readout_that_made_them(embedder, tmp_path
         recipes.mine_clusters(model, tmp_path, pairs=make_pairs(), options={"k": 1})
     first, same, other = identities
     assert first == same != other and first["weights"] == other["weights"]
+
+
+def test_adapters_that_have_learned_nothing_are_off_while_mining(embedder, tmp_path, monkeypatch):
+    args = SaHaTrainingArguments(str(tmp_path), global_batch_size=4, lora_rank=2, use_dora=True, use_cpu=True)
+    model = open_for_training(embedder("qwen2_vl"), args, device="cpu")
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    mined = []
+
+    def mine(pairs, embedder, directory, *, model, **_):
+        mined.append(([layer for layer in layers if not layer.disable_adapters], embedder.encode_query(["red thing"])))
+        raise ValueError("nothing can be embedded")
+
+    monkeypatch.setattr(recipes, "mine_pairs", mine)
+    for learned in ([], layers[:1]):
+        for layer in learned:
+            torch.nn.init.ones_(layer.lora_B["default"].weight)
+        with pytest.raises(ValueError, match="nothing can be embedded"):
+            recipes.mine_clusters(model, tmp_path, pairs=make_pairs(), options={"k": 1})
+        on, found = mined.pop()
+        assert on == learned
+        np.testing.assert_allclose(found, model.encode_query(["red thing"]), atol=1e-6)
+        assert not any(layer.disable_adapters for layer in layers)
+        assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == trained
 
 
 def test_another_model_mines_as_it_is(generative, tmp_path, monkeypatch):

@@ -31,6 +31,7 @@ from tqdm.auto import tqdm
 from transformers.utils import find_adapter_config_file
 
 from .batching import TOKEN_BUDGET
+from .card_data import EmbedderCardData
 from .duplicates import unique_inputs
 from .inputs import as_messages, with_trace
 from .memory import TokenBudget, run_batches
@@ -85,6 +86,7 @@ class MMEmbedder(SentenceTransformer):
     """
 
     thinker: Any = None
+    model_card_data_class = EmbedderCardData
 
     def __init__(self, model_name_or_path: str | os.PathLike[str] | None = None, **kwargs: Any) -> None:
         # sentence-transformers takes strings alone.

@@ -35,6 +35,7 @@ RANK = {
     "model": 2,
     "data": 3,
     "batching": 3,
+    "card_data": 3,
     "duplicates": 3,
     "inputs": 3,
     "opening": 3,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_mmembed import MMEmbedder
+from hf_mmembed import MMEmbedder, MMEmbedProcessor
 from hf_mmembed.evaluation import SentenceEncoder, evaluate, load_encoder
-from hf_mmembed.evaluation.encoder import model_name
+from hf_mmembed.evaluation.encoder import _fingerprint, model_name
 from hf_mmembed.evaluation.items import ImageFile, Item
 from hf_mmembed.thinking import make_unified
 from tests.evaluation import layouts
@@ -55,6 +55,15 @@ def test_items_reach_our_model_with_their_side_and_instruction(checkpoint, pictu
     found = encoder(items)
     assert np.abs(found - np.stack(expected)).max() < 1e-5
     assert len({vector.tobytes() for vector in found}) == len(items)
+
+
+def test_how_line_breaks_of_the_words_are_read_decides_what_is_kept(checkpoint, monkeypatch):
+    model = load_encoder(checkpoint, device="cpu").model
+    before, content = _fingerprint(model), MMEmbedProcessor._content
+    monkeypatch.setattr(
+        MMEmbedProcessor, "_content", lambda *arguments: content(*arguments).replace("words\n\n", "words\n")
+    )
+    assert _fingerprint(model) != before
 
 
 def test_a_broken_picture_is_named(checkpoint, tmp_path, caplog):

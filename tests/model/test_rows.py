@@ -11,6 +11,7 @@ PICTURE = object()
 
 def test_what_stands_alone_is_a_list_of_one():
     assert rows_of_lists("a", None, None) == [Row((), "a", None)]
+    assert rows_of_lists(None, b"x", None) == [Row((b"x",), None, None)]
     assert rows_of_lists(None, PICTURE, "i") == [Row((PICTURE,), None, "i")]
 
 
@@ -78,6 +79,10 @@ def test_a_conversation_is_one_row():
             [{"role": "system", "content": "\ud83d"}, {"role": "user", "content": "a"}],
             "the instruction of input 7 is not",
         ),
+        (
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\ud83d"}],
+            "the trace of input 7 is not valid Unicode: character 0",
+        ),
         ([{"role": "system", "content": [{"type": "image", "image": 1}]}], "in a system message"),
     ],
 )
@@ -101,3 +106,5 @@ def test_contradictory_prompts_are_refused():
         HierarchicalPrompt("", "", "", image_style="big")
     with pytest.raises(ValueError, match="chat=False has no turns"):
         HierarchicalPrompt("system", "", "", chat=False, image_style="bare")
+    with pytest.raises(ValueError, match="set image_style to 'inline' or 'bare'"):
+        HierarchicalPrompt("", "", "", chat=False)

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import Qwen2VLProcessor
 
 from hf_mmembed.inputs import as_messages
-from hf_mmembed.preparation import Conversation, estimate_tokens
+from hf_mmembed.preparation import Conversation, estimate_tokens, prepare
 from tests.sentence_transformer.reference import assert_same, noise
 
 
@@ -131,3 +131,9 @@ def test_the_caller_s_objects_stay_as_they_are(model, picture_file):
         model.encode([row, chat], instruction="Find.")
         assert row == {"text": "a", "image": [opened], "instruction": None}
         assert chat == [{"role": "user", "content": [{"type": "image", "image": opened}]}]
+
+
+def test_preparing_leaves_the_pictures_of_the_caller_as_they_are(model, picture_file):
+    conversation = Conversation(0, as_messages({"image": picture_file}))
+    assert "pixel_values" in prepare(model, [conversation], {}, [0])
+    assert conversation.messages == as_messages({"image": picture_file})

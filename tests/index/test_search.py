@@ -6,12 +6,13 @@ import json
 import shutil
 
 import datasets
+import faiss
 import numpy as np
 import pytest
 from PIL import Image
 
 from hf_mmembed.data import open_source
-from hf_mmembed.index import Index, build_index, embed_query, embed_source
+from hf_mmembed.index import Index, build_index, embed_query, embed_source, vectors
 from tests.index.fake_embedder import DIM, FakeEmbedder, identity
 
 
@@ -172,3 +173,41 @@ def test_texts_have_no_picture(tmp_path, fake):
     build_index(out, embed_source(open_source(tmp_path / "t.csv"), fake, identity(), out))
     hit = Index(out).search(embed_query(fake, text="blue"), k=1)[0]
     assert (hit.text, hit.path) == ("blue", None) and Index(out).picture(hit) is None
+
+
+def test_an_approximate_index_may_find_fewer_than_asked_for(index_directory, many_pictures, fake):
+    index = Index(index_directory)
+    vectors_of_items = np.asarray(datasets.load_from_disk(str(index_directory / "items"))["embedding"][:], np.float32)
+    index._faiss = faiss.IndexIVFFlat(faiss.IndexFlatIP(DIM), DIM, 6, faiss.METRIC_INNER_PRODUCT)
+    index._faiss.train(vectors_of_items)
+    index._faiss.add(vectors_of_items)
+    hits = index.search(embed_query(fake, image=many_pictures / "08.png"), k=18)
+    assert hits[0].name == "08.png" and len(hits) < 18
+    assert len({hit.row for hit in hits}) == len(hits) and np.isfinite([hit.score for hit in hits]).all()
+
+
+def test_pictures_behind_a_broken_one_are_their_own(tmp_path, fake):
+    cells = [Image.new("RGB", (6, 6), colour) for colour in ("red", "lime", "blue")]
+    table = datasets.Dataset.from_dict({"image": cells}).cast_column("image", datasets.Image(decode=False))
+    rows = [table[0]["image"], {"bytes": b"broken", "path": None}, table[1]["image"], table[2]["image"]]
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": rows}, features=features).to_parquet(tmp_path / "t.parquet")
+    out = tmp_path / "out"
+    build_index(out, embed_source(open_source(tmp_path / "t.parquet"), fake, identity(), out))
+    index = Index(out)
+    for row, cell in zip((0, 2, 3), cells, strict=True):
+        hit = index.search(embed_query(fake, image=cell), k=3)[0]
+        assert hit.row == row and index.picture(hit).getpixel((0, 0)) == cell.getpixel((0, 0))
+
+
+def test_an_index_that_cannot_be_written_is_not_in_the_manifest(many_pictures, tmp_path, fake, monkeypatch):
+    report = embed_source(open_source(many_pictures), fake, identity(), tmp_path / "out")
+
+    def full(index, path):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(vectors, "save", full)
+    with pytest.raises(OSError, match="the disk is full"):
+        build_index(tmp_path / "out", report)
+    with pytest.raises(ValueError, match="embeddings without an index"):
+        Index(tmp_path / "out")

@@ -102,3 +102,19 @@ def test_prefetch_ends_its_threads_when_the_consumer_stops(error):
             results.close()
     assert not [thread for thread in threading.enumerate() if "prefetch" in thread.name]
     assert len(started) <= 9
+
+
+def test_what_waits_is_not_prepared_when_the_consumer_stops():
+    closing, started = threading.Event(), []
+
+    def prepare(item: int) -> None:
+        started.append(item)
+        if item:
+            closing.wait(timeout=10)
+            threading.Event().wait(timeout=0.01)  # the others are called off meanwhile
+
+    results = prefetch(prepare, range(200), workers=1, ahead=100)
+    next(results)
+    closing.set()
+    results.close()
+    assert len(started) < 50

@@ -165,3 +165,8 @@ def test_half_a_surrogate_pair_beside_an_input_is_named():
         as_messages("a", index=7, instruction="\ud800")
     with pytest.raises(ValueError, match=r"the trace of inputs\[7\] is not valid Unicode"):
         with_trace(as_messages("a"), "\ud800", index=7)
+
+
+@pytest.mark.parametrize("trace", [None, "", " \n"])
+def test_an_empty_trace_is_none(trace):
+    assert with_trace(as_messages("a"), trace) == as_messages("a")

@@ -68,9 +68,10 @@ def test_agrees_with_pytrec_eval_on_random_runs_with_ties(seed):
         assert means[ours] == pytest.approx(np.mean([row[key] for row in theirs.values()]), abs=1e-12)
 
 
-def test_a_query_without_relevant_candidates_has_no_score():
+@pytest.mark.parametrize("grades", [{}, {"a": 0}], ids=str)
+def test_a_query_without_relevant_candidates_has_no_score(grades):
     with pytest.raises(ValueError, match="query 1 has no relevant"):
-        measure([["a"], ["a"]], [{"a": 1}, {}])
+        measure([["a"], ["a"]], [{"a": 1}, grades])
 
 
 def test_equal_vectors_score_equal_wherever_they_stand():

@@ -47,23 +47,27 @@ def draw(seed, n, m):
 
 
 def brute_force(queries, documents, negatives, facts, k, margin, temperature):
-    """The definition, one number at a time; also which negatives each query has."""
+    """The definition, one number at a time; also which negatives each query has, and how many false ones it had."""
     candidates = torch.cat([documents, negatives])
     ids = facts.document_ids.tolist() + facts.negative_ids.tolist()
-    values, chosen = [], []
+    values, chosen, false = [], [], []
     for i, query in enumerate(queries):
         known = set(facts.positives[i].tolist()) | {ids[i]}
         positive = float(query @ documents[i])
         scores = {}
+        false.append(0)
         for j, candidate in enumerate(candidates):
-            if ids[j] in known or ids[j] in ids[:j] or float(query @ candidate) > positive + margin:
+            if ids[j] in known or ids[j] in ids[:j]:
                 continue
-            scores[j] = float(query @ candidate)
+            if float(query @ candidate) > positive + margin:
+                false[-1] += 1
+            else:
+                scores[j] = float(query @ candidate)
         hardest = sorted(scores, key=scores.get, reverse=True)[:k]
         partition = sum(math.exp(scores[j] / temperature) for j in hardest)
         values.append(-math.log(math.exp(positive / temperature) / (math.exp(positive / temperature) + partition)))
         chosen.append(hardest)
-    return values, chosen
+    return values, chosen, false
 
 
 @settings(max_examples=60)
@@ -76,7 +80,7 @@ def test_equals_the_definition(n, m, k, margin, seed):
     loss = bare(k, margin)
     values = loss.losses(queries, documents, negatives, facts, 0, n)
     with torch.no_grad():
-        expected, chosen = brute_force(queries, documents, negatives, facts, k, margin, 0.1)
+        expected, chosen, false = brute_force(queries, documents, negatives, facts, k, margin, 0.1)
     np.testing.assert_allclose(values.detach(), expected, rtol=1e-10, atol=1e-12)
     # A filtered document is never taken back, not even where fewer than k are left: it gets no gradient.
     values.sum().backward()
@@ -85,6 +89,7 @@ def test_equals_the_definition(n, m, k, margin, seed):
     assert set(torch.nonzero(touched).flatten().tolist()) <= allowed
     assert all(torch.isfinite(tensor.grad).all() for tensor in (queries, documents, negatives))
     assert float(loss.metrics["negatives"]) == pytest.approx(np.mean([len(own) for own in chosen]))
+    assert float(loss.metrics["false_negatives"]) == pytest.approx(np.mean(false))
     # A process computes its own pairs against everybody's.
     half = n // 2
     with torch.no_grad():

@@ -89,6 +89,31 @@ def test_equals_the_definition(n, m, symmetric, margin, seed):
     np.testing.assert_allclose(torch.cat(parts), expected, rtol=1e-10, atol=1e-10)
 
 
+def test_metrics_are_those_of_what_is_not_masked():
+    """The first pair's second document answers it too, so its hardest negative is the third, or the hard one."""
+    generator = torch.Generator().manual_seed(0)
+    queries, noise, negatives = (
+        normalize(torch.randn(rows, 4, generator=generator, dtype=torch.float64), dim=-1) for rows in (3, 3, 1)
+    )
+    documents = normalize(queries + 0.3 * noise, dim=-1)  # the positive scores highest
+    positives = torch.tensor([[0, 1], [1, -1], [2, -1]])
+    facts = Facts(torch.arange(3), torch.arange(3), positives, torch.tensor([3]), torch.zeros(1, dtype=torch.int64))
+    loss = MaskedInfoNCELoss.__new__(MaskedInfoNCELoss)
+    torch.nn.Module.__init__(loss)
+    loss.temperature, loss.symmetric, loss.false_negative_margin = 0.1, False, None
+    loss.losses(queries, documents, negatives, facts, 0, 3)
+    scores = queries.numpy() @ torch.cat([documents, negatives]).numpy().T
+    positive = scores.diagonal()
+    hardest = np.array([max(scores[0, 2:]), max(scores[1, [0, 2, 3]]), max(scores[2, [0, 1, 3]])])
+    expected = {
+        "positive": positive.mean(),
+        "hardest_negative": hardest.mean(),
+        "hardness": (positive - hardest).mean(),
+        "masked": 1 / 3,
+    }
+    assert {name: float(value) for name, value in loss.metrics.items()} == pytest.approx(expected, rel=1e-6)
+
+
 def batch_of(pairs, rows=None):
     rows = range(len(pairs)) if rows is None else rows
     return PairCollator(content_ids(pairs))([{**pairs[row], ROW: row} for row in rows])

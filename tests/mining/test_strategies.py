@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_mmembed.mining import STRATEGIES, Clusters, FilterRules, mine
+from hf_mmembed.mining.relations import Relations
+from hf_mmembed.mining.saha import _mutual
 from tests.mining.corpora import conflicts, corpus, one_to_one
 
 HARD = ("saha", "top-k", "margin", "mutual")
@@ -149,6 +151,47 @@ def test_recall_looks_as_deep_as_it_says(k, mult):
     found = mine(query_ids, document_ids, queries, documents, k=k, mult=mult).recall
     assert found == {f"recall@{depth}": pytest.approx(np.mean(ranks < depth)) for depth in (1, 5, 10)}
     assert found["recall@10"] > found["recall@5"]
+
+
+def test_recall_is_that_of_rows():
+    """A query weighs as much as it has rows."""
+    query_ids, document_ids, queries, documents = corpus(0, rows=60, queries=15, documents=40, ties=False)
+    present = np.unique(document_ids)
+    order = present[np.argsort(-(queries.astype(float) @ documents[present].T.astype(float)), axis=1)]
+    found = mine(query_ids, document_ids, queries, documents, strategy="top-k", k=3).recall
+    for depth in (1, 5, 10):
+        hits = [np.isin(order[query, :depth], document_ids[query_ids == query]).any() for query in query_ids]
+        assert found[f"recall@{depth}"] == pytest.approx(np.mean(hits))
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.integers(1, 90),
+    queries=st.integers(1, 20),
+    documents=st.integers(1, 20),
+)
+def test_mutual_is_that_an_owner_has_a_document_of_the_anchor_near(seed, rows, queries, documents):
+    """With unequal numbers of owners and of documents, against a loop over them."""
+    rng = np.random.default_rng(seed)
+    query_ids, document_ids = rng.integers(0, queries, rows), rng.integers(0, documents, rows)
+    relations = Relations(query_ids, document_ids, queries, documents)
+    asked = np.unique(query_ids)
+    near = np.stack([rng.permutation(documents)[: 1 + documents // 4] for _ in asked])
+    found = rng.integers(-1, documents, (len(asked), 3))
+    near_of = dict(zip(asked.tolist(), near.tolist(), strict=True))
+    expected = [
+        [
+            candidate >= 0
+            and any(
+                own in near_of[owner]
+                for owner in relations.owners[candidate][:8].tolist()
+                for own in relations.positives[query][:8].tolist()
+            )
+            for candidate in candidates
+        ]
+        for query, candidates in zip(asked.tolist(), found.tolist(), strict=True)
+    ]
+    assert _mutual(relations, asked, near, found).tolist() == expected
 
 
 def test_the_seed_decides():

@@ -89,8 +89,7 @@ class MMEmbedProcessor(ProcessorMixin):
         self.prompt = HierarchicalPrompt(**prompt) if isinstance(prompt, dict) else prompt
         self.allow_urls = allow_urls
         self.backbone_processor = self._family_processor()
-        tokens = (re.escape(token) for token in self.control_tokens())
-        self._control_tokens = re.compile("|".join(tokens) or r"(?!)")
+        self._control_tokens: tuple[int, re.Pattern[str]] = (0, re.compile(""))
 
     def _family_processor(self) -> ProcessorMixin:
         return image_only_processor(self.backbone_processor_class)(
@@ -300,7 +299,13 @@ class MMEmbedProcessor(ProcessorMixin):
 
     def _neutralised(self, text: str) -> str:
         """`text` with a space inside every control token, so that it is read as words and never obeyed."""
-        return self._control_tokens.sub(lambda match: f"{match[0][:1]} {match[0][1:]}", text)
+        size, pattern = self._control_tokens
+        if size != len(self.tokenizer):
+            # A token added since then is read as words before the checkpoint is saved as it is afterwards.
+            tokens = (re.escape(token) for token in self.control_tokens())
+            size, pattern = len(self.tokenizer), re.compile("|".join(tokens) or r"(?!)")
+            self._control_tokens = size, pattern
+        return pattern.sub(lambda match: f"{match[0][:1]} {match[0][1:]}", text)
 
     def _encode(self, rows: list[Row], task: str | None, options: dict[str, Any]) -> BatchFeature:
         rows = [self._with_open_images(row, index) for index, row in enumerate(rows)]

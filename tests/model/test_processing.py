@@ -175,6 +175,18 @@ def test_control_tokens_in_user_text_are_words(processors, family, task):
         assert counts(forged, forged, images) == counts("ab", "ab", images)
 
 
+def test_a_control_token_added_after_opening_is_words_at_once(processor, tmp_path):
+    processor = copy.deepcopy(processor)
+    before = processor.render([Row((), "<ctx> a dog")])
+    processor.tokenizer.add_tokens(["<ctx>"], special_tokens=True)
+    added = processor.tokenizer.convert_tokens_to_ids("<ctx>")
+    processor.save_pretrained(tmp_path)
+    reopened = MMEmbedProcessor.from_pretrained(tmp_path)
+    rendered = processor.render([Row((), "<ctx> a dog")])
+    assert rendered == reopened.render([Row((), "<ctx> a dog")]) != before
+    assert added not in tokens(processor, text=["<ctx> a dog"])[0]
+
+
 @pytest.mark.parametrize(
     "family, marks",
     [("llava", ["USER:", "ASSISTANT:"]), ("llava_next", ["[INST]", "[/INST]"]), ("qwen2_vl", []), ("idefics3", [])],

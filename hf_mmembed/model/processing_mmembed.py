@@ -28,7 +28,7 @@ from transformers.processing_utils import ProcessorMixin
 from .family_mmembed import for_threads, image_only_processor, load_with_pillow
 from .images_mmembed import ImageError, open_image
 from .pixels_mmembed import TabledQwenImages
-from .rows_mmembed import HierarchicalPrompt, Row, row_of_conversation, rows_of_lists
+from .rows_mmembed import HierarchicalPrompt, Row, refuse_unread, row_of_conversation, rows_of_lists
 
 __all__ = ["HierarchicalPrompt", "MMEmbedProcessor"]
 
@@ -151,7 +151,8 @@ class MMEmbedProcessor(ProcessorMixin):
 
         Raises:
             ValueError: If the batch is empty, the lists differ in length, a row has neither text nor image, or does
-                not fit into `max_length` even without its text; an [`ImageError`] if an image cannot be used.
+                not fit into `max_length` even without its text, or something is given that no embedder reads, such as
+                `text_pair`; an [`ImageError`] if an image cannot be used.
         """
         return self._encode(rows_of_lists(text, images, instruction, trace), task, kwargs)
 
@@ -308,6 +309,7 @@ class MMEmbedProcessor(ProcessorMixin):
         return pattern.sub(lambda match: f"{match[0][:1]} {match[0][1:]}", text)
 
     def _encode(self, rows: list[Row], task: str | None, options: dict[str, Any]) -> BatchFeature:
+        refuse_unread(options)
         rows = [self._with_open_images(row, index) for index, row in enumerate(rows)]
         options, limit = self._without_truncation(options)
         batch = self._tokenize(rows, task, options)

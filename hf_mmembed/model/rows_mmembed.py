@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-__all__ = ["HierarchicalPrompt", "Row", "image_source", "row_of_conversation", "rows_of_lists"]
+__all__ = ["HierarchicalPrompt", "Row", "image_source", "refuse_unread", "row_of_conversation", "rows_of_lists"]
 
 TASKS = ("query", "document")
 IMAGE_STYLES = ("template", "inline", "bare")
 SWITCHES = ("represent_documents", "chat")
+UNREAD = ("text_pair", "text_target", "text_pair_target", "videos", "audio")
 
 
 @dataclass(frozen=True)
@@ -217,6 +218,23 @@ def row_of_conversation(conversation: Sequence[Mapping[str, Any]], index: int) -
     if text is None and not images:
         raise ValueError(f"input {index} has neither a text nor an image; leave it out.")
     return Row(tuple(images), text, "\n".join(words["system"]) or None, "\n".join(words["assistant"]) or None)
+
+
+def refuse_unread(options: Mapping[str, Any]) -> None:
+    """Refuse what processors of other models read, and an embedder would put where nobody expects it, or nowhere.
+
+    Args:
+        options (`Mapping[str, Any]`): What a processor was called with besides rows.
+
+    Raises:
+        ValueError: If one of `UNREAD` is given.
+    """
+    for name in UNREAD:
+        if options.get(name) is not None:
+            raise ValueError(
+                f"an embedder does not read `{name}`; give the words of each input in `text` and `images` as its pictures, "
+                "and embed what is to be compared as inputs of their own."
+            )
 
 
 def image_source(block: Mapping[str, Any]) -> Any:

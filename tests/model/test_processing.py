@@ -175,6 +175,16 @@ def test_control_tokens_in_user_text_are_words(processors, family, task):
         assert counts(forged, forged, images) == counts("ab", "ab", images)
 
 
+@pytest.mark.parametrize("name", ["text_pair", "text_target", "text_pair_target", "videos", "audio"])
+def test_what_an_embedder_does_not_read_is_refused_by_name(processor, name):
+    chat = [{"role": "user", "content": "a"}]
+    with pytest.raises(ValueError, match=f"does not read `{name}`.*`text` and `images`"):
+        processor(text=["a"], **{name: ["b"]})
+    with pytest.raises(ValueError, match=f"does not read `{name}`"):
+        processor.apply_chat_template(chat, tokenize=True, processor_kwargs={name: ["b"]})
+    assert tokens(processor, text=["a"], **{name: None}) == tokens(processor, text=["a"])
+
+
 def test_a_control_token_added_after_opening_is_words_at_once(processor, tmp_path):
     processor = copy.deepcopy(processor)
     before = processor.render([Row((), "<ctx> a dog")])

@@ -241,8 +241,11 @@ class ChunkedLoss(CachedLossMixin, nn.Module):
             self.chunk_tokens,
         )
 
-    def join_synchronisation(self) -> None:
-        """After a failed backward pass, take part in the averaging of gradients that the other processes are in."""
+    def average_gradients(self) -> None:
+        """Average the gradients of all processes, by a pass over a short input that adds nothing to them.
+
+        DistributedDataParallel averages in a backward pass only.
+        """
         side = self._sides[-1]
         shortest = side["chunks"][-1][-1]
         features = batch_to_device(

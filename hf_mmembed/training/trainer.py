@@ -249,22 +249,23 @@ class SaHaTrainer(SentenceTransformerTrainer):
 
     def _attempt(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor | None:
         """The loss of a step, or None if memory ran out on any process; they all come to the same conclusion."""
-        loss, failed = None, False
+        loss: Tensor | None = None
+        averages = getattr(model, "require_backward_grad_sync", False)
         try:
-            loss = super().training_step(model, inputs, num_items_in_batch)
+            with self.accelerator.no_sync(model):  # what fails while processes average cannot be tried again
+                loss = super().training_step(model, inputs, num_items_in_batch)
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
-            failed = True
         # Out here, where the traceback no longer holds the tensors of the failed pass.
-        if failed:
+        if loss is None:
             gc.collect()
             clear_device_cache()
-        if self.args.world_size == 1 or not self.loss.gathered:
-            return loss
-        if failed and getattr(model, "require_backward_grad_sync", False):
-            self.loss.join_synchronisation()
-        return None if any_process(failed, self.args.device) else loss
+        if not self.loss.gathered or any_process(loss is None, self.args.device):
+            return None
+        if averages:
+            self.loss.average_gradients()
+        return loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = super()._clip_grad_norm(model)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,23 @@ class Cramped:
             self.refused += 1
             raise torch.OutOfMemoryError("CUDA out of memory. Simulated.")
         return self.forward(features, **kwargs)
+
+
+class CrampedBackward:
+    """A backward pass that runs out of memory halfway, in the `number`-th chunk."""
+
+    def __init__(self, model, number):
+        self.left = number
+        model.transformers_model.backbone.get_decoder().layers[0].register_forward_hook(self)
+
+    def __call__(self, layer, inputs, output):
+        if torch.is_grad_enabled():
+            self.left -= 1
+            if self.left == 0:
+                (output[0] if isinstance(output, tuple) else output).register_hook(self.refuse)
+
+    def refuse(self, gradient):
+        raise torch.OutOfMemoryError("CUDA out of memory. Simulated.")
 
 
 @pytest.mark.parametrize("with_grad", [False, True])
@@ -55,22 +74,31 @@ def test_out_of_memory_keeps_accumulated_gradients(embedder, tmp_path):
         torch.testing.assert_close(weights[1][name], weight, atol=1e-4, rtol=1e-4)
 
 
-def _rank_run(rank, path, directory, cramped):
-    args = arguments(directory, **COMPARABLE | {"save_strategy": "steps"}, max_steps=2, save_steps=2)
+def _rank_run(rank, path, directory, cramped, options):
+    args = arguments(directory, **COMPARABLE | {"save_strategy": "steps"}, **options, save_steps=2)
     trainer = SaHaTrainer(path, args, make_pairs(), CLUSTERS)
     if cramped is not None and rank == 1:
-        Cramped(trainer.model, 1, cramped)
+        cramped(trainer.model)
     trainer.train()
     return {name: w.numpy() for name, w in trained_weights(trainer.model).items()}, trainer.loss.chunk_size
 
 
-@pytest.mark.parametrize("cramped", [None, False, True])
-def test_two_processes_train_as_one_even_when_one_runs_out_of_memory(embedder, tmp_path, cramped):
+@pytest.mark.parametrize(
+    ("cramped", "accumulated"),
+    [
+        (None, 1),
+        (partial(Cramped, most=1, with_grad=False), 1),
+        (partial(Cramped, most=1, with_grad=True), 1),
+        (partial(CrampedBackward, number=4), 2),  # the last of a step: two batches of queries and documents
+    ],
+)
+def test_two_processes_train_as_one_even_when_one_runs_out_of_memory(embedder, tmp_path, cramped, accumulated):
     path = embedder("qwen2_vl")
-    args = arguments(tmp_path / "one", **COMPARABLE, max_steps=2)
+    options = {"max_steps": 2, "gradient_accumulation_steps": accumulated, "global_batch_size": 4 * accumulated}
+    args = arguments(tmp_path / "one", **COMPARABLE, **options)
     one = SaHaTrainer(path, args, make_pairs(), CLUSTERS)
     one.train()
-    results = in_processes(_rank_run, path, tmp_path / "two", cramped, store=tmp_path / "store")
+    results = in_processes(_rank_run, path, tmp_path / "two", cramped, options, store=tmp_path / "store")
     for weights, chunk_size in results:
         assert chunk_size == (3 if cramped is None else 1)
         for name, weight in trained_weights(one.model).items():

@@ -82,8 +82,9 @@ def wrap_processor(
 
 def _class_name(base: str | Path, config: PretrainedConfig, revision: str | None) -> str | None:
     """The class that the checkpoint names, as a LLaVA with Pixtral's tower does; else that of its `model_type`."""
-    if config.model_type in PROCESSOR_CLASSES:
-        return PROCESSOR_CLASSES[config.model_type]
+    of_family = PROCESSOR_MAPPING_NAMES.get(config.model_type)
+    if of_family is None or config.model_type in PROCESSOR_CLASSES:
+        return PROCESSOR_CLASSES.get(config.model_type)
     # Offline, a file that is not in the cache is taken for one that does not exist, as `AutoProcessor` does it.
     quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
     for file in NAMING_FILES:
@@ -91,7 +92,7 @@ def _class_name(base: str | Path, config: PretrainedConfig, revision: str | None
         named = json.loads(Path(path).read_text(encoding="utf-8")).get("processor_class") if path else None
         if named is not None and hasattr(transformers, named):
             return named
-    return PROCESSOR_MAPPING_NAMES.get(config.model_type)
+    return of_family
 
 
 def _try(processor: MMEmbedProcessor, whose: str) -> None:

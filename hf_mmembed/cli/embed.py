@@ -100,9 +100,9 @@ def embed(
     """Embed pictures and texts into an Arrow dataset; run it again to resume.
 
     Files that cannot be read are skipped, listed at the end and in OUT/skipped.jsonl, and the exit code is 1. Items
-    that changed since an earlier run (texts by content, files by size and modification time) are embedded again, and all
-    of them where the model now computes in another number format (on a CPU in float32). A text longer than the model
-    reads is cut at its end.
+    that changed since an earlier run (texts by content, files by size and modification time) are embedded again. What was
+    begun on a GPU in bfloat16 is not continued on a CPU, which computes in float32. A text longer than the model reads is
+    cut at its end.
 
     Example: hf-mmembed embed mmembed-tiny photos vectors --npy
     """

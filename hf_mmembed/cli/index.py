@@ -50,8 +50,8 @@ def index(
     """Build a searchable index of pictures and texts; run it again to resume.
 
     Files that cannot be read are skipped, listed at the end and in OUT/skipped.jsonl, and the exit code is 1. Run it
-    again after files were added, changed or removed: only those are embedded anew, and everything where the model now
-    computes in another number format (on a CPU in float32). A text longer than the model reads is cut at its end.
+    again after files were added, changed or removed: only those are embedded anew. What was begun on a GPU in bfloat16 is
+    not continued on a CPU, which computes in float32. A text longer than the model reads is cut at its end.
 
     Example: hf-mmembed index mmembed-tiny photos photos-index
     """

@@ -110,8 +110,7 @@ def embed_source(
     """Embeds every row of `source` into `out`, keeping what an earlier, interrupted run finished.
 
     A run that was killed at any moment and started again gives the same bytes as one that was not. When rows of the
-    source have changed since, only those are embedded again, and those that the disk failed to give; all are where the
-    model now computes in another number format.
+    source have changed since, only those are embedded again, and those that the disk failed to give.
 
     Args:
         source: What to embed.
@@ -222,6 +221,8 @@ def _begin(
             found.append(f"the input ({earlier.input['path']} there, {source.path} here, or its columns)")
         if (earlier.task, earlier.instruction) != (task, instruction):
             found.append(f"the task or instruction ({earlier.task}, {earlier.instruction!r} there)")
+        if earlier.model.dtype not in (None, identity.dtype):
+            found.append(f"the number format ({earlier.model.dtype} there, {identity.dtype} on this device)")
         if found:
             raise ValueError(
                 f"{out} was built from something else; what differs: {'; '.join(found)}. Choose another directory, or "
@@ -230,11 +231,6 @@ def _begin(
         manifest = manifest.changed(faiss=earlier.faiss)
         if earlier.model.dtype is None:  # it counts for any, so that what is there can be used
             manifest = manifest.changed(model=replace(identity, dtype=None))
-        elif earlier.model.dtype != identity.dtype:
-            logger.warning(
-                "%s was begun in %s, and this run computes in %s: all of it is embedded again, so that the two do not mix",
-                out, earlier.model.dtype, identity.dtype,
-            )  # fmt: skip
     return manifest
 
 

@@ -49,6 +49,11 @@ class Items:
         path = self._files[row // self._size]
         try:
             return read_row(path, row)
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"{path} is gone: if the directory was indexed again meanwhile, open it anew, else run `hf-mmembed index` "
+                "again"
+            ) from error
         except (ValueError, OSError) as error:
             raise ValueError(f"cannot read {path}: run `hf-mmembed index` again, which says what to do") from error
 

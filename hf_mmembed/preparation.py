@@ -38,8 +38,9 @@ _PICTURE_LOCKS = [threading.Lock() for _ in range(64)]
 _PIXELS_OF_TOKEN, _MOST_TOKENS = 28 * 28, 1024
 
 
-# On a CPU the model needs the cores, and is slower than two threads are at decoding.
-_THREADS_BESIDE_A_CPU, _MOST_THREADS = 2, 8
+# On a CPU the model needs the cores, and is slower than two threads are at decoding. More than four would hold gigabytes of
+# pixels ready.
+_THREADS_BESIDE_A_CPU, _MOST_THREADS = 2, 4
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def preparing_threads(device_type: str) -> int:
     """How many threads prepare batches while a device of this type computes; as many batches wait at most.
 
     Example:
-        >>> preparing_threads("cpu"), 2 <= preparing_threads("cuda") <= 8
+        >>> preparing_threads("cpu"), 2 <= preparing_threads("cuda") <= 4
         (2, True)
     """
     if device_type == "cpu":

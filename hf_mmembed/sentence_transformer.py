@@ -98,6 +98,7 @@ class MMEmbedder(SentenceTransformer):
 
     def _post_init(self) -> None:
         super()._post_init()
+        self._budgets: dict[int, TokenBudget] = {}  # as low as they had to become
         if "message" not in self.modalities:
             raise ValueError(
                 f"this checkpoint takes the inputs {self.modalities} and no chat messages, so it is no embedder of "
@@ -341,7 +342,7 @@ class MMEmbedder(SentenceTransformer):
                 partial(prepare, self, inputs, kwargs),
                 embed,
                 batch_size=batch_size,
-                budget=TokenBudget(token_budget),
+                budget=self._budgets.setdefault(token_budget, TokenBudget(token_budget)),
                 batch_cost=BATCH_COST_ON_CPU if of_type == "cpu" else BATCH_COST_ELSEWHERE,
                 threads=preparing_threads(of_type),
             )
@@ -367,7 +368,7 @@ class MMEmbedder(SentenceTransformer):
         def keep(module: Any, arguments: Any, output: Any) -> None:
             # Another thread may be encoding with the same model.
             if threading.get_ident() == thread:
-                states.append(output.last_hidden_state)
+                states[:] = [output.last_hidden_state]
 
         hook = backbone.register_forward_hook(keep)
         try:

@@ -82,6 +82,7 @@ def test_batches_respect_the_bounds(model, monkeypatch):
 
 def test_a_batch_that_does_not_fit_is_embedded_in_halves(model, pool, one_by_one, monkeypatch):
     sizes, forward = [], model.transformers_model.forward
+    monkeypatch.setattr(model, "_budgets", {})
 
     def small(**features):
         sizes.append(len(features["input_ids"]))
@@ -93,11 +94,14 @@ def test_a_batch_that_does_not_fit_is_embedded_in_halves(model, pool, one_by_one
     monkeypatch.setattr(model.transformers_model, "forward", small)
     assert_same(model.encode_query(pool), one_by_one, 2e-5)
     assert max(sizes) > 2 and sum(size for size in sizes if size <= 2) == len(pool)
+    sizes.clear()
+    model.encode_query(pool)  # what was learned stays
+    assert max(sizes) <= 2
 
 
 def refuse(self, **options):
     """As LLaVA's over SigLIP, whose pictures are not cropped."""
-    return None["height"]
+    return {"crop_size": None}["crop_size"]["height"]
 
 
 @pytest.mark.parametrize("how", [None, refuse])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from torch import nn
 
@@ -43,6 +44,8 @@ _ARGUMENTS = (
     *("subsets_per_batch", "remine_every_epoch"),
     *("lora_rank", "lora_alpha", "lora_dropout", "use_dora", "lora_target_modules"),
 )
+# Weights that are trained come from the checkpoint, so it does not matter where an adapter of one's own began.
+_FROZEN = "base.frozen"
 _OF_MEMORY = {"training", "chunk_size", "chunk_tokens", "mini_batch_size", "gathered"}
 # What of a pair is not in its fingerprint; pictures of negatives are not read again for it.
 _COLUMNS = ("subset", "query_instruction", "pos_instruction", "neg_text", "pos_score", "neg_score")
@@ -86,6 +89,7 @@ def facts_of(trainer: SaHaTrainer) -> dict[str, Any]:
     rows = trainer.clusters
     facts = {
         **{f"base.{name}": value for name, value in digests_of(trainer.model).items()},
+        _FROZEN: _digest_of_frozen(trainer.model),
         "data": trainer.ids.fingerprint,
         "instructions_negatives_scores": _digest_of_columns(trainer.train_dataset),
         "clusters": None if rows is None or not len(rows) else _digest(np.ascontiguousarray(rows, np.int64)),
@@ -116,10 +120,11 @@ def _refusal(begun: Path, facts: dict[str, Any]) -> str | None:
         return None
     except (ValueError, KeyError, TypeError) as error:
         return f"{begun} cannot be read ({error!r}). If checkpoints and settings belong together, remove the file."
+    restored = {_FROZEN, "base.weights"} if kept.get(_FROZEN) == facts[_FROZEN] else {_FROZEN}
     different = [
         f"{name} was {kept.get(name)!r} and is {facts.get(name)!r}"
         for name in {**facts, **kept}
-        if kept.get(name) != facts.get(name)
+        if kept.get(name) != facts.get(name) and name not in restored
     ]
     if not different:
         return None
@@ -137,6 +142,15 @@ def _of_loss(loss: nn.Module) -> dict[str, Any]:
         if isinstance(value, str | int | float | None) and not name.startswith("_") and name not in _OF_MEMORY
     }
     return {"loss": type(loss).__name__, **options}
+
+
+def _digest_of_frozen(model: MMEmbedder) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, weight in model.named_parameters():
+        if not weight.requires_grad:
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _digest_of_columns(pairs: Dataset) -> str:

@@ -8,7 +8,10 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+import torch
+from peft import LoraConfig
 
+from hf_mmembed import MMEmbedder
 from hf_mmembed.training import run_file
 from hf_mmembed.training.models import open_for_training
 from hf_mmembed.training.run_file import begin_or_go_on, facts_of
@@ -93,3 +96,19 @@ def test_a_broken_file_is_a_refusal_and_says_what_to_do(embedder, tmp_path):
         (tmp_path / run_file.RUN_FILE).write_text(words)
         with pytest.raises(ValueError, match="run.json cannot be read .*remove the file"):
             begin_or_go_on(trainer, str(tmp_path / "checkpoint-3"))
+
+
+def test_an_adapter_of_one_s_own_may_begin_anywhere(embedder, tmp_path):
+    """What is trained comes from the checkpoint."""
+
+    def adapted(seed: int) -> SaHaTrainer:
+        torch.manual_seed(seed)
+        model = MMEmbedder(str(embedder("qwen2_vl")), device="cpu")
+        model.add_adapter(LoraConfig(target_modules=["embed_tokens", "q_proj"]))
+        return SaHaTrainer(model, arguments(tmp_path, max_steps=6), make_pairs(), CLUSTERS)
+
+    begin_or_go_on(adapted(0), None)
+    again = adapted(1)
+    begin_or_go_on(again, str(tmp_path / "checkpoint-3"))
+    again.facts["base.frozen"] = "other"
+    assert different(again, tmp_path / "checkpoint-3") == {"base.weights"}

@@ -36,10 +36,14 @@ def staged(out: Path) -> Iterator[Path]:
     Raises:
         OSError: The disk is full; the message names `out` and says what to do.
 
+    Raises:
+        FileExistsError: `out` holds something.
+
     Example:
         >>> with staged(Path("model")) as written:  # doctest: +SKIP
         ...     model.save_pretrained(written)
     """
+    require_empty(out)  # once more: a model may have been loaded since the caller asked
     fill = out.exists()
     # A fixed name, so that the next run removes what a killed one left.
     written = (out if fill else out.parent) / _staging_name(out)

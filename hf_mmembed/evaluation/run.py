@@ -224,8 +224,6 @@ def evaluate(
     measured = {name for subset in chosen for name in (subset.name, OLD_SPLITS.get(subset.name, subset.name))}
     results = Results(metadata, {} if differing else scores_of_others(earlier, measured))
     here.agree(None)  # all have read the file
-    if differing and here.main:
-        put_aside(earlier, differing)
 
     def score(task: Task, items: Sequence[Item], name: str) -> Scored:
         vectors, places = embed_items(items, encoder, embeddings, name=name)
@@ -233,6 +231,12 @@ def evaluate(
         if here.main:
             write_predictions(name, scored.predictions, folder)
         return scored
+
+    def finish() -> None:
+        if differing and here.main:
+            put_aside(earlier, differing)
+            differing.clear()
+        _finish(results, here.main, folder)
 
     for subset in chosen:
         try:
@@ -256,13 +260,13 @@ def evaluate(
             metadata["failed"][subset.name] = str(error)
             logger.error("%s: %s", subset.name, error)
             continue
-        _finish(results, here.main, folder)
+        finish()
     if len(metadata["missing"]) == len(chosen) and not metadata["failed"]:
         raise ValueError(
             f"{root} holds no data set of {benchmark}: looked for {', '.join(s.name for s in chosen[:4])}, ... in the "
             'official layout (see README, "Evaluate")'
         )
-    _finish(results, here.main, folder)
+    finish()
     if here.main and any(mean.value is not None for mean in results.means().values()):
         plot(results.as_dict(), folder / "results.png")
     return results

@@ -129,7 +129,7 @@ def _fine_tune(out: Path) -> Path:
     typer.echo(f"\nfine-tuning: {len(pairs):,} pairs of other scenes, mined with the model's own embeddings (SaHa)")
     changes = {"model": embedder(SHIPPED), "output": str(out), "training.max_steps": _STEPS}
     recipe = load_recipe("saha-tiny", {**changes, "training.dataloader_pin_memory": False})
-    trainer = prepare(recipe, pairs=pairs, loss=lean_loss(recipe.training["temperature"]))
+    trainer = prepare(recipe, pairs=pairs, resume=True, loss=lean_loss(recipe.training["temperature"]))
     trainer.remove_callback(PrinterCallback)  # where there is no bar, it would print every log
     trainer.train(True)
     return trainer.save_result(out / "model")

@@ -94,30 +94,41 @@ def load_distillation_recipe(source: str | Path, overrides: Mapping[str, Any] | 
 
 
 def prepare_distillation(
-    recipe: DistillationRecipe, *, pairs: Dataset | None = None, **trainer: Any
+    recipe: DistillationRecipe,
+    *,
+    pairs: Dataset | None = None,
+    args: DistillationArguments | None = None,
+    **trainer: Any,
 ) -> DistillationTrainer:
     """Everything up to the first step: sentences read, embedded by the teacher, and the student open.
 
     Args:
         recipe: What to do.
         pairs: Sentences, instead of ``recipe.data``.
+        args: Those of the recipe, where they are made already.
         **trainer: More arguments of `DistillationTrainer`.
 
     Raises:
         OSError: A model or the data cannot be read.
-        ValueError: A value of the recipe does not fit, or the teacher gives no usable vectors.
+        ValueError: A value of the recipe does not fit, another run writes to ``recipe.output``, or the teacher gives no
+            usable vectors.
     """
-    args = DistillationArguments(output_dir=str(Path(recipe.output)), **recipe.training)
+    args = args or _arguments(recipe)
     if pairs is None:
         pairs = read_sentences(**recipe.data)
-    device = "cpu" if args.use_cpu else world().device
-    teacher = open_teacher(recipe.teacher, device=device, trust_remote_code=recipe.trust_remote_code)
-    vectors = embed_with_teacher(pairs, teacher, Path(recipe.output, "teacher"))
-    del teacher  # before the student needs the memory
-    student = open_student(
-        recipe.model, args, prompt=recipe.prompt, dtype=recipe.dtype, load_in_4bit=recipe.load_in_4bit
-    )
-    return DistillationTrainer(student, args, pairs, vectors, recipe=asdict(recipe), **trainer)
+    with only_run(args.output_dir):
+        device = "cpu" if args.use_cpu else world().device
+        teacher = open_teacher(recipe.teacher, device=device, trust_remote_code=recipe.trust_remote_code)
+        vectors = embed_with_teacher(pairs, teacher, Path(recipe.output, "teacher"))
+        del teacher  # before the student needs the memory
+        student = open_student(
+            recipe.model, args, prompt=recipe.prompt, dtype=recipe.dtype, load_in_4bit=recipe.load_in_4bit
+        )
+        return DistillationTrainer(student, args, pairs, vectors, recipe=asdict(recipe), **trainer)
+
+
+def _arguments(recipe: DistillationRecipe) -> DistillationArguments:
+    return DistillationArguments(output_dir=str(Path(recipe.output)), **recipe.training)
 
 
 def distill(recipe: DistillationRecipe, *, pairs: Dataset | None = None, resume: bool = False) -> Path:
@@ -136,7 +147,8 @@ def distill(recipe: DistillationRecipe, *, pairs: Dataset | None = None, resume:
         ValueError: A value of the recipe does not fit, the run to go on with began with something else, another run
             writes to ``recipe.output``, or a vector or the loss is not a number.
     """
-    trainer = prepare_distillation(recipe, pairs=pairs)
-    with only_run(recipe.output):
+    args = _arguments(recipe)  # before anything asks for the other processes: they are joined with its timeout
+    with only_run(args.output_dir):
+        trainer = prepare_distillation(recipe, pairs=pairs, args=args)
         trainer.train(resume)
         return trainer.save_result(Path(recipe.output) / "model")

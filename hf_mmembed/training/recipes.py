@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import resources
+from inspect import signature
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -19,12 +20,21 @@ from datasets import Dataset
 
 from hf_mmembed.data.pairs import read_pairs
 from hf_mmembed.identity import inert_adapters
-from hf_mmembed.mining import Clusters, ContentIds, FilterRules, changed_rules, content_ids, mine_pairs
+from hf_mmembed.mining import (
+    DEFAULT_RULES,
+    Clusters,
+    ContentIds,
+    FilterRules,
+    changed_rules,
+    content_ids,
+    mine_pairs,
+)
 from hf_mmembed.model.presets import load_prompt
 from hf_mmembed.processes import world
 from hf_mmembed.sentence_transformer import MMEmbedder
 
 from .arguments import SaHaTrainingArguments
+from .checkpoints import last_complete
 from .models import open_embedder, open_for_training
 from .only_run import only_run
 from .recipe_files import names_in, read_recipe, require_types, types_of
@@ -113,7 +123,13 @@ def load_recipe(source: str | Path, overrides: Mapping[str, Any] | None = None) 
 
 
 def prepare(
-    recipe: Recipe, *, pairs: Dataset | None = None, clusters: Clusters | None = None, **trainer: Any
+    recipe: Recipe,
+    *,
+    pairs: Dataset | None = None,
+    clusters: Clusters | None = None,
+    resume: bool = False,
+    args: SaHaTrainingArguments | None = None,
+    **trainer: Any,
 ) -> SaHaTrainer:
     """Everything up to the first step: data read, model open, clusters mined.
 
@@ -121,25 +137,62 @@ def prepare(
         recipe: What to do.
         pairs: Instead of reading ``recipe.data``, which should say what they are.
         clusters: Instead of mining.
+        resume: Where there is a complete checkpoint, its run goes on: take the clusters that it began with, unless the
+            recipe asks for others.
+        args: Those of the recipe, where they are made already.
         **trainer: More arguments of `SaHaTrainer`.
 
     Raises:
         OSError: The model or the data cannot be read.
-        ValueError: A value of the recipe does not fit.
+        ValueError: A value of the recipe does not fit, or another run writes to ``recipe.output``.
     """
-    args = SaHaTrainingArguments(output_dir=str(Path(recipe.output)), **recipe.training)
+    args = args or _arguments(recipe)
     if pairs is None:
         pairs = read_pairs(**recipe.data)
-    model = _as_asked(
-        open_for_training(recipe.model, args, prompt=recipe.prompt or "saha", dtype=recipe.dtype), recipe
-    )
-    ids = world().once(partial(content_ids, pairs))  # which reads all pictures
-    mine = None if recipe.mining is None else partial(mine_clusters, pairs=pairs, options=recipe.mining, ids=ids)
-    given = clusters is not None
-    if not given and mine is not None:
-        clusters = mine(_miner(recipe, model), Path(args.output_dir, "clusters", "epoch-0"))
-    asked = {name: value for name, value in asdict(recipe).items() if not (given and name == "mining")}
-    return SaHaTrainer(model, args, pairs, clusters, ids=ids, mine=mine, recipe=asked, **trainer)
+    with only_run(args.output_dir):
+        model = _as_asked(
+            open_for_training(recipe.model, args, prompt=recipe.prompt or "saha", dtype=recipe.dtype), recipe
+        )
+        ids = world().once(partial(content_ids, pairs))  # which reads all pictures
+        mine = None if recipe.mining is None else partial(mine_clusters, pairs=pairs, options=recipe.mining, ids=ids)
+        given = clusters is not None
+        if not given and recipe.mining is not None and mine is not None:
+            miner, directory = _miner(recipe, model), Path(args.output_dir, "clusters", "epoch-0")
+            if resume:
+                clusters = world().once(partial(_mined_before, directory, miner, recipe.mining, ids))
+            clusters = mine(miner, directory) if clusters is None else clusters
+        asked = {name: value for name, value in asdict(recipe).items() if not (given and name == "mining")}
+        return SaHaTrainer(model, args, pairs, clusters, ids=ids, mine=mine, recipe=asked, **trainer)
+
+
+def _arguments(recipe: Recipe) -> SaHaTrainingArguments:
+    return SaHaTrainingArguments(output_dir=str(Path(recipe.output)), **recipe.training)
+
+
+def _mined_before(directory: Path, miner: MMEmbedder, options: Mapping[str, Any], ids: ContentIds) -> Clusters | None:
+    """What a run to go on with began with; None where there is no such run, or where other clusters are asked for."""
+    if not directory.is_dir() or options.get("canonical_instruction") or last_complete(directory.parents[1]) is None:
+        return None
+    try:
+        found = Clusters.load(directory)
+    except ValueError as error:
+        logger.warning("%s; mining anew", error)
+        return None
+    defaults = {name: parameter.default for name, parameter in signature(mine_pairs).parameters.items()}
+    asked = {name: options.get(name, defaults[name]) for name in ("strategy", "k", "mult", "seed")}
+    asked |= {"data": ids.fingerprint, "miner": _that_matter(digests_of(miner), miner)}
+    if rules := _rules(options) or DEFAULT_RULES.get(asked["strategy"]):
+        asked["rules"] = asdict(rules)
+    made = {"mult": asked["mult"], **found.settings, "strategy": found.strategy}  # without mult if random
+    made["miner"] = _that_matter(made.get("miner") or {}, miner)
+    subsets = made.get("subsets") or {}
+    labels = options.get("label_subsets") or {}
+    if {name: made.get(name) for name in asked} != asked or any(
+        subsets.get(name, {}).get("label_subset") != value for name, value in labels.items()
+    ):
+        return None
+    logger.info("going on with the clusters in %s", directory)
+    return found
 
 
 def mine_clusters(
@@ -160,6 +213,11 @@ def mine_clusters(
     chosen.pop("model", None)
     with _inert_adapters_off(model):
         return mine_pairs(pairs, model, directory, model=identity, **{**chosen, "rules": _rules(options)}).clusters
+
+
+def _that_matter(digests: Mapping[str, str], miner: MMEmbedder) -> dict[str, str]:
+    """Without that of weights of which some are a fresh adapter's: it may begin elsewhere, and is off while mining."""
+    return {name: value for name, value in digests.items() if name != "weights" or not inert_adapters(miner)}
 
 
 @contextmanager
@@ -219,7 +277,8 @@ def train(
         ValueError: A value of the recipe does not fit, the run to go on with began with something else, another run
             writes to ``recipe.output``, or the loss is not a number.
     """
-    trainer = prepare(recipe, pairs=pairs, clusters=clusters)
-    with only_run(recipe.output):
+    args = _arguments(recipe)  # before anything asks for the other processes: they are joined with its timeout
+    with only_run(args.output_dir):
+        trainer = prepare(recipe, pairs=pairs, clusters=clusters, resume=resume, args=args)
         trainer.train(resume)
         return trainer.save_result(Path(recipe.output) / "model")

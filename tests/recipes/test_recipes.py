@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import MISSING, fields
+from functools import wraps
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,11 +12,13 @@ from peft.tuners.lora import LoraLayer
 from sentence_transformers import SentenceTransformer
 
 from hf_mmembed import PRESETS, MMEmbedder
-from hf_mmembed.mining import Clusters, content_ids, dataset
+from hf_mmembed.mining import Clusters, content_ids, dataset, mine_pairs
 from hf_mmembed.training import recipes
 from hf_mmembed.training.arguments import SaHaTrainingArguments
+from hf_mmembed.training.checkpoints import publish
 from hf_mmembed.training.models import open_for_training
 from hf_mmembed.training.recipes import load_recipe, prepare, recipe_names, train
+from hf_mmembed.training.run_file import digests_of
 from tests.forks import in_processes
 from tests.training.conftest import make_pairs
 
@@ -125,6 +128,35 @@ def test_pictures_are_read_once_to_tell_who_is_who(embedder, tmp_path, monkeypat
     }  # fmt: skip
     prepare(load_recipe("saha-qwen2-vl-2b", changes), pairs=make_pairs())
     assert len(read) == 1
+
+
+def test_a_run_goes_on_with_the_clusters_that_it_began_with(embedder, tmp_path, monkeypatch):
+    """Mined again, a row may be elsewhere: the run could never be resumed."""
+    values = {
+        "model": str(embedder("qwen2_vl")), "output": str(tmp_path), "mining.k": 1, "training.global_batch_size": 4,
+        "training.use_cpu": True, "dtype": "auto",
+    }  # fmt: skip
+    recipe, pairs = load_recipe("saha-qwen2-vl-2b", values), make_pairs()
+    begun = prepare(recipe, pairs=pairs).clusters
+    other = Clusters(begun[::-1].copy(), "saha")
+    monkeypatch.setattr(recipes, "mine_pairs", wraps(mine_pairs)(lambda *_, **__: SimpleNamespace(clusters=other)))
+
+    def clusters(resume=True, **changes):
+        asked = load_recipe("saha-qwen2-vl-2b", {**values, **changes})
+        return prepare(asked, pairs=pairs, resume=resume).clusters
+
+    assert (clusters() == other.rows).all(), "there is no checkpoint yet"
+    staged = tmp_path / "staged"
+    staged.mkdir()
+    publish(staged, tmp_path / "checkpoint-1")
+    assert (clusters() == begun).all()
+    assert (clusters(resume=False) == other.rows).all()
+    for change in ({"mining.seed": 1}, {"mining.rules": {"rank": 0.5}}, {"mining.strategy": "top-k"}):
+        assert (clusters(**change) == other.rows).all(), change
+    for name, expected in (("weights", begun), ("settings", other.rows)):  # those of a fresh adapter are chance
+        digest = {name: "another"}
+        monkeypatch.setattr(recipes, "digests_of", lambda model, digest=digest: {**digests_of(model), **digest})
+        assert (clusters() == expected).all()
 
 
 def _rank_read(rank, directory):

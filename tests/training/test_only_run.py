@@ -72,3 +72,25 @@ def test_a_recipe_holds_its_output_until_the_result_is_saved(monkeypatch, tmp_pa
         recipe = thinking.ThinkingRecipe(variant="embedder", traces=str(tmp_path / "t.sqlite"), **options)
         thinking.train_thinking(recipe, pairs=make_pairs(1))
     assert held == [True, True] and not is_held(tmp_path)
+
+
+@pytest.mark.parametrize("command", ["train", "distill", "think-train"])
+def test_where_another_run_writes_nothing_is_prepared(monkeypatch, tmp_path, command):
+    """Conversion, mining and a fresh head replace what the other run reads."""
+    options = {"model": "x", "data": {"source": "y"}, "output": str(tmp_path / "run")}
+    prepared = []
+    for place, name in (
+        (recipes, "open_for_training"), (distillation, "open_teacher"), (thinking, "_untrained"),
+    ):  # fmt: skip
+        monkeypatch.setattr(place, name, lambda *_, **__: prepared.append(1))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "t.sqlite").touch()
+    with only_writer(tmp_path / "run"), pytest.raises(ValueError, match="another process is writing to"):
+        if command == "train":
+            recipes.train(recipes.Recipe(**options), pairs=make_pairs(1))
+        elif command == "distill":
+            distillation.distill(DistillationRecipe(teacher="z", **options), pairs=make_pairs(1))
+        else:
+            recipe = thinking.ThinkingRecipe(variant="unified", traces=str(tmp_path / "t.sqlite"), **options)
+            thinking.train_thinking(recipe, pairs=make_pairs(1))
+    assert not prepared

@@ -50,6 +50,8 @@ _OF_MEMORY = {"training", "chunk_size", "chunk_tokens", "mini_batch_size", "gath
 # What of a pair is not in its fingerprint; pictures of negatives are not read again for it.
 _COLUMNS = ("subset", "query_instruction", "pos_instruction", "neg_text", "pos_score", "neg_score")
 _ROWS_AT_ONCE = 1000
+# Nothing can be told of a reasoner whose directory is gone; the weights that came of it are in the base.
+_MAY_LACK = {"reasoner"}
 
 
 def begin_or_go_on(trainer: SaHaTrainer, checkpoint: str | None) -> None:
@@ -121,10 +123,11 @@ def _refusal(begun: Path, facts: dict[str, Any]) -> str | None:
     except (ValueError, KeyError, TypeError) as error:
         return f"{begun} cannot be read ({error!r}). If checkpoints and settings belong together, remove the file."
     restored = {_FROZEN, "base.weights"} if kept.get(_FROZEN) == facts[_FROZEN] else {_FROZEN}
+    unknown = _MAY_LACK - (kept.keys() & facts.keys())
     different = [
         f"{name} was {kept.get(name)!r} and is {facts.get(name)!r}"
         for name in {**facts, **kept}
-        if kept.get(name) != facts.get(name) and name not in restored
+        if kept.get(name) != facts.get(name) and name not in restored | unknown
     ]
     if not different:
         return None

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from hf_mmembed.cli.main import main
-from hf_mmembed.thinking.recipes import _untrained, load_thinking_recipe, thinking_recipe_names
+from hf_mmembed.thinking.recipes import _is_gone, _untrained, load_thinking_recipe, thinking_recipe_names
 from hf_mmembed.thinking.traces import TraceStore
 from tests.forks import in_processes
 
@@ -129,6 +129,17 @@ def test_a_head_is_the_one_that_the_recipe_names(data, generative, tmp_path):
     (tmp_path / "checkpoint-1").mkdir()
     with pytest.raises(ValueError, match="has the head 'mlp' .* the recipe 'qformer'"):
         _untrained(replace(recipe, head="qformer"), made, resume=False)  # the run can still be resumed
+
+
+def test_a_directory_that_is_gone_is_told_from_a_name_on_the_hub(tmp_path):
+    names = {
+        str(tmp_path): False,
+        str(tmp_path / "gone"): True,
+        "./gone": True,
+        "a/b/gone": True,
+        "org/reasoner": False,
+    }
+    assert {name: _is_gone(name) for name in names} == names
 
 
 def test_several_processes_make_one_head(generative, tmp_path):

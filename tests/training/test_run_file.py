@@ -56,6 +56,14 @@ def test_each_thing_that_differs_is_named(uninterrupted, embedder):
     assert different(trainer_of(embedder, directory, global_batch_size=2), checkpoint) == {"pairs_that_meet"}
 
 
+def test_a_reasoner_that_is_gone_is_no_difference_but_another_one_is(tmp_path):
+    begun = tmp_path / "run.json"
+    for kept, now, refused in (("a", None, False), (None, "a", False), ("a", "a", False), ("a", "b", True)):
+        facts = [{"base.frozen": "x"} | ({"reasoner": name} if name else {}) for name in (kept, now)]
+        begun.write_text(json.dumps({"depends_on": facts[0]}))
+        assert (run_file._refusal(begun, facts[1]) is not None) == refused
+
+
 def test_what_changes_no_number_may_change(uninterrupted, embedder, tmp_path):
     directory, _, _ = uninterrupted
     kept = json.loads((directory / "run.json").read_text())

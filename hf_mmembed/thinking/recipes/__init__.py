@@ -138,38 +138,50 @@ def train_thinking(recipe: ThinkingRecipe, *, pairs: Dataset | None = None, resu
         raise FileNotFoundError(f"there are no traces at {recipe.traces}; make them with `hf-mmembed think`")
     if pairs is None:
         pairs = read_pairs(**recipe.data)
-    with TraceStore(recipe.traces) as store:
-        if recipe.variant == "sft":
-            defaults = {
-                "report_to": "none",
-                "disable_tqdm": not sys.stderr.isatty(),
-                "dataloader_pin_memory": torch.accelerator.is_available(),
-            }
-            args = TrainingArguments(output_dir=str(output), **{**defaults, **recipe.training})
-            with only_run(output):
-                return fine_tune(
-                    recipe.model, pairs, store, args, output / "model",
-                    families=recipe.families, templates=load_templates(recipe.templates), allow_gold=recipe.allow_gold,
-                    resume=resume,
-                )  # fmt: skip
+    if recipe.variant == "sft":
+        return _fine_tuned(recipe, pairs, output, resume=resume)
+    # Before anything asks for the other processes: they are joined with its timeout.
+    args = SaHaTrainingArguments(output_dir=str(output), **recipe.training)
+    with only_run(output):
         model: Any = recipe.model
         if recipe.variant == "unified":
             model = open_unified(_untrained(recipe, output / "untrained", resume=resume))
-        trainer = traced_trainer(
-            model,
-            SaHaTrainingArguments(output_dir=str(output), **recipe.training),
-            pairs,
-            store,
-            None if recipe.clusters is None else Clusters.load(recipe.clusters),
-            dropout=0.0 if recipe.variant == "unified" else recipe.trace_dropout,
-            allow_gold=recipe.allow_gold,
-        )
-    if recipe.variant == "unified":  # what the head was made of, which is not read where there is a head already
-        made_of = {"reasoner": weight_files(recipe.model) or recipe.model}
-        trainer.depends_on |= made_of | {"families": recipe.families, "templates": recipe.templates}
-    with only_run(output):
+        with TraceStore(recipe.traces) as store:
+            trainer = traced_trainer(
+                model,
+                args,
+                pairs,
+                store,
+                None if recipe.clusters is None else Clusters.load(recipe.clusters),
+                dropout=0.0 if recipe.variant == "unified" else recipe.trace_dropout,
+                allow_gold=recipe.allow_gold,
+            )
+        if recipe.variant == "unified":  # what the head was made of, which is not read where there is a head already
+            trainer.depends_on |= {"families": recipe.families, "templates": recipe.templates}
+            if not _is_gone(recipe.model):
+                trainer.depends_on["reasoner"] = weight_files(recipe.model) or recipe.model
         trainer.train(resume)
         return trainer.save_result(output / "model")
+
+
+def _fine_tuned(recipe: ThinkingRecipe, pairs: Dataset, output: Path, *, resume: bool) -> Path:
+    defaults = {
+        "report_to": "none",
+        "disable_tqdm": not sys.stderr.isatty(),
+        "dataloader_pin_memory": torch.accelerator.is_available(),
+    }
+    args = TrainingArguments(output_dir=str(output), **{**defaults, **recipe.training})
+    with only_run(output), TraceStore(recipe.traces) as store:
+        return fine_tune(
+            recipe.model, pairs, store, args, output / "model",
+            families=recipe.families, templates=load_templates(recipe.templates), allow_gold=recipe.allow_gold,
+            resume=resume,
+        )  # fmt: skip
+
+
+def _is_gone(model: str) -> bool:
+    """Whether this names a directory that is not there any more, and nothing on the Hub, whose names have two parts."""
+    return not Path(model).is_dir() and (model.count("/") != 1 or model.startswith((".", "/", "~")))
 
 
 def _untrained(recipe: ThinkingRecipe, directory: Path, *, resume: bool) -> Path:

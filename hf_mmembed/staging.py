@@ -40,8 +40,12 @@ def staged(out: Path) -> Iterator[Path]:
         FileExistsError: `out` holds something.
 
     Example:
-        >>> with staged(Path("model")) as written:  # doctest: +SKIP
-        ...     model.save_pretrained(written)
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     with staged(Path(folder, "model")) as written:
+        ...         size = (written / "config.json").write_text("{}")
+        ...     print([str(file.relative_to(folder)) for file in Path(folder).rglob("*.json")])
+        ['model/config.json']
     """
     require_empty(out)  # once more: a model may have been loaded since the caller asked
     fill = out.exists()

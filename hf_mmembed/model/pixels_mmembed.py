@@ -1,25 +1,54 @@
-"""The Qwen families' image processor, with the same numbers in less time.
+"""Image processors of transformers with the same numbers in less time.
 
-In: RGB pictures of Pillow. Out: the patches that transformers' own processor makes of them, bit for bit. Two things
-are done differently: a picture is resized as it is rather than turned into an array and back first, and, since a byte
-has only 256 values, rescaling and normalising are looked up in a table that the library's own arithmetic fills. This
-file travels with the checkpoint.
+In: an image processor with Pillow's backend. Out: the same object, which makes the same pixels, bit for bit. Since a byte
+has only 256 values, rescaling is looked up in a table that the library's own arithmetic fills; normalising runs along
+rows of pixels rather than across the three colours of each, and in place; and the Qwen families' processor resizes a
+picture as it is rather than turning it into an array and back first. This file travels with the checkpoint.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from transformers import BatchFeature
+from transformers.image_processing_backends import PilBackend
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
-__all__ = ["TabledQwenImages"]
+__all__ = ["QuickPixels", "QuickQwenPixels", "quicken"]
 
 
-class TabledQwenImages(Qwen2VLImageProcessorPil):
-    """`Qwen2VLImageProcessorPil`, which Qwen2-VL, Qwen2.5-VL and Qwen3-VL use, and stored under its name."""
+class QuickPixels(PilBackend):
+    """What makes any image processor with Pillow's backend quick, as the first of two base classes."""
+
+    def rescale(self, image: np.ndarray, scale: float, **kwargs: Any) -> np.ndarray:
+        """Bytes by a table; other arrays as usual."""
+        if image.dtype != np.uint8:
+            return super().rescale(image, scale, **kwargs)
+        table = super().rescale(np.arange(256, dtype=np.uint8), scale, **kwargs)
+        # Every byte is a place in the table: `clip` only spares the check.
+        return table.take(np.ascontiguousarray(image), mode="clip")
+
+    def normalize(self, image: np.ndarray, mean: Any, std: Any, **kwargs: Any) -> np.ndarray:
+        """`(channels, height, width)` → the same; floats with a mean and a deviation per channel, or else as usual."""
+        per_channel = all(isinstance(part, Sequence) and len(part) == len(image) for part in (mean, std))
+        if not (per_channel and np.issubdtype(image.dtype, np.floating)):
+            return super().normalize(image, mean, std, **kwargs)
+        mean, std = (np.array(part, dtype=image.dtype)[:, None, None] for part in (mean, std))
+        normalized = np.subtract(image, mean, order="C")
+        normalized /= std
+        return normalized
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """The classes that [`quicken`] makes are in no file; they are pickled and copied by what they are made of."""
+        return _blank, type(self).__bases__, self.__dict__
+
+
+class QuickQwenPixels(QuickPixels, Qwen2VLImageProcessorPil):
+    """The same for `Qwen2VLImageProcessorPil`, which Qwen2-VL, Qwen2.5-VL and Qwen3-VL use."""
 
     def process_image(self, image: Any, *args: Any, **kwargs: Any) -> Any:
         """An RGB picture stays one until `resize`; anything else becomes an array at once, as usual."""
@@ -41,15 +70,28 @@ class TabledQwenImages(Qwen2VLImageProcessorPil):
             images = [_as_array(image) if isinstance(image, Image.Image) else image for image in images]
         return super()._preprocess(images, **options)
 
-    def rescale(self, image: np.ndarray, scale: float, **kwargs: Any) -> np.ndarray:
-        """Bytes by a table; other arrays as usual."""
-        if image.dtype != np.uint8:
-            return super().rescale(image, scale, **kwargs)
-        return super().rescale(np.arange(256, dtype=np.uint8), scale, **kwargs)[image]
 
-    def to_dict(self) -> dict[str, Any]:
-        """As in `Qwen2VLImageProcessorPil`."""
-        return {**super().to_dict(), "image_processor_type": "Qwen2VLImageProcessor"}
+def quicken(image_processor: Any) -> None:
+    """Make an image processor of transformers quick, in place, if it has Pillow's backend and its arithmetic."""
+    kind = type(image_processor)
+    if (
+        kind.__module__.startswith("transformers.")
+        and issubclass(kind, PilBackend)
+        and (kind.rescale, kind.normalize) == (PilBackend.rescale, PilBackend.normalize)
+    ):
+        kinds: tuple[Any, Any] = QuickQwenPixels if kind is Qwen2VLImageProcessorPil else QuickPixels, kind
+        image_processor.__class__ = _quick(*kinds)
+
+
+@cache
+def _quick(way: type, kind: type) -> Any:
+    # The library stores an image processor under the name of its class.
+    return type(kind.__name__, (way, kind), {})
+
+
+def _blank(way: type, kind: type) -> Any:
+    quick = _quick(way, kind)
+    return quick.__new__(quick)
 
 
 def _as_array(image: Image.Image) -> np.ndarray:

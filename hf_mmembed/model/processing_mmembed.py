@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
-from transformers import BatchFeature, Qwen2VLImageProcessorPil
+from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from .family_mmembed import for_threads, image_only_processor, load_with_pillow
 from .images_mmembed import ImageError, open_image
-from .pixels_mmembed import TabledQwenImages
+from .pixels_mmembed import quicken
 from .rows_mmembed import HierarchicalPrompt, Row, refuse_unread, row_of_conversation, rows_of_lists
 
 __all__ = ["HierarchicalPrompt", "MMEmbedProcessor"]
@@ -81,8 +81,7 @@ class MMEmbedProcessor(ProcessorMixin):
         if native is None:
             raise ValueError("the backbone has no chat template; set `tokenizer.chat_template` before converting.")
         native = native.removeprefix(TASK_DECLARATION)
-        if type(image_processor) is Qwen2VLImageProcessorPil:
-            image_processor.__class__ = TabledQwenImages
+        quicken(image_processor)
         super().__init__(image_processor, tokenizer, chat_template=TASK_DECLARATION + native)
         self.backbone_processor_class = backbone_processor_class
         self.backbone_processor_kwargs = backbone_processor_kwargs or {}

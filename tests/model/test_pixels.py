@@ -1,29 +1,63 @@
-"""The quick image processor of the Qwen families gives the numbers of transformers' own, bit for bit."""
+"""Quick image processors give the numbers of transformers' own, bit for bit."""
 
 from __future__ import annotations
+
+import copy
+import pickle
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import AutoImageProcessor, AutoProcessor, Qwen2VLImageProcessorPil
+from transformers import (
+    AutoImageProcessor,
+    AutoProcessor,
+    EfficientNetImageProcessorPil,
+    Gemma3ImageProcessorPil,
+    GotOcr2ImageProcessorPil,
+    Idefics3ImageProcessorPil,
+    LlavaNextImageProcessorPil,
+    LlavaOnevisionImageProcessorPil,
+    PixtralImageProcessorPil,
+    Qwen2VLImageProcessorPil,
+    SmolVLMImageProcessorPil,
+)
 
-from hf_mmembed.model.pixels_mmembed import TabledQwenImages
+from hf_mmembed.model.pixels_mmembed import QuickPixels, QuickQwenPixels, quicken
 
 SETTINGS = {"patch_size": 4, "merge_size": 2, "size": {"shortest_edge": 16 * 16, "longest_edge": 48 * 48}}
-STOCK, TABLED = Qwen2VLImageProcessorPil(**SETTINGS), TabledQwenImages(**SETTINGS)
+QWEN = Qwen2VLImageProcessorPil(**SETTINGS)
+OTHERS = [
+    Gemma3ImageProcessorPil(size={"height": 24, "width": 24}),
+    GotOcr2ImageProcessorPil(size={"height": 24, "width": 24}, max_patches=4),
+    Idefics3ImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32}),
+    LlavaNextImageProcessorPil(
+        size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24}, image_grid_pinpoints=[[24, 48], [48, 24]]
+    ),
+    LlavaOnevisionImageProcessorPil(size={"height": 24, "width": 24}, image_grid_pinpoints=[[24, 48], [48, 24]]),
+    PixtralImageProcessorPil(size={"longest_edge": 64}, patch_size={"height": 8, "width": 8}),
+    SmolVLMImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32}),
+]
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def assert_equal(pictures, **options):
-    stock, tabled = (each(pictures, return_tensors="np", **options) for each in (STOCK, TABLED))
-    assert tabled.keys() == stock.keys()
-    for name, expected in stock.items():
-        assert tabled[name].dtype == expected.dtype and np.array_equal(tabled[name], expected), name
+def quick(stock):
+    processor = copy.deepcopy(stock)
+    quicken(processor)
+    assert isinstance(processor, QuickPixels)
+    return processor
+
+
+def assert_equal(pictures, stock=QWEN, **options):
+    slow, fast = (each(pictures, return_tensors="np", **options) for each in (stock, quick(stock)))
+    assert fast.keys() == slow.keys()
+    for name, expected in slow.items():
+        assert np.array_equal(fast[name], expected), name
+        assert getattr(fast[name], "dtype", None) == getattr(expected, "dtype", None), name
 
 
 @settings(deadline=None, max_examples=40)
@@ -56,9 +90,37 @@ def test_what_is_no_rgb_picture_goes_the_usual_way():
     assert_equal([floats], do_rescale=False)
 
 
+@pytest.mark.parametrize("stock", OTHERS, ids=lambda stock: type(stock).__name__)
+def test_every_family(stock):
+    nested = isinstance(stock, (Idefics3ImageProcessorPil, SmolVLMImageProcessorPil))
+    for picture in (noise(70, 30), noise(20, 45)):
+        assert_equal([[picture]] if nested else [picture], stock)
+        assert_equal(
+            [[picture]] if nested else [picture], stock, image_mean=[0.1, 0.2, 0.3], image_std=[0.5, 0.6, 0.7]
+        )
+
+
+def test_a_mean_of_another_number_of_channels_is_the_library_s_error():
+    with pytest.raises(ValueError, match="mean must have 3 elements"):
+        quick(QWEN)([noise(16, 16)], image_mean=[0.5, 0.5])
+
+
+def test_a_processor_with_arithmetic_of_its_own_stays_as_it_is():
+    processor = EfficientNetImageProcessorPil()
+    quicken(processor)
+    assert type(processor) is EfficientNetImageProcessorPil
+
+
+def test_a_quick_processor_is_copied_and_sent_to_other_processes():
+    processor = quick(OTHERS[0])
+    for twin in (copy.deepcopy(processor), pickle.loads(pickle.dumps(processor))):  # noqa: S301
+        assert type(twin) is type(processor)
+        assert twin.to_dict() == OTHERS[0].to_dict()
+
+
 def test_a_checkpoint_names_the_library_s_class(embedder, tmp_path):
     processor = AutoProcessor.from_pretrained(embedder("qwen2_vl"))
-    assert type(processor.image_processor) is TabledQwenImages
+    assert isinstance(processor.image_processor, QuickQwenPixels)
     processor.image_processor.save_pretrained(tmp_path)
     loaded = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
     assert type(loaded) is Qwen2VLImageProcessorPil

@@ -12,7 +12,7 @@ from PIL import Image
 from hf_mmembed import MMEmbedder
 from hf_mmembed.batching import prefetch
 from hf_mmembed.inputs import as_messages
-from hf_mmembed.model.pixels_mmembed import TabledQwenImages
+from hf_mmembed.model.pixels_mmembed import QuickQwenPixels
 from hf_mmembed.preparation import Conversation, prepare
 from tests.sentence_transformer.reference import assert_same, noise
 
@@ -55,9 +55,9 @@ def test_threads_do_not_decode_one_picture_twice(model):
 
 def test_pictures_are_prepared_side_by_side(model, monkeypatch):
     meeting = threading.Barrier(2, timeout=20)
-    patches = TabledQwenImages._preprocess
+    patches = QuickQwenPixels._preprocess
     monkeypatch.setattr(
-        TabledQwenImages,
+        QuickQwenPixels,
         "_preprocess",
         lambda self, images, **kw: meeting.wait() and None or patches(self, images, **kw),
     )

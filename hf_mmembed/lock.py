@@ -1,4 +1,4 @@
-"""One writer at a time: two runs that write to one directory of embeddings would mix up their files.
+"""One writer at a time: two processes that write to one directory would mix up their files.
 
 In: a directory. Out: a context that only one process can be in.
 """
@@ -15,8 +15,12 @@ LOCK = ".lock"
 
 
 @contextmanager
-def only_writer(directory: Path) -> Iterator[None]:
+def only_writer(directory: Path, out: Path | None = None) -> Iterator[None]:
     """Holds a directory for writing. The lock ends with the process, however that ends; its empty file stays.
+
+    Args:
+        directory: Where the lock's file is.
+        out: The directory that an error names. Defaults to `directory`.
 
     Raises:
         ValueError: Somebody else holds it.
@@ -28,7 +32,7 @@ def only_writer(directory: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise ValueError(
-            f"another process is writing to {directory}: wait until it has finished, or choose another directory"
+            f"another process is writing to {out or directory}: wait until it has finished, or choose another directory"
         ) from error
     try:
         yield

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hf_mmembed.files import saving
+from hf_mmembed.lock import only_writer
 
 __all__ = ["require_empty", "staged"]
 
@@ -34,10 +35,9 @@ def staged(out: Path) -> Iterator[Path]:
     nothing opens it; what is not there appears at once.
 
     Raises:
-        OSError: The disk is full; the message names `out` and says what to do.
-
-    Raises:
         FileExistsError: `out` holds something.
+        OSError: The disk is full; the message names `out` and says what to do.
+        ValueError: Another process is writing to `out`.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -47,22 +47,25 @@ def staged(out: Path) -> Iterator[Path]:
         ...     print([str(file.relative_to(folder)) for file in Path(folder).rglob("*.json")])
         ['model/config.json']
     """
-    require_empty(out)  # once more: a model may have been loaded since the caller asked
-    fill = out.exists()
+    fill = out.is_dir()
     # A fixed name, so that the next run removes what a killed one left.
-    written = (out if fill else out.parent) / _staging_name(out)
-    shutil.rmtree(written, ignore_errors=True)
-    written.mkdir(parents=True)
-    try:
-        with saving(out):
-            yield written
-        if fill:
-            for file in sorted(written.iterdir(), key=lambda file: file.name == "config.json"):
-                os.replace(file, out / file.name)
-        else:
-            os.replace(written, out)
-    finally:
-        shutil.rmtree(written, ignore_errors=True)
+    held = (out if fill else out.parent) / _staging_name(out)
+    held.mkdir(parents=True, exist_ok=True)
+    with only_writer(held, out):
+        try:
+            require_empty(out)  # once more: it may have been filled while the caller loaded a model
+            written = held / "files"
+            shutil.rmtree(written, ignore_errors=True)
+            written.mkdir()
+            with saving(out):
+                yield written
+            if fill:
+                for file in sorted(written.iterdir(), key=lambda file: file.name == "config.json"):
+                    os.replace(file, out / file.name)
+            else:
+                os.replace(written, out)
+        finally:
+            shutil.rmtree(held, ignore_errors=True)
 
 
 def _staging_name(out: Path) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from hf_mmembed.staging import require_empty, staged
+from tests.forks import exit_code
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -14,8 +17,13 @@ def test_what_a_killed_process_left_is_removed(tmp_path, there):
     out = tmp_path / "deep" / "out"
     if there:
         out.mkdir(parents=True)
-    killed = staged(out)
-    (killed.__enter__() / "weights").write_text("half of them")
+
+    def killed():
+        with staged(out) as written:
+            (written / "weights").write_text("half of them")
+            os._exit(9)
+
+    assert exit_code(killed) == 9
     require_empty(out)
     with staged(out) as written:
         (written / "config.json").write_text("{}")
@@ -23,6 +31,23 @@ def test_what_a_killed_process_left_is_removed(tmp_path, there):
     assert [entry.name for entry in out.parent.iterdir()] == ["out"]
     with pytest.raises(FileExistsError, match="not an empty directory"):
         require_empty(out)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_second_writer_is_refused_while_the_first_is_at_work(tmp_path, there):
+    out = tmp_path / "out"
+    if there:
+        out.mkdir()
+    with staged(out) as written:
+        (written / "weights").write_text("of the first")
+        with pytest.raises(ValueError, match=f"another process is writing to {out}: wait"), staged(out) as second:
+            (second / "config.json").write_text("of the second")
+        (written / "config.json").write_text("of the first")
+    assert sorted((file.name, file.read_text()) for file in out.iterdir()) == [
+        ("config.json", "of the first"),
+        ("weights", "of the first"),
+    ]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_full_disk_is_told(tmp_path, full_disk):

@@ -80,7 +80,7 @@ def export_native(model: str | Path, out: str | Path, *, revision: str | None = 
     Raises:
         FileExistsError: `out` holds something already.
         ValueError: `model` is no embedder of this package, or reads out in a way that stock code cannot
-            (`readout="pre_mlp"`, a truncated `embedding_dim`).
+            (`readout="pre_mlp"`, a truncated `embedding_dim`); or another process is writing to `out`.
     """
     out = Path(out)
     require_empty(out)

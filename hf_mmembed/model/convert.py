@@ -105,7 +105,7 @@ def convert(
         OSError: If `base` cannot be read or has no safetensors weights.
         ValueError: If a choice is unknown, `revision` is given for a directory, `base` is not a multimodal LLM with a
             chat template that reads both texts and pictures, does not scale pictures by `longest_edge`, or its weights are
-            incomplete or quantised.
+            incomplete or quantised; or if another process is writing to `out`.
     """
     out = Path(out)
     require_empty(out)

@@ -51,7 +51,8 @@ def make_unified(
     Raises:
         FileExistsError: `out` holds something already.
         OSError: The checkpoint cannot be read.
-        ValueError: There is no such head or family, it does not fit the reasoner, or the reasoner is quantised.
+        ValueError: There is no such head or family, it does not fit the reasoner, or the reasoner is quantised;
+            or another process is writing to `out`.
     """
     out = Path(out)
     require_empty(out)

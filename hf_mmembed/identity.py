@@ -22,6 +22,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from hf_mmembed.model.rows_mmembed import HierarchicalPrompt
     from hf_mmembed.sentence_transformer import MMEmbedder
 
 __all__ = [
@@ -156,12 +157,23 @@ def identify(name: str, directory: Path, revision: str | None, embedder: MMEmbed
 def prompt_hash(embedder: MMEmbedder) -> str:
     """Digest of what the model reads around the words of a query and of a document, with a picture and without."""
     text, image = {"type": "text", "text": "words"}, {"type": "image", "image": Image.new("RGB", (64, 64))}
+    contents = [[text], [image, text]]
+    if _gives_way_to_white_space(getattr(embedder.processor, "prompt", None)):
+        contents.append([image, {"type": "text", "text": "\nwords\n"}])
     rendered = [
         embedder.processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False, task=task)
         for task in ("query", "document")
-        for content in ([text], [image, text])
+        for content in contents
     ]
     return hashlib.sha256(json.dumps([rendered, embedder.prompts], sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _gives_way_to_white_space(prompt: HierarchicalPrompt | None) -> bool:
+    """Whether white space around the words replaces some of the prompt's; embeddings may be older than this rule."""
+    if prompt is None:
+        return False
+    separates = prompt.image_style != "template" and prompt.separator
+    return bool(separates) or prompt.represent_text.isspace() or prompt.represent_image.isspace()
 
 
 def weights_digest(model: nn.Module) -> str:

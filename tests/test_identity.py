@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
+from transformers import AutoConfig
 
-from hf_mmembed.identity import weights_digest
+from hf_mmembed.identity import prompt_hash, weights_digest
 from hf_mmembed.index import identify, local_checkpoint
+from hf_mmembed.model import PRESETS, HierarchicalPrompt
+from hf_mmembed.model.base_processor import wrap_processor
 from tests.index.fake_embedder import FakeEmbedder
 
 
@@ -110,6 +114,29 @@ def test_another_preset_is_another_prompt(embedder):
         directory, _ = local_checkpoint(embedder("qwen2_vl", prompt=prompt))
         found.append(identify(prompt, directory, None, MMEmbedder(str(directory), device="cpu")))
     assert found[0].differences(found[1])[0].startswith("the prompt (hash ")
+
+
+# Of prompts without regard to white space around the words, which none had once.
+HASHES = {
+    "saha": "198b1cbdd1c554b2d36b8d15e02c795e",
+    "joined": "5e6faff4a4b2c33bd266efdc54b71170",
+    "saha-legacy": "992232ba1f12b238ab1266700e5cdbd9",
+    "unime": "c88bd783f92d2b2f9dd3936277792795",
+    "e5v": "fcc3b4f298de179e83fe318994dd1c01",
+    "vlm2vec": "fc509a6dcdc0638f464c04627a8f72ab",
+    "plain": "532b58fef7949d04f985ed7f4ecf1087",
+    "a line break": "4db9b0cdd6afede57e664129b9046567",
+}
+
+
+@pytest.mark.parametrize("name", HASHES)
+def test_prompts_that_give_way_to_white_space_have_another_hash_than_when_they_did_not(generative, name):
+    """An index begun then would go on with words that are read in another way; those of the other prompts go on."""
+    own = {"joined": replace(PRESETS["plain"], separator=""), "a line break": HierarchicalPrompt("", "\n", "\n")}
+    directory = generative("qwen2_vl")
+    processor = wrap_processor(directory, AutoConfig.from_pretrained(directory), {**PRESETS, **own}[name])
+    found = prompt_hash(SimpleNamespace(processor=processor, prompts={}))
+    assert (found == HASHES[name]) == (name in ("saha", "joined"))
 
 
 def test_an_adapter_is_another_one_over_another_base(checkpoint, tmp_path_factory):

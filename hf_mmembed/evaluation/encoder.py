@@ -197,7 +197,7 @@ def _fingerprint(model: SentenceTransformer) -> str:
 
     processor: Any = getattr(model, "processor", None)
     if hasattr(processor, "prompt"):
-        # Benchmarks' words begin and end with line breaks, which the hash of the prompt does not look at.
+        # Benchmarks' words begin and end with line breaks, which the hash of a prompt like saha's does not look at.
         words = Row(("a picture",), "\nwords\n")
         rendered = [processor.render([words], task) for task in ("query", "document")]
         read = json.dumps([prompt_hash(model), *rendered])

@@ -7,13 +7,16 @@ loop, checkpoints, precision and distribution are those of transformers' `Traine
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 import logging
 import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -25,11 +28,13 @@ from torch.nn.functional import pad
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
 from hf_mmembed.data.pairs import document_of, query_of
-from hf_mmembed.identity import local_checkpoint
+from hf_mmembed.identity import local_checkpoint, settings_digest, weights_digest
 from hf_mmembed.inputs import as_messages
+from hf_mmembed.processes import world
 from hf_mmembed.training.arguments import on_one_device
 from hf_mmembed.training.callbacks import FrozenStaysFrozen, Progress, Values
 from hf_mmembed.training.checkpoints import require_no_run, take_up_finished
+from hf_mmembed.training.run_file import keep_to, settings_of
 
 from .filling import thoughts_of_pairs
 from .reasoner import open_generative, row_of
@@ -42,16 +47,19 @@ logger = logging.getLogger(__name__)
 
 IGNORED = -100
 """Label of a token that is no part of a trace."""
+# Arguments that decide the numbers of transformers' `Trainer`, and have no say in ours.
+_OF_TRANSFORMERS = ("data_seed", "dataloader_drop_last", "label_smoothing_factor", "train_sampling_strategy")
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A trace to learn, and where its input is: a row and a side of the pairs."""
+    """A trace to learn, and where its input is: a row and a side of the pairs; `key` tells the input by its content."""
 
     row: int
     side: Side
     family: str
     trace: str
+    key: str = ""
 
 
 def lessons(
@@ -96,7 +104,7 @@ def lessons(
     missing = [(keys[key], *query) for key, query in queries.items() if key not in found]
     elsewhere = _of_other_families(pairs, store, origin, missing)
     chosen = [
-        Lesson(lesson.row, lesson.side, lesson.family, found[key].text)
+        Lesson(lesson.row, lesson.side, lesson.family, found[key].text, key)
         for key, lesson in keys.items()
         if key in found and found[key].status == "complete"
     ]
@@ -231,6 +239,23 @@ def _last_complete(output_dir: str | None) -> str | None:
     return max(map(str, complete), key=lambda path: int(path.rpartition("-")[2]), default=None)
 
 
+def _facts_of(trainer: _SftTrainer, processor: Any) -> dict[str, Any]:
+    """What the numbers of a run depend on; the trainer has not begun."""
+    args, lessons_in_order = trainer.args, hashlib.sha256()
+    for lesson in trainer.train_dataset:
+        lessons_in_order.update(json.dumps([lesson.key, lesson.trace]).encode())
+    facts = {
+        "student.weights": weights_digest(trainer.model),
+        "student.settings": settings_digest(trainer.model),
+        "student.image_size": str(processor.image_processor.size),
+        "lessons": lessons_in_order.hexdigest(),
+        "lessons_per_step": args.per_device_train_batch_size * args.world_size,
+        **settings_of(args),
+        **{f"training.{name}": getattr(args, name) for name in _OF_TRANSFORMERS},
+    }
+    return json.loads(json.dumps(facts, default=str))
+
+
 def fine_tune(
     model: str | os.PathLike[str],
     pairs: Dataset,
@@ -266,11 +291,14 @@ def fine_tune(
     Raises:
         OSError: The student cannot be read.
         ValueError: There is nothing to learn, the teacher had other templates, ``args.output_dir`` holds checkpoints and
-            `resume` is not given, or the checkpoint lacks weights.
+            `resume` is not given, the run to go on with began with something else, or the checkpoint lacks weights.
     """
     if not resume:
         require_no_run(args.output_dir or ".")
-    chosen = lessons(pairs, store, origin=origin, sides=sides, families=families, allow_gold=allow_gold)
+    # Which reads all pictures.
+    chosen = world().once(
+        partial(lessons, pairs, store, origin=origin, sides=sides, families=families, allow_gold=allow_gold)
+    )
     teacher = origin or store.origins()[0]
     templates = templates or load_templates(teacher.template_version)
     if templates.version != teacher.template_version:
@@ -300,6 +328,7 @@ def fine_tune(
     trainer.add_callback(Values() if args.disable_tqdm else Progress())
     trainer.add_callback(FrozenStaysFrozen())
     checkpoint = _last_complete(args.output_dir) if resume else None
+    keep_to(partial(_facts_of, trainer, processor), args.output_dir or ".", checkpoint)
     if take_up_finished(trainer, checkpoint) is None:
         trainer.train(resume_from_checkpoint=checkpoint)
     out = Path(out)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import nn
+from transformers import TrainingArguments
 
 from hf_mmembed.files import write_atomically
 from hf_mmembed.identity import prompt_hash, settings_digest, weights_digest
@@ -26,7 +28,7 @@ from hf_mmembed.sentence_transformer import MMEmbedder
 if TYPE_CHECKING:
     from .trainer import SaHaTrainer
 
-__all__ = ["BASE", "RUN_FILE", "begin_or_go_on", "digests_of", "facts_of"]
+__all__ = ["BASE", "RUN_FILE", "begin_or_go_on", "digests_of", "facts_of", "keep_to", "settings_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,16 +68,35 @@ def begin_or_go_on(trainer: SaHaTrainer, checkpoint: str | None) -> None:
     Raises:
         ValueError: Something differs; on all processes.
     """
-    process, refusal = world(), None
-    if process.main:
+
+    def facts() -> dict[str, Any]:
         # A trainer that goes on after it was stopped has other weights by now.
         trainer.facts = trainer.facts or facts_of(trainer)
-        own = Path(trainer.args.output_dir, RUN_FILE)
+        return trainer.facts
+
+    keep_to(facts, trainer.args.output_dir, checkpoint)
+
+
+def keep_to(facts: Callable[[], dict[str, Any]], output_dir: str | Path, checkpoint: str | None) -> None:
+    """The same for any run.
+
+    Args:
+        facts: What it depends on, by name, as JSON gives it back; asked for on the main process.
+        output_dir: Of the run; created if needed.
+        checkpoint: Where the run goes on; None if it begins.
+
+    Raises:
+        ValueError: Something differs; on all processes.
+    """
+    process, refusal = world(), None
+    if process.main:
+        found, own = facts(), Path(output_dir, RUN_FILE)
         begun = own if checkpoint is None else Path(checkpoint).with_name(RUN_FILE)
         if checkpoint is not None:
-            refusal = _refusal(begun, trainer.facts)
+            refusal = _refusal(begun, found)
         if refusal is None and (checkpoint is None or begun.resolve() != own.resolve()):
-            written = {"format": FORMAT, "format_version": FORMAT_VERSION, "depends_on": trainer.facts}
+            written = {"format": FORMAT, "format_version": FORMAT_VERSION, "depends_on": found}
+            own.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(own, f"{json.dumps(written, indent=2, ensure_ascii=False)}\n".encode())
     if (refusal := process.agree(refusal)) is not None:
         raise ValueError(refusal)
@@ -87,7 +108,6 @@ def facts_of(trainer: SaHaTrainer) -> dict[str, Any]:
     Args:
         trainer: Before its first step.
     """
-    args = trainer.args.to_dict()
     rows = trainer.clusters
     facts = {
         **{f"base.{name}": value for name, value in digests_of(trainer.model).items()},
@@ -96,11 +116,17 @@ def facts_of(trainer: SaHaTrainer) -> dict[str, Any]:
         "instructions_negatives_scores": _digest_of_columns(trainer.train_dataset),
         "clusters": None if rows is None or not len(rows) else _digest(np.ascontiguousarray(rows, np.int64)),
         "pairs_that_meet": trainer.args.per_device_train_batch_size * trainer.args.world_size,
-        **{f"training.{name}": args.get(name) for name in _ARGUMENTS},
+        **settings_of(trainer.args),
         **_of_loss(trainer.loss),
         **trainer.depends_on,
     }
     return json.loads(json.dumps(facts, default=str))
+
+
+def settings_of(args: TrainingArguments) -> dict[str, Any]:
+    """The arguments, as far as there are such, that decide the numbers of a run."""
+    values = args.to_dict()
+    return {f"training.{name}": values[name] for name in _ARGUMENTS if name in values}
 
 
 def digests_of(model: MMEmbedder) -> dict[str, str]:
@@ -122,7 +148,7 @@ def _refusal(begun: Path, facts: dict[str, Any]) -> str | None:
         return None
     except (ValueError, KeyError, TypeError) as error:
         return f"{begun} cannot be read ({error!r}). If checkpoints and settings belong together, remove the file."
-    restored = {_FROZEN, "base.weights"} if kept.get(_FROZEN) == facts[_FROZEN] else {_FROZEN}
+    restored = {_FROZEN, "base.weights"} if kept.get(_FROZEN) == facts.get(_FROZEN) else {_FROZEN}
     unknown = _MAY_LACK - (kept.keys() & facts.keys())
     different = [
         f"{name} was {kept.get(name)!r} and is {facts.get(name)!r}"

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import inspect
+import re
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -144,6 +146,39 @@ def test_a_resumed_run_ends_like_one_that_was_not_interrupted(generative, store,
     for resumed in (finished, weights(resume=True)):
         assert resumed.keys() == whole.keys()
         assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+def test_a_run_is_resumed_only_with_what_it_began_with(generative, store, some_pairs, tmp_path):
+    base = generative("qwen2_vl")
+
+    def tune(model=base, pairs=some_pairs, *, resume=True, **changes):
+        args = TrainingArguments(
+            str(tmp_path / "run"), report_to="none", use_cpu=True, disable_tqdm=True,
+            **{"max_steps": 1, "save_steps": 1, "per_device_train_batch_size": 2, "learning_rate": 5e-3, **changes},
+        )  # fmt: skip
+        return fine_tune(model, pairs, store, args, tmp_path / "student", resume=resume)
+
+    student = tune(resume=False)
+    for different, names in (
+        ({"pairs": some_pairs.select([1, 0, 2, 3, 4, 5])}, {"lessons"}),
+        ({"learning_rate": 0.5, "data_seed": 3}, {"training.learning_rate", "training.data_seed"}),
+        ({"per_device_train_batch_size": 4}, {"lessons_per_step"}),
+        ({"model": student}, {"student.weights"}),
+    ):
+        with pytest.raises(ValueError, match="choose another output directory") as refused:
+            tune(**different)
+        assert set(re.findall(r"(\S+) was ", str(refused.value))) == names
+    tune(logging_steps=1)
+
+
+def test_the_inputs_are_read_by_the_first_process_alone(store, some_pairs, tmp_path, monkeypatch):
+    """Each of the others would read and hash all pictures, too."""
+    chosen = lessons(some_pairs, store)
+    monkeypatch.setattr(sft, "world", lambda: SimpleNamespace(once=lambda _: chosen))
+    monkeypatch.setattr(sft, "thoughts_of_pairs", lambda *_, **__: pytest.fail("the inputs are read"))
+    args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
+    with pytest.raises(ValueError, match="no checkpoint directory"):
+        fine_tune("./gone", some_pairs, store, args, tmp_path / "out")
 
 
 def test_a_new_run_is_not_mixed_with_an_earlier_one(store, some_pairs, tmp_path):

@@ -130,8 +130,8 @@ def train_thinking(recipe: ThinkingRecipe, *, pairs: Dataset | None = None, resu
     Raises:
         FileNotFoundError: There is no store of traces.
         OSError: The model or the data cannot be read.
-        ValueError: A value of the recipe does not fit, the run to go on with began with something else (not told of
-            ``"sft"``), or another run writes to ``recipe.output``.
+        ValueError: A value of the recipe does not fit, the run to go on with began with something else, or
+            another run writes to ``recipe.output``.
     """
     output = Path(recipe.output)
     if not Path(recipe.traces).is_file():

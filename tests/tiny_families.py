@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from hf_mmembed.model.family_mmembed import image_only_processor
 
-__all__ = ["FAMILIES", "Family", "build"]
+__all__ = ["FAMILIES", "NEWER", "Family", "build"]
 
 _CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
@@ -66,6 +66,11 @@ _TEXT: dict[str, Any] = {
     "num_key_value_heads": 2, "max_position_embeddings": 4096,
 }  # fmt: skip
 _MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}
+_HYBRID = {
+    "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8, "linear_value_head_dim": 8, "head_dim": 16,
+    "rope_parameters": {**_MROPE["rope_parameters"], "partial_rotary_factor": 0.5},
+}  # fmt: skip
 _SIGLIP = {
     "model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
     "num_attention_heads": 4, "image_size": 32, "patch_size": 8,
@@ -202,6 +207,23 @@ FAMILIES: dict[str, Family] = {
     ),
 }  # fmt: skip
 
+_QWEN3_5: dict[str, Any] = {
+    "template": _QWEN, "special_tokens": _QWEN_TOKENS, "token_fields": _QWEN_IDS,
+    "vision": {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32, "num_heads": 4,
+               "patch_size": 4, "num_position_embeddings": 64},
+    "image_processor": ("Qwen2VLImageProcessorPil", {**_QWEN_PIXELS, **_QWEN_SIZE}),
+}  # fmt: skip
+# What only those tests ask that could show wrong vectors: the suite would become slow.
+NEWER: dict[str, Family] = {
+    "qwen3_5": Family("Qwen3_5Config", "Qwen3VLProcessor", text={**_TEXT, **_HYBRID}, **_QWEN3_5),
+    "qwen3_5_moe": Family(
+        "Qwen3_5MoeConfig", "Qwen3VLProcessor",
+        text={**_TEXT, **_HYBRID, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+              "shared_expert_intermediate_size": 16},
+        **_QWEN3_5,
+    ),
+}  # fmt: skip
+
 
 def _tokenizer(family: Family) -> PreTrainedTokenizerFast:
     """Bytes, a few merges of English letter pairs, and the family's special tokens."""
@@ -223,7 +245,7 @@ def _tokenizer(family: Family) -> PreTrainedTokenizerFast:
 
 def build(name: str, directory: Path, seed: int = 0) -> Path:
     """Write a random generative checkpoint of family `name`, under a million parameters, to `directory`."""
-    family = FAMILIES[name]
+    family = {**FAMILIES, **NEWER}[name]
     tokenizer = _tokenizer(family)
     tokenizer.add_special_tokens(
         {"additional_special_tokens": family.special_tokens}, replace_extra_special_tokens=False

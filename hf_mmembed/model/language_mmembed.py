@@ -46,7 +46,18 @@ BLOCKS = frozenset(
         "Qwen3VLTextDecoderLayer",
     }
 )
-FEED_FORWARDS = frozenset({"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen2_5_VLMLP", "Qwen3MLP", "Qwen3VLTextMLP"})
+FEED_FORWARDS = frozenset(
+    {
+        "LlamaMLP",
+        "MistralMLP",
+        "Qwen2MLP",
+        "Qwen2_5_VLMLP",
+        "Qwen3MLP",
+        "Qwen3VLTextMLP",
+        "Qwen3_5MLP",
+        "Qwen3_5MoeMLP",
+    }
+)
 NORMS = frozenset(
     {
         "LlamaRMSNorm",

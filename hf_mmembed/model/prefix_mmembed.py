@@ -8,6 +8,7 @@ prompt is longer than most queries. This file travels with the checkpoint.
 
 from __future__ import annotations
 
+import copy
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from .pooled_mmembed import only_pooled
 
@@ -30,13 +32,15 @@ CAUSAL_FAMILIES = frozenset(
         "llava_onevision",
         "qwen2_5_vl",
         "qwen2_vl",
+        "qwen3_5",
+        "qwen3_5_moe",
         "qwen3_vl",
         "qwen3_vl_moe",
         "smolvlm",
     }
 )
 # Positions of these are three-dimensional and follow from the whole row.
-MULTIMODAL_ROPE = frozenset({"qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe"})
+MULTIMODAL_ROPE = frozenset({"qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe"})
 # The attention implementations in which queries that are fewer than the keys were tested.
 ATTENTION = frozenset({"eager", "sdpa"})
 # Arguments that name parts of a row, and those that are about images and stay whole.
@@ -76,6 +80,8 @@ class PrefixMemory:
     def prefix(self, backbone: PreTrainedModel, ids: torch.Tensor) -> tuple[torch.Tensor, DynamicCache]:
         """States and keys and values of `ids`, or of their beginning where that is remembered and the rest is short.
 
+        What is remembered is shortened to what fits, but not where linear attention keeps no state but the last.
+
         Args:
             backbone (`PreTrainedModel`): The inner model.
             ids (`torch.Tensor` of shape `(prefix,)`): What the rows of a batch have in common.
@@ -87,13 +93,17 @@ class PrefixMemory:
         if self.known is not None:
             length = min(len(self.known[0]), len(ids))
             length = int((self.known[0][:length] == ids[:length]).cumprod(dim=0).sum())
+            if length < len(self.known[0]) and _is_recurrent(backbone):
+                length = 0
         if self.known is None or length < LEAST_REMEMBERED_SHARE * len(ids):
             length = len(ids)
             self.known = ids.clone(), *read_prefix(backbone, ids)
         _, states, cache = self.known
         own = DynamicCache(config=backbone.config.get_text_config(decoder=True))
         for index, layer in enumerate(cache.layers):
-            if layer.is_initialized:  # the config may count blocks that were cut off
+            if isinstance(layer, LinearAttentionCacheLayerMixin):
+                own.layers[index] = copy.deepcopy(layer)
+            elif layer.is_initialized:  # the config may count blocks that were cut off
                 own.update(layer.keys[..., :length, :], layer.values[..., :length, :], index)
         return states[:, :length], own
 
@@ -158,8 +168,8 @@ def states_with_shared_prefix(
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: The states `(batch, seq_len, hidden)`, zero where there is padding, and
         their mask `(batch, seq_len)`, where `seq_len` lacks the prefix unless `whole`; or None where sharing is not
-        possible (gradient checkpointing, a family that is not causal, its first block cut off, unknown arguments) or
-        saves too little.
+        possible (gradient checkpointing, a family that is not causal, its first block cut off, unknown arguments, linear
+        attention with gradients or with padding on the left) or saves too little.
     """
     kwargs = {name: value for name, value in kwargs.items() if value is not None}
     if attention_mask is None or not _possible(backbone, input_ids, attention_mask, kwargs):
@@ -173,7 +183,8 @@ def states_with_shared_prefix(
     if saved < max(least, LEAST_SAVED_SHARE * batch * length):
         return None
     padded_left, padded_right = bool(starts.any()), not bool(attention_mask[:, -1].all())
-    if padded_left and padded_right:
+    # Linear attention would read the padding between the prefix and the rest of a row.
+    if padded_left and (padded_right or _is_recurrent(backbone)):
         return None
     prefix_ids = input_ids[0, int(starts[0]) :][:prefix]
     if torch.is_grad_enabled():  # the keys and values are part of this graph, and nobody else's
@@ -182,7 +193,7 @@ def states_with_shared_prefix(
         prefix_states, cache = (memory or PrefixMemory()).prefix(backbone, prefix_ids)
     if not cache.get_seq_length():  # transformers asks the first block's, which may have been cut off
         return None
-    cache.batch_repeat_interleave(batch)
+    cache.reorder_cache(torch.zeros(batch, dtype=torch.long, device=input_ids.device))  # the only row, for each
     prefix = prefix_states.shape[1]
     # What follows the prefix begins `prefix` columns further right, in rows with padding on the left too.
     rest_mask = attention_mask[:, prefix:] if padded_right else attention_mask[:, : length - prefix]
@@ -243,7 +254,7 @@ def _possible(
     window = getattr(text_config, "sliding_window", None)
     positions_need_types = config.model_type in MULTIMODAL_ROPE and "image_grid_thw" in kwargs
     return (
-        not (torch.is_grad_enabled() and backbone.is_activation_checkpointing)
+        not (torch.is_grad_enabled() and (backbone.is_activation_checkpointing or _is_recurrent(backbone)))
         and not torch.compiler.is_compiling()
         and attention_mask.dim() == 2
         and input_ids.shape[0] > 1
@@ -254,3 +265,8 @@ def _possible(
         and all(kwargs[name].shape == input_ids.shape for name in ROW_ARGUMENTS & kwargs.keys())
         and not (positions_need_types and "mm_token_type_ids" not in kwargs)
     )
+
+
+def _is_recurrent(backbone: PreTrainedModel) -> bool:
+    """Whether some blocks have linear attention, whose one state per row every token that is read changes in place."""
+    return "linear_attention" in (getattr(backbone.config.get_text_config(decoder=True), "layer_types", None) or ())

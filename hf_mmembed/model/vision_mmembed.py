@@ -22,7 +22,14 @@ __all__ = ["AttentionByLength", "InPlaceQuickGELU", "LinearPatchConv", "OnePassF
 
 # Vision attentions that have the same parts and take the same arguments.
 QWEN_ATTENTIONS = frozenset(
-    {"VisionAttention", "Qwen2_5_VLVisionAttention", "Qwen3VLVisionAttention", "Qwen3VLMoeVisionAttention"}
+    {
+        "VisionAttention",
+        "Qwen2_5_VLVisionAttention",
+        "Qwen3VLVisionAttention",
+        "Qwen3VLMoeVisionAttention",
+        "Qwen3_5VisionAttention",
+        "Qwen3_5MoeVisionAttention",
+    }
 )
 
 

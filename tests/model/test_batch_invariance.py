@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
-from tests.tiny_families import FAMILIES
+from tests.tiny_families import FAMILIES, NEWER
 
 TOLERANCE = 2e-5
 
@@ -69,7 +69,7 @@ def test_vectors_do_not_depend_on_the_batch(alone, family, indices, side):
     assert (together - vectors[indices]).abs().max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *NEWER])
 def test_the_whole_mixture_in_one_batch_both_ways(alone, family):
     model, processor, vectors = alone(family)
     assert torch.isfinite(vectors).all()
@@ -95,7 +95,7 @@ def test_so_it_is_for_every_way_to_read_out(embedder, choices):
         assert (together - vectors).abs().max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *NEWER])
 def test_splitting_a_batch_by_its_number_of_images_loses_nothing(alone, family):
     """sentence-transformers says how many images each row has, also for parts that have none (gradient caching)."""
     model, processor, vectors = alone(family)

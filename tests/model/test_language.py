@@ -83,6 +83,15 @@ def test_embeddings_are_the_library_s(family, side, share_prefix, loaded, mixtur
     assert torch.allclose(vectors(model, batch, **options, whole_states=False), expected, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe"])
+def test_feed_forwards_beside_linear_attention_are_lean_too(family, loaded, mixture):
+    model, batch = loaded(family), mixture(family)
+    blocks = model.backbone.get_decoder().layers
+    assert len(parts(blocks, GatedInPlace)) == len(blocks)
+    ours = vectors(model, batch, whole_states=False)
+    assert torch.allclose(ours, vectors(as_the_library(model), batch, share_prefix=False), rtol=0, atol=2e-6)
+
+
 @pytest.fixture(scope="module")
 def deep():
     """Four blocks, and a padded batch of which no two rows are equally long."""

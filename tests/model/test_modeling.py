@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from hf_mmembed.model import MMEmbedConfig, MMEmbedModel
 from hf_mmembed.model.modeling_mmembed import pool
-from tests.tiny_families import FAMILIES
+from tests.tiny_families import FAMILIES, NEWER
 
 
 def picture(height=20, width=32, seed=0):
@@ -63,7 +63,7 @@ def test_pooling_is_that_of_a_loop(batch, length, seed, left):
     assert torch.allclose(pool(states, None, "mean"), states.mean(dim=1))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *NEWER])
 def test_the_readouts_are_states_of_the_generative_model(generative, embedder, family):
     """Against transformers' own model: the final state, and the one that enters the last block's MLP branch."""
     processor = AutoProcessor.from_pretrained(embedder(family))

@@ -18,7 +18,7 @@ from hf_mmembed.model.prefix_mmembed import (
     shared_prefix_length,
     states_with_shared_prefix,
 )
-from tests.tiny_families import FAMILIES
+from tests.tiny_families import FAMILIES, NEWER
 
 IMAGE = 9
 
@@ -97,7 +97,7 @@ def test_the_last_block_may_be_on_another_device_than_the_mask(loaded):
     assert states.device.type == "meta" and states.shape[:2] == mask.shape
 
 
-@pytest.mark.parametrize("family", sorted(CAUSAL_FAMILIES))
+@pytest.mark.parametrize("family", sorted(CAUSAL_FAMILIES & FAMILIES.keys()))
 def test_backbone_reads_the_system_prompt_once(family, loaded):
     model, processor = loaded(family)
     widths = []
@@ -181,6 +181,33 @@ def test_memory_over_a_series_of_batches_changes_nothing(family, loaded):
         whole = model(**with_picture, share_prefix=False).embeddings
         shared = model(**with_picture, prefix_memory=memory).embeddings
     assert torch.allclose(whole, shared, rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("family", sorted(CAUSAL_FAMILIES & NEWER.keys()))
+def test_linear_attention_shares_what_no_padding_follows(family, loaded):
+    model, processor = loaded(family)
+    memory, widths = PrefixMemory(), []
+    model.backbone.register_forward_pre_hook(
+        lambda module, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    # The last text has less in common with the others than these have among themselves.
+    batches = [{"text": ["a red cat", "a red dog"]}, {"text": ["a red dog"] * 2}, {"text": ["a red dog", "blue"]}]
+    batches.append({"text": ["", "and a text"], "images": pictures((40, 24), (24, 40))})
+    for side in ("left", "right"):
+        processor.tokenizer.padding_side = side
+        for batch in batches:
+            features = processor(**batch, task="query", return_tensors="pt")
+            with torch.no_grad():
+                whole = model(**features, share_prefix=False)
+                shared = model(**features, prefix_memory=memory)
+            padded = not features["attention_mask"].all()
+            assert (widths[-1] < widths[-2]) == (side == "right" or not padded), (side, batch)
+            assert torch.allclose(whole.embeddings, shared.embeddings, rtol=0, atol=5e-6), (side, batch)
+            real = features["attention_mask"].bool()
+            assert torch.allclose(whole.last_hidden_state[real], shared.last_hidden_state[real], rtol=0, atol=2e-4)
+    model(**features, share_prefix=True).embeddings.sum().backward()
+    assert widths[-1] == widths[-3]
+    assert model.backbone.get_decoder().layers[0].linear_attn.in_proj_qkv.weight.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize("types", [{}, {"mm_token_type_ids": None}], ids=str)

@@ -50,7 +50,7 @@ def vectors(model, batch, **options):
         return model(**batch, **options).embeddings
 
 
-@pytest.mark.parametrize("family", QWEN)
+@pytest.mark.parametrize("family", [*QWEN, "qwen3_5", "qwen3_5_moe"])
 def test_attention_gives_the_library_s_numbers(family, loaded):
     model, batch = loaded(family)
     ours = vectors(model, batch)

@@ -40,7 +40,7 @@ class Clusters:
             (only with the strategy ``saha-paper``).
         strategy: What built them.
         settings: The arguments they were built with, by name; from `mine_pairs` also ``"data"``, the fingerprint of the
-            pairs, and ``"miner"``, the model.
+            pairs, ``"miner"``, the model, and ``"canonical_instruction"`` where one was given.
         counts: How often each rule dropped a candidate, and how often clusters had to be refilled.
         diagnostics: One array of shape ``(clusters,)`` per name: what happened to the candidates of each anchor.
         recall: Share of queries whose document is among the 1, 5 and 10 nearest (``"recall@1"`` ...).

@@ -155,6 +155,8 @@ def mine_pairs(
         # A digest of its files says enough, without that of each.
         miner = {name: value for name, value in model.items() if name != "files"}
         settings = {**clusters.settings, "data": ids.fingerprint, "miner": miner}
+        if canonical_instruction is not None:  # to which the digest of the data is blind
+            settings["canonical_instruction"] = canonical_instruction
         replace(clusters, settings=settings).save(out)
     process.agree(None)
     return Mined(Clusters.load(out), ids, queries, documents, skipped)

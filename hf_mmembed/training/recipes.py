@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 _NOT_MINING = ("pairs", "embedder", "out", "model")  # of `mine_pairs`: not matters of a recipe
 
+_ASKED = ("strategy", "k", "mult", "seed", "canonical_instruction")
+
 FOLDER = resources.files("hf_mmembed") / "recipes"
 
 
@@ -171,7 +173,7 @@ def _arguments(recipe: Recipe) -> SaHaTrainingArguments:
 
 def _mined_before(directory: Path, miner: MMEmbedder, options: Mapping[str, Any], ids: ContentIds) -> Clusters | None:
     """What a run to go on with began with; None where there is no such run, or where other clusters are asked for."""
-    if not directory.is_dir() or options.get("canonical_instruction") or last_complete(directory.parents[1]) is None:
+    if not directory.is_dir() or last_complete(directory.parents[1]) is None:
         return None
     try:
         found = Clusters.load(directory)
@@ -179,7 +181,7 @@ def _mined_before(directory: Path, miner: MMEmbedder, options: Mapping[str, Any]
         logger.warning("%s; mining anew", error)
         return None
     defaults = {name: parameter.default for name, parameter in signature(mine_pairs).parameters.items()}
-    asked = {name: options.get(name, defaults[name]) for name in ("strategy", "k", "mult", "seed")}
+    asked = {name: options.get(name, defaults[name]) for name in _ASKED}
     asked |= {"data": ids.fingerprint, "miner": _that_matter(digests_of(miner), miner)}
     if rules := _rules(options) or DEFAULT_RULES.get(asked["strategy"]):
         asked["rules"] = asdict(rules)
@@ -208,7 +210,7 @@ def mine_clusters(
         ids: What `content_ids` says of the pairs by default, which spares reading all their pictures again.
     """
     identity = digests_of(model)
-    known = {} if options.get("canonical_instruction") else {"ids": ids}
+    known = {"ids": ids} if options.get("canonical_instruction") is None else {}
     chosen = {"device": model.device, **known, **options}
     chosen.pop("model", None)
     with _inert_adapters_off(model):

@@ -118,6 +118,14 @@ def test_the_device_of_the_model_searches(embedder, tmp_path, monkeypatch):
     assert asked == [model.device, "meta"]
 
 
+@pytest.mark.parametrize(("instruction", "ids"), [("", None), ("Find it.", None), (None, "known")])
+def test_known_ids_are_those_of_the_usual_instructions(embedder, tmp_path, monkeypatch, instruction, ids):
+    monkeypatch.setattr(recipes, "mine_pairs", lambda *_, ids=None, **__: SimpleNamespace(clusters=ids))
+    model = MMEmbedder(embedder("qwen2_vl"), device="cpu")
+    options = {"canonical_instruction": instruction}
+    assert recipes.mine_clusters(model, tmp_path, pairs=make_pairs(), options=options, ids="known") == ids
+
+
 def test_pictures_are_read_once_to_tell_who_is_who(embedder, tmp_path, monkeypatch):
     read = []
     for module in (recipes, dataset):
@@ -157,6 +165,29 @@ def test_a_run_goes_on_with_the_clusters_that_it_began_with(embedder, tmp_path, 
         digest = {name: "another"}
         monkeypatch.setattr(recipes, "digests_of", lambda model, digest=digest: {**digests_of(model), **digest})
         assert (clusters() == expected).all()
+
+
+def test_a_run_whose_recipe_gives_an_instruction_goes_on_with_its_clusters(embedder, tmp_path, monkeypatch):
+    mined = []
+    monkeypatch.setattr(
+        recipes, "mine_pairs", wraps(mine_pairs)(lambda *a, **options: mined.append(1) or mine_pairs(*a, **options))
+    )
+    values = {
+        "model": str(embedder("qwen2_vl")), "output": str(tmp_path / "run"), "mining.k": 1,
+        "training.global_batch_size": 4, "training.use_cpu": True, "dtype": "auto",
+    }  # fmt: skip
+
+    def times(instruction):
+        asked = load_recipe("saha-qwen2-vl-2b", {**values, "mining.canonical_instruction": instruction})
+        prepare(asked, pairs=make_pairs(), resume=True)
+        return len(mined)
+
+    assert times("Find it.") == 1
+    (tmp_path / "staged").mkdir()
+    publish(tmp_path / "staged", tmp_path / "run" / "checkpoint-1")
+    assert times("Find it.") == 1
+    assert times({"odd": "Look for it."}) == 2 and times({"odd": "Look for it."}) == 2
+    assert times(None) == 3
 
 
 def _rank_read(rank, directory):

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers.utils import cached_file
 
-__all__ = ["invalid_json", "no_embedder"]
+__all__ = ["invalid_json", "is_on_the_hub", "no_embedder"]
 
 SHIPPED = "mmembed-tiny"
 PREFIX = "sentence-transformers/"  # which sentence-transformers puts before a name without a slash
@@ -37,8 +37,7 @@ def no_embedder(name: str, **where: Any) -> ValueError | OSError:
     given = name.removeprefix(PREFIX)
     if given == SHIPPED and not Path(name).is_dir():
         return ValueError(f"{SHIPPED} is a name for commands; in Python it is hf_mmembed.tiny.checkpoint_path().")
-    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
-    if not Path(name).is_dir() and cached_file(name, "config.json", **where, **quiet) is None:
+    if not Path(name).is_dir() and not is_on_the_hub(name, **where):
         return OSError(
             f"there is no directory {given}, and the Hub, as far as it can be reached, has no model {name}."
         )
@@ -46,3 +45,14 @@ def no_embedder(name: str, **where: Any) -> ValueError | OSError:
         f"{name} has no modules.json, so it is not an embedder: sentence-transformers would average its hidden states, "
         f"with the wrong prompt. Convert it first: `hf-mmembed convert {name} OUT`."
     )
+
+
+def is_on_the_hub(name: str, **where: Any) -> bool:
+    """Whether the Hub, as far as it can be reached, or what was downloaded from it has a model of this name.
+
+    Args:
+        name: In one part or two.
+        **where: As for `no_embedder`.
+    """
+    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
+    return cached_file(name, "config.json", **where, **quiet) is not None

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from hf_mmembed import opening
 from hf_mmembed.cli.main import main
 from hf_mmembed.thinking.recipes import _is_gone, _untrained, load_thinking_recipe, thinking_recipe_names
 from hf_mmembed.thinking.traces import TraceStore
@@ -131,12 +132,17 @@ def test_a_head_is_the_one_that_the_recipe_names(data, generative, tmp_path):
         _untrained(replace(recipe, head="qformer"), made, resume=False)  # the run can still be resumed
 
 
-def test_a_directory_that_is_gone_is_told_from_a_name_on_the_hub(tmp_path):
+def test_a_directory_that_is_gone_is_told_from_a_name_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(opening, "cached_file", lambda name, *_, **__: name if name == "org/reasoner" else None)
+    (tmp_path / "runs" / "there").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     names = {
         str(tmp_path): False,
         str(tmp_path / "gone"): True,
         "./gone": True,
         "a/b/gone": True,
+        "runs/gone": True,
+        "runs/there": False,
         "org/reasoner": False,
     }
     assert {name: _is_gone(name) for name in names} == names

@@ -21,6 +21,7 @@ from transformers import TrainingArguments
 from hf_mmembed.data.pairs import read_pairs
 from hf_mmembed.mining import Clusters
 from hf_mmembed.model.unified_mmembed import UnifiedConfig
+from hf_mmembed.opening import is_on_the_hub
 from hf_mmembed.processes import world
 from hf_mmembed.training.arguments import SaHaTrainingArguments
 from hf_mmembed.training.models import weight_files
@@ -181,7 +182,9 @@ def _fine_tuned(recipe: ThinkingRecipe, pairs: Dataset, output: Path, *, resume:
 
 def _is_gone(model: str) -> bool:
     """Whether this names a directory that is not there any more, and nothing on the Hub, whose names have two parts."""
-    return not Path(model).is_dir() and (model.count("/") != 1 or model.startswith((".", "/", "~")))
+    if Path(model).is_dir():
+        return False
+    return model.count("/") != 1 or model.startswith((".", "/", "~")) or not is_on_the_hub(model)
 
 
 def _untrained(recipe: ThinkingRecipe, directory: Path, *, resume: bool) -> Path:

@@ -17,7 +17,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
-from .lean_mmembed import Lean, is_plain, library_name, make_lean, rotated
+from .lean_mmembed import is_plain, library_name, rotated
+from .overlay_mmembed import Overlay, lay_over
 from .pooled_mmembed import pack, packing, pooled_output, unpack
 
 __all__ = ["GatedInPlace", "GroupedAttention", "OnePassNorm", "blocks_without_padding", "lean_language"]
@@ -79,11 +80,11 @@ def lean_language(backbone: nn.Module) -> None:
     for module in backbone.modules():
         name = library_name(module)
         if name in ATTENTIONS:
-            make_lean(module, GroupedAttention)
+            lay_over(module, GroupedAttention)
         elif name in NORMS:
-            make_lean(module, OnePassNorm)
+            lay_over(module, OnePassNorm)
         elif name in FEED_FORWARDS:
-            make_lean(module, GatedInPlace)
+            lay_over(module, GatedInPlace)
 
 
 def blocks_without_padding(backbone: PreTrainedModel) -> None:
@@ -98,7 +99,7 @@ def _as_the_family(states: torch.Tensor) -> bool:
     return torch.is_grad_enabled() or torch.compiler.is_compiling() or states.device.type != "cpu"
 
 
-class OnePassNorm(Lean):
+class OnePassNorm(Overlay, nn.Module):
     """An RMSNorm whose squares are never written to memory."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -111,7 +112,7 @@ class OnePassNorm(Lean):
         return (hidden_states * scale).mul_(norm.weight)
 
 
-class GatedInPlace(Lean):
+class GatedInPlace(Overlay, nn.Module):
     """A gated feed-forward, whose gate is opened where it stands."""
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
@@ -124,7 +125,7 @@ class GatedInPlace(Lean):
         return mlp.down_proj(F.silu(mlp.gate_proj(states), inplace=True).mul_(mlp.up_proj(states)))
 
 
-class GroupedAttention(Lean):
+class GroupedAttention(Overlay, nn.Module):
     """Attention whose queries share keys and values in groups, without a copy of these for each query."""
 
     q_proj: nn.Module

@@ -1,49 +1,15 @@
-"""Modules of transformers that compute the same numbers in another way, under the names that their weights have.
+"""What the quicker modules of vision towers and language models have in common.
 
-In: a module of a backbone, and a class with a `forward` of ours. Out: the same module with its class changed, which
-reads: our way, on top of the class of the family. Our way falls back on the family's where it does not apply. This file
-travels with the checkpoint.
+In: a module of a backbone, which may be transformers' own, and may have hooks and adapters. Out: what it is; and rotary
+position embeddings. This file travels with the checkpoint.
 """
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
 import torch
 from torch import nn
 
-__all__ = ["Lean", "is_plain", "library_name", "make_lean", "rotated"]
-
-
-class Lean(nn.Module):
-    """What our ways of computing derive from.
-
-    The classes that [`make_lean`] makes are in no file, so their modules are pickled and copied by what they are made
-    of.
-    """
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _blank, type(self).__bases__, self.__dict__
-
-
-def make_lean(module: nn.Module, way: type[Lean]) -> None:
-    """Make a module compute in our way, in place.
-
-    Its class changes, rather than its `forward`: a replica of the module then computes with its own weights.
-    """
-    kinds: tuple[Any, Any] = way, type(module)
-    module.__class__ = _lean(*kinds)
-
-
-@cache
-def _lean(way: type, kind: type) -> Any:
-    return type(f"Lean{kind.__name__}", (way, kind), {})
-
-
-def _blank(way: type, kind: type) -> nn.Module:
-    lean = _lean(way, kind)
-    return lean.__new__(lean)
+__all__ = ["is_plain", "library_name", "rotated"]
 
 
 def library_name(module: nn.Module) -> str:

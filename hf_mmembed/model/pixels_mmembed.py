@@ -9,7 +9,6 @@ picture as it is rather than turning it into an array and back first. This file 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,15 @@ from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
+from .overlay_mmembed import Overlay, lay_over
+
 __all__ = ["QuickPixels", "QuickQwenPixels", "quicken"]
 
 
-class QuickPixels(PilBackend):
-    """What makes any image processor with Pillow's backend quick, as the first of two base classes."""
+class QuickPixels(Overlay, PilBackend):
+    """What makes any image processor with Pillow's backend quick."""
+
+    name_prefix = ""  # the library stores an image processor under the name of its class
 
     def rescale(self, image: np.ndarray, scale: float, **kwargs: Any) -> np.ndarray:
         """Bytes by a table; other arrays as usual."""
@@ -41,10 +44,6 @@ class QuickPixels(PilBackend):
         normalized = np.subtract(image, mean, order="C")
         normalized /= std
         return normalized
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """The classes that [`quicken`] makes are in no file; they are pickled and copied by what they are made of."""
-        return _blank, type(self).__bases__, self.__dict__
 
 
 class QuickQwenPixels(QuickPixels, Qwen2VLImageProcessorPil):
@@ -79,19 +78,7 @@ def quicken(image_processor: Any) -> None:
         and issubclass(kind, PilBackend)
         and (kind.rescale, kind.normalize) == (PilBackend.rescale, PilBackend.normalize)
     ):
-        kinds: tuple[Any, Any] = QuickQwenPixels if kind is Qwen2VLImageProcessorPil else QuickPixels, kind
-        image_processor.__class__ = _quick(*kinds)
-
-
-@cache
-def _quick(way: type, kind: type) -> Any:
-    # The library stores an image processor under the name of its class.
-    return type(kind.__name__, (way, kind), {})
-
-
-def _blank(way: type, kind: type) -> Any:
-    quick = _quick(way, kind)
-    return quick.__new__(quick)
+        lay_over(image_processor, QuickQwenPixels if kind is Qwen2VLImageProcessorPil else QuickPixels)
 
 
 def _as_array(image: Image.Image) -> np.ndarray:

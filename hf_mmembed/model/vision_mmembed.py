@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.activations import QuickGELUActivation
 
-from .lean_mmembed import Lean, is_plain, library_name, make_lean, rotated
+from .lean_mmembed import is_plain, library_name, rotated
+from .overlay_mmembed import Overlay, lay_over
 
 __all__ = ["AttentionByLength", "InPlaceQuickGELU", "LinearPatchConv", "OnePassFeedForward", "lean_vision"]
 
@@ -42,9 +43,9 @@ def lean_vision(backbone: nn.Module) -> None:
         elif kind is QuickGELUActivation:
             module.__class__ = InPlaceQuickGELU
         elif library_name(module) == "VisionMlp" and type(module.act) in (QuickGELUActivation, InPlaceQuickGELU):
-            make_lean(module, OnePassFeedForward)
+            lay_over(module, OnePassFeedForward)
         elif library_name(module) in QWEN_ATTENTIONS:
-            make_lean(module, AttentionByLength)
+            lay_over(module, AttentionByLength)
 
 
 class LinearPatchConv(nn.Conv3d):
@@ -72,7 +73,7 @@ class InPlaceQuickGELU(QuickGELUActivation):
         return (1.702 * input).sigmoid_().mul_(input)
 
 
-class OnePassFeedForward(Lean):
+class OnePassFeedForward(Overlay, nn.Module):
     """Qwen2-VL's `VisionMlp`, whose activation passes over its input once instead of three times.
 
     `x * sigmoid(1.702 * x)` is `silu(1.702 * x) / 1.702`; the matrix products before and after it take the factors.
@@ -88,7 +89,7 @@ class OnePassFeedForward(Lean):
         return torch.addmm(second.bias, F.silu(wide, inplace=True), second.weight.t(), alpha=1 / 1.702)
 
 
-class AttentionByLength(Lean):
+class AttentionByLength(Overlay, nn.Module):
     """A Qwen vision attention in which neighbouring segments of equal length attend in one call.
 
     A segment is a picture, or a window of one; transformers runs a loop over them wherever flash attention is absent.

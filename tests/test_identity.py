@@ -12,7 +12,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers import AutoConfig
 
-from hf_mmembed.identity import prompt_hash, weights_digest
+from hf_mmembed.identity import open_identified, prompt_hash, weights_digest
 from hf_mmembed.index import identify, local_checkpoint
 from hf_mmembed.model import PRESETS, HierarchicalPrompt
 from hf_mmembed.model.base_processor import wrap_processor
@@ -104,6 +104,13 @@ def test_a_converted_model_keeps_its_identity_when_saved_again(embedder, tmp_pat
     assert revision is None and first.prompt_hash == again.prompt_hash
     assert first.files["model.safetensors"] == again.files["model.safetensors"]
     assert first.dimension == again.dimension
+
+
+def test_what_is_opened_on_a_cpu_computes_in_float32(embedder):
+    directory = embedder("qwen2_vl", dtype="bfloat16")
+    model, identity = open_identified(directory, device="cpu")
+    assert model.dtype == torch.float32 and identity.dtype == "float32" and identity.name == str(directory)
+    assert open_identified(directory, name="shipped", device="cpu")[1].name == "shipped"
 
 
 def test_another_preset_is_another_prompt(embedder):

@@ -132,30 +132,21 @@ def embed(
 def load(model: str, device: str | None = None, *, revision: str | None = None) -> tuple[MMEmbedder, ModelIdentity]:
     """Loads the embedder that MODEL means, of that revision on the Hub, and works out its identity.
 
-    On a CPU it computes in float32, whatever the checkpoint is stored in: more exact, and faster unless the CPU
-    multiplies bfloat16 in matrix units (AMX).
-
     Raises:
         typer.BadParameter: This machine has no such device.
     """
-    from sentence_transformers.util import get_device_name
     from transformers.utils.logging import disable_progress_bar
 
-    from hf_mmembed.index import identify, local_checkpoint
-    from hf_mmembed.sentence_transformer import MMEmbedder
+    from hf_mmembed.identity import open_identified
 
     from .models import embedder as resolve
 
     if device:
         _check_device(device)
-    device = device or get_device_name()
     if not sys.stderr.isatty():
         disable_progress_bar()
-    directory, revision = local_checkpoint(resolve(model), revision)
-    dtype = {"dtype": "float32"} if device == "cpu" else {}
-    embedder = MMEmbedder(str(directory), device=device, model_kwargs=dtype)
-    name = str(directory) if Path(model).is_dir() else model
-    return embedder, identify(name, directory, revision, embedder)
+    name = None if Path(model).is_dir() else model
+    return open_identified(resolve(model), name=name, device=device, revision=revision)
 
 
 def _check_device(device: str) -> None:

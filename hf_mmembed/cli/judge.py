@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from .config import ConfigOption
-from .embed import DeviceOption, LongestEdgeOption
+from .embed import DeviceOption, LongestEdgeOption, load
 
 __all__ = ["judge"]
 
@@ -51,7 +51,7 @@ def judge(
     from hf_mmembed.judging.candidates import mined, of_pairs
     from hf_mmembed.processes import world
 
-    from .models import embedder, generative
+    from .models import generative
 
     process = world()
     device = device or process.device
@@ -59,13 +59,10 @@ def judge(
     if miner is None:
         pool = of_pairs(pairs)
     else:
-        from hf_mmembed.identity import identify, local_checkpoint
-        from hf_mmembed.sentence_transformer import MMEmbedder
-
-        directory, commit = local_checkpoint(embedder(miner))
-        opened = MMEmbedder(str(directory), device=device)
-        identity = identify(miner, directory, commit, opened).as_dict()
-        pool = mined(pairs, opened, out / "embeddings", model=identity, depth=depth, cap=cap, device=opened.device)
+        opened, identity = load(miner, device)
+        pool = mined(
+            pairs, opened, out / "embeddings", model=identity.as_dict(), depth=depth, cap=cap, device=opened.device
+        )
         del opened  # before the judge needs the memory
     asked = Judge(
         generative(model), revision=revision, words=(yes, no), batch_size=batch_size, longest_edge=longest_edge,

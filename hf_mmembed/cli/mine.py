@@ -108,13 +108,12 @@ def mine(
 
     process = world()
     embedder, identity = load(model, device or process.device)
-    size = str(getattr(getattr(embedder.processor, "image_processor", None), "size", None))
     try:
         mined = mine_pairs(
             pairs,
             embedder,
             out,
-            model={**identity.as_dict(), "resolution": size},
+            model=identity.as_dict(),
             strategy=strategy,
             k=k,
             mult=mult,

@@ -47,20 +47,16 @@ def main(args: Sequence[str] | None = None) -> Path:
 
     from hf_mmembed import tiny
     from hf_mmembed.data.pairs import read_pairs
-    from hf_mmembed.identity import identify, local_checkpoint
+    from hf_mmembed.identity import open_identified
     from hf_mmembed.mining import mine_pairs
-    from hf_mmembed.sentence_transformer import MMEmbedder
 
-    directory, revision = local_checkpoint(
-        tiny.checkpoint_path() if options.model == "mmembed-tiny" else options.model
-    )
-    embedder = MMEmbedder(directory)
+    embedder, identity = open_identified(tiny.checkpoint_path() if options.model == "mmembed-tiny" else options.model)
     pairs = read_pairs(options.data, columns={ours: theirs for ours, _, theirs in columns} or None)
     mined = mine_pairs(
         pairs,
         embedder,
         options.out,
-        model=identify(options.model, directory, revision, embedder).as_dict(),
+        model=identity.as_dict(),
         strategy=options.strategy,
         k=options.k,
         seed=options.seed,

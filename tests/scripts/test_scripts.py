@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from hf_mmembed.cli.main import main
 from hf_mmembed.data.drawings import draw_folder
 from hf_mmembed.mining import Clusters
 from hf_mmembed.scripts import convert_and_push, evaluate, finetune_saha, mine
@@ -59,10 +60,14 @@ class _Commit:
     commit_url = "somewhere"
 
 
-def test_mine(embedder, drawings, tmp_path):
-    words = ["--model", str(embedder("qwen2_vl")), "--data", str(drawings), "--out", str(tmp_path / "c"), "--k", "3"]
-    clusters = Clusters.load(mine.main(words))
+def test_mine_goes_on_with_the_embeddings_of_the_command(embedder, drawings, tmp_path):
+    model, out = str(embedder("qwen2_vl")), tmp_path / "c"
+    with pytest.raises(SystemExit, match="0"):
+        main(["mine", model, str(drawings), str(out), "-k", "3"])
+    before = sorted(out.rglob("shard-*.npy"))
+    clusters = Clusters.load(mine.main(["--model", model, "--data", str(drawings), "--out", str(out), "--k", "3"]))
     assert clusters.rows.shape[1] == 4 and len(clusters) >= 4
+    assert before and sorted(out.rglob("shard-*.npy")) == before
 
 
 def test_finetune(embedder, drawings, tmp_path):

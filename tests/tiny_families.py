@@ -61,6 +61,12 @@ _ONEVISION = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
+_GEMMA4 = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|turn>' + m.role + '\n' }}"
+    "{% for c in m.content %}{% if c.type == 'image' %}<|image|>{% else %}{{ c.text | trim }}{% endif %}{% endfor %}"
+    "{{ '<turn|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|turn>model\n' }}{% endif %}"
+)
+
 _TEXT: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 4096,
@@ -221,6 +227,23 @@ NEWER: dict[str, Family] = {
         text={**_TEXT, **_HYBRID, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
               "shared_expert_intermediate_size": 16},
         **_QWEN3_5,
+    ),
+    "gemma4": Family(
+        "Gemma4Config", "Gemma4Processor", _GEMMA4,
+        ["<bos>", "<|turn>", "<turn|>", "<|image|>", "<|image>", "<image|>", "<|audio|>", "<|audio>", "<audio|>", "<|video|>"],
+        {"image_token_id": "<|image|>", "boi_token_id": "<|image>", "eoi_token_id": "<image|>", "video_token_id": "<|video|>",
+         "audio_token_id": "<|audio|>", "boa_token_id": "<|audio>", "eoa_token_index": "<audio|>"},
+        text={**_TEXT, "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2,
+              "sliding_window": 16, "head_dim": 8, "global_head_dim": 16, "use_bidirectional_attention": "vision",
+              "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 300},
+        vision={"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+                "num_key_value_heads": 4, "head_dim": 8, "patch_size": 4, "position_embedding_size": 256},
+        image_processor=("Gemma4ImageProcessorPil", {"patch_size": 4, "max_soft_tokens": 70}),
+        config={"audio_config": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4,
+                                 "subsampling_conv_channels": [8, 4], "output_proj_dims": 32}},
+        bos="<bos>",
+        named_tokens={"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>",
+                      "audio_token": "<|audio|>", "boa_token": "<|audio>", "eoa_token": "<audio|>"},
     ),
 }  # fmt: skip
 

@@ -1,5 +1,5 @@
-"""The backbone family's own processor: without its video part, with Pillow's pixels, for threads, and quicker about
-token types.
+"""The backbone family's own processor: without its parts for videos and sounds, with Pillow's pixels, for threads, and
+quicker about token types.
 
 In: the name of a processor class of transformers. Out: a subclass of it, which needs no torchvision. This file travels
 with the checkpoint.
@@ -8,7 +8,9 @@ with the checkpoint.
 from __future__ import annotations
 
 import copy
+import inspect
 import threading
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -18,11 +20,16 @@ from transformers.processing_utils import ProcessorMixin
 
 __all__ = ["for_threads", "image_only_processor", "load_with_pillow"]
 
+# By what families call their parts for videos and for sounds.
+LEFT_OUT = ("video_processor", "feature_extractor", "audio_processor")
+
 _TOKENIZING = threading.Lock()
 
 
 def image_only_processor(name: str) -> type[ProcessorMixin]:
-    """The processor class `transformers.<name>` without its video part, which would require torchvision.
+    """The processor class `transformers.<name>` without its parts for videos, which would require torchvision, and sounds.
+
+    Every argument of its `__init__` may be missing.
 
     Raises:
         ValueError: If this transformers has no such class.
@@ -30,11 +37,34 @@ def image_only_processor(name: str) -> type[ProcessorMixin]:
     family = getattr(transformers, name, None)
     if family is None:
         raise ValueError(f"transformers {transformers.__version__} has no processor class {name!r}; upgrade it.")
-    attributes = [attribute for attribute in family.get_attributes() if "video_processor" not in attribute]
-    body = {"get_attributes": classmethod(lambda cls: list(attributes)), "__module__": family.__module__}
+    whole = family.get_attributes()
+    attributes = [attribute for attribute in whole if not any(part in attribute for part in LEFT_OUT)]
+
+    class WithFewerParts(ProcessorMixin):
+        """What the family's `__init__` calls to store its parts."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            given = {**dict(zip(whole, args, strict=False)), **kwargs}
+            super().__init__(**{part: given[part] for part in given if part in attributes or part not in whole})
+
+    body = {
+        "__init__": _with_defaults(family.__init__),
+        "get_attributes": classmethod(lambda cls: list(attributes)),
+        "__module__": family.__module__,
+    }
     if family.create_mm_token_type_ids is ProcessorMixin.create_mm_token_type_ids:
         body["create_mm_token_type_ids"] = types_of_tokens
-    return type(family.__name__, (family,), body)
+    return type(family.__name__, (family, WithFewerParts), body)
+
+
+def _with_defaults(init: Any) -> Any:
+    """`init`, whose every argument may be missing and is None then; transformers reads their names from its code."""
+    _, *parameters = inspect.signature(init, follow_wrapped=False).parameters.values()
+    positional = (p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+    defaults = tuple(None if p.default is p.empty else p.default for p in positional)
+    twin = FunctionType(init.__code__, init.__globals__, init.__name__, defaults, init.__closure__)
+    twin.__kwdefaults__ = init.__kwdefaults__
+    return twin
 
 
 def load_with_pillow(processor_class: type[ProcessorMixin], path: Any, **kwargs: Any) -> Any:
@@ -43,7 +73,8 @@ def load_with_pillow(processor_class: type[ProcessorMixin], path: Any, **kwargs:
     image_processor = AutoImageProcessor.from_pretrained(path, backend=kwargs.get("backend", "pil"), **shared)
     tokenizer = AutoTokenizer.from_pretrained(path, **shared)
     fields, options = processor_class.get_processor_dict(path, **kwargs)
-    return processor_class.from_args_and_dict([image_processor, tokenizer], fields, **options)
+    options |= {"image_processor": image_processor, "tokenizer": tokenizer}
+    return processor_class.from_args_and_dict([], fields, **options)
 
 
 def for_threads(processor: ProcessorMixin) -> ProcessorMixin:

@@ -32,6 +32,8 @@ __all__ = ["MMEmbedModel", "MMEmbedOutput", "pool"]
 # Our processor gives these families an `image_grid_thw` that says how to cut a batch into pieces; they do not take it.
 TILED_WITHOUT_GRID = frozenset({"internvl"})
 IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "image_sizes", "image_grid_thw", "batch_num_images")
+# What Gemma 3n and Gemma 4 add to the state of a token behind or beside the MLP.
+BESIDE_MLP = ("experts", "per_layer_input_gate")
 
 
 @dataclass
@@ -113,6 +115,11 @@ class MMEmbedModel(EmbeddingModel):
                 raise ValueError(
                     f"readout 'pre_mlp' needs a last block with an `mlp`, but {type(block).__name__} has none; "
                     "use readout 'final'."
+                )
+            if others := [part for part in BESIDE_MLP if hasattr(block, part)]:
+                raise ValueError(
+                    f"readout 'pre_mlp' needs a last block whose `mlp` is all that follows attention, but "
+                    f"{type(block).__name__} has {', '.join(others)} too; use readout 'final'."
                 )
             # The block adds its MLP's output to the state: adding zero leaves the state before the MLP, which the
             # final norm then takes as usual.

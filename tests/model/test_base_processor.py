@@ -46,9 +46,9 @@ def test_smolvlm_gets_the_processor_of_idefics3(generative):
     assert wrapped(generative("smolvlm")).backbone_processor_class == "Idefics3Processor"
 
 
-def test_a_family_with_sounds_is_refused_before_anything_is_loaded(llava):
-    rename(llava / "processor_config.json", "Gemma4Processor")
-    with pytest.raises(ValueError, match="whose Gemma4Processor cannot do without feature_extractor; only families"):
+def test_a_family_with_a_second_tokenizer_is_refused_before_anything_is_loaded(llava):
+    rename(llava / "processor_config.json", "InstructBlipProcessor")
+    with pytest.raises(ValueError, match="InstructBlipProcessor cannot do without qformer_tokenizer; only families"):
         wrapped(llava)
 
 

@@ -1,4 +1,4 @@
-"""The family's processor without its video part: what it leaves out, and how it tells tokens apart."""
+"""The family's processor without videos and sounds: what it leaves out, and how it tells tokens apart."""
 
 from __future__ import annotations
 
@@ -31,6 +31,19 @@ def test_types_of_tokens_are_the_library_s(embedder):
 def test_a_family_with_types_of_its_own_keeps_them():
     family = image_only_processor("Idefics3Processor")
     assert family.create_mm_token_type_ids is Idefics3Processor.create_mm_token_type_ids
+
+
+def test_parts_for_videos_and_sounds_are_left_out_wherever_they_stand(embedder):
+    own = MMEmbedProcessor.from_pretrained(embedder("llava"))
+    parts = {"image_processor": own.image_processor, "tokenizer": own.tokenizer}
+    # The sounds stand between the others, and are handed on by place rather than by name.
+    family = image_only_processor("Phi4MultimodalProcessor")
+    assert family.get_attributes() == ["image_processor", "tokenizer"]
+    own.tokenizer.image_token, own.tokenizer.image_token_id = "<image>", 1
+    own.tokenizer.audio_token, own.tokenizer.audio_token_id = "<audio>", 2
+    processor = family(**parts)
+    assert (processor.image_processor, processor.tokenizer) == tuple(parts.values())
+    assert not hasattr(processor, "audio_processor")
 
 
 def test_a_tokenizer_is_called_by_one_thread_at_a_time():

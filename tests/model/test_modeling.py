@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from hf_mmembed.model import MMEmbedConfig, MMEmbedModel
 from hf_mmembed.model.modeling_mmembed import pool
-from tests.tiny_families import FAMILIES, NEWER
+from tests.tiny_families import FAMILIES
 
 
 def picture(height=20, width=32, seed=0):
@@ -63,7 +63,7 @@ def test_pooling_is_that_of_a_loop(batch, length, seed, left):
     assert torch.allclose(pool(states, None, "mean"), states.mean(dim=1))
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *NEWER])
+@pytest.mark.parametrize("family", [*FAMILIES, "qwen3_5", "qwen3_5_moe"])
 def test_the_readouts_are_states_of_the_generative_model(generative, embedder, family):
     """Against transformers' own model: the final state, and the one that enters the last block's MLP branch."""
     processor = AutoProcessor.from_pretrained(embedder(family))
@@ -83,6 +83,18 @@ def test_the_readouts_are_states_of_the_generative_model(generative, embedder, f
         assert (output.embeddings - unit).abs().max() <= 1e-6
         assert output.pooler_output is output.embeddings
     assert (expected["final"] - expected["pre_mlp"]).abs().max() > 1e-3
+
+
+def test_where_more_than_the_mlp_follows_attention_there_is_only_the_final_state(generative, embedder):
+    with pytest.raises(ValueError, match="Gemma4TextDecoderLayer has per_layer_input_gate too; use readout 'final'"):
+        embedder("gemma4", readout="pre_mlp")
+    processor = AutoProcessor.from_pretrained(embedder("gemma4"))
+    inputs = processor(text=["a dog"], images=[picture()], task="query", return_tensors="pt")
+    parent = AutoModelForImageTextToText.from_pretrained(generative("gemma4")).eval()
+    with torch.no_grad():
+        states = parent.model(**inputs).last_hidden_state
+    unit = torch.nn.functional.normalize(states[:, -1], dim=-1)
+    assert (embed(AutoModel.from_pretrained(embedder("gemma4")), inputs) - unit).abs().max() <= 1e-6
 
 
 def embed_all(model, inputs):

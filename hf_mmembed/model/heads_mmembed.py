@@ -50,7 +50,8 @@ def join_masks(masks: Sequence[torch.Tensor | None], lengths: Sequence[int]) -> 
 
     Args:
         masks: Of each step `(batch, 1, queries, keys)`, boolean or additive, its keys the last ones up to then; or
-            None, which is causal. Flash attention's `(batch, keys)` is returned as the last step has it.
+            None, which is causal. The `(batch, keys)` of flash attention, which grows, and of linear attention, which
+            ends with the prompt, is returned with the tokens that followed, none of them padding.
         lengths: How many tokens each step adds.
 
     Returns:
@@ -65,7 +66,7 @@ def join_masks(masks: Sequence[torch.Tensor | None], lengths: Sequence[int]) -> 
     if not known:
         return None
     if known[0].ndim == 2:
-        return known[-1]
+        return nn.functional.pad(known[-1], [0, sum(lengths) - known[-1].shape[1]], value=1)
     dtype, device, batch = known[0].dtype, known[0].device, max(mask.shape[0] for mask in known)
     shut: Any = False if dtype == torch.bool else torch.finfo(dtype).min
     open_: Any = True if dtype == torch.bool else 0

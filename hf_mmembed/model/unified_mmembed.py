@@ -76,6 +76,12 @@ class UnifiedConfig(MMEmbedConfig):
             raise ValueError(f"head is {self.head!r}; use one of {', '.join(map(repr, HEADS))}.")
         if (self.pooling, self.readout) != ("last", "final"):
             raise ValueError("a unified model is read out by its head; leave `pooling` and `readout` out.")
+        if shared := getattr(self.backbone_config.get_text_config(), "num_kv_shared_layers", 0):
+            raise ValueError(
+                f"the last {shared} layers of the {self.backbone_config.model_type!r} reasoner share keys and values, and "
+                "`generate` computes only the last token there: a head lacks the states of the others. Use a reasoner "
+                "without shared layers."
+            )
 
 
 @dataclass

@@ -24,6 +24,8 @@ from tests.tiny_families import FAMILIES
 
 PICTURE = Image.new("RGB", (32, 32), "red")
 OPTIONS = {"self_init": {"layers": 1}}
+# Of both kinds of attention that it has.
+OPTIONS_OF_QWEN3_5 = {"self_init": {"layers": 2}}
 
 
 @pytest.fixture(scope="session")
@@ -31,8 +33,11 @@ def unified(generative, tmp_path_factory):
     """`unified("qwen2_vl", "mlp")` is the directory of a checkpoint; do not write to it."""
     return cache(
         lambda family, head: make_unified(
-            generative(family), tmp_path_factory.mktemp("unified") / family, head=head, head_options=OPTIONS.get(head)
-        )
+            generative(family),
+            tmp_path_factory.mktemp("unified") / family,
+            head=head,
+            head_options=(OPTIONS_OF_QWEN3_5 if family == "qwen3_5" else OPTIONS).get(head),
+        )  # fmt: skip
     )
 
 
@@ -58,7 +63,7 @@ def test_self_init_begins_as_the_last_hidden_state(family, unified):
     assert cosine_similarity(embeddings, last).min() >= 0.9999
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "gemma3", "idefics3"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "qwen3_5", "gemma3", "idefics3"])
 def test_thinking_and_embedding_in_one_pass_is_reading_both(family, unified):
     model, processor = opened(unified(family, "self_init"))
     batch = batch_of(processor)
@@ -281,6 +286,11 @@ def test_masks_of_steps_are_those_of_the_whole():
     additive = torch.zeros(1, 1, 3, 3).masked_fill(~whole[:, :, :3, :3], torch.finfo(torch.float32).min)
     assert torch.equal(join_masks([additive, None, None], [3, 1, 1]) == 0, whole)
     assert join_masks([None, None], [3, 1]) is None
+
+
+def test_a_reasoner_whose_last_layers_share_their_keys_gets_no_head(generative, tmp_path):
+    with pytest.raises(ValueError, match="the last 2 layers of the 'gemma4' reasoner share keys and values"):
+        make_unified(generative("gemma4"), tmp_path / "unified", head="last_token")
 
 
 def test_a_quantised_reasoner_gets_no_head(generative):

@@ -49,6 +49,7 @@ MAX_PIXELS = 25_000_000
 MAX_TEXT = 1_000
 MAX_ADDED = 12
 MAX_SIDE = 768  # pixels; the models look at fewer
+SHOWN_SIDE = 192
 MAX_TRACE = 256  # tokens
 
 # What the prompt lab compares, from nothing to the checkpoint's own prompt.
@@ -217,10 +218,10 @@ def read_upload(path: str | None) -> Image.Image | None:
     return image
 
 
-def uri(image: Image.Image, side: int = 192) -> str:
+def uri(image: Image.Image) -> str:
     """A small copy as a `data:` URI; nothing of the original file (no EXIF, no name) is in it."""
     small = image.copy()
-    small.thumbnail((side, side))
+    small.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=82)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -62,9 +62,9 @@ def prompt_box(text: str, title: str, remark: str) -> str:
     )
 
 
-def bump_chart(columns: Sequence[tuple[str, Sequence[tuple[Picture, float]]]], top: int = 6) -> str:
-    """The first `top` pictures under each prompt, side by side; a line follows each picture from column to column."""
-    cell, gap, wide, head = 84, 14, 250, 40
+def bump_chart(columns: Sequence[tuple[str, Sequence[tuple[Picture, float]]]]) -> str:
+    """The first six pictures under each prompt, side by side; a line follows each picture from column to column."""
+    top, cell, gap, wide, head = 6, 84, 14, 250, 40
     height, width = head + top * (cell + gap), wide * (len(columns) - 1) + cell + 70
     x_of = [20 + wide * number for number in range(len(columns))]
     places = [{picture: rank for rank, (picture, _) in enumerate(hits)} for _, hits in columns]

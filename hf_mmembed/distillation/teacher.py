@@ -73,7 +73,7 @@ def open_teacher(
 
 
 def embed_with_teacher(
-    pairs: Dataset, teacher: SentenceTransformer, directory: Path, *, batch_size: int = 32, shard_size: int = 2048
+    pairs: Dataset, teacher: SentenceTransformer, directory: Path, *, shard_size: int = 2048
 ) -> TeacherVectors:
     """Embeds every distinct sentence that is not embedded yet.
 
@@ -81,7 +81,6 @@ def embed_with_teacher(
         pairs: Of sentences.
         teacher: Who embeds.
         directory: Where the embeddings go. Those of another teacher in it are left alone.
-        batch_size: Sentences per forward pass. Defaults to 32.
         shard_size: Sentences per file: what a killed run loses at most. Defaults to 2048.
 
     Raises:
@@ -109,9 +108,8 @@ def embed_with_teacher(
     }
     try:
         embeddings = embed_contents(
-            sentences, ids, encoder, directory, "documents", model=identity, batch_size=batch_size,
-            shard_size=shard_size,
-        )  # fmt: skip
+            sentences, ids, encoder, directory, "documents", model=identity, shard_size=shard_size
+        )
     except _TeacherFailure as error:
         raise ValueError(f"{error} What it gave before is kept in {directory}.") from error
     made_by = hash_parts(json.dumps(identity, sort_keys=True))

@@ -62,12 +62,11 @@ class _Meta(ModelMeta):
         """mteb wants torchvision for every model that reads pictures; ours never use it."""
 
 
-def model_meta(checkpoint: str | Path, *, name: str | None = None) -> ModelMeta:
+def model_meta(checkpoint: str | Path) -> ModelMeta:
     """What mteb has to know to load a checkpoint: ``mteb.evaluate(model_meta(checkpoint), tasks)``.
 
     Args:
-        checkpoint: Directory or Hub id.
-        name: What to call it, ``"organisation/model"``. Defaults to the Hub id, or ``"local/<directory>"``.
+        checkpoint: Directory, which is called ``"local/<directory>"``, or Hub id.
 
     Raises:
         ValueError: There is no such checkpoint.
@@ -78,7 +77,7 @@ def model_meta(checkpoint: str | Path, *, name: str | None = None) -> ModelMeta:
     overwrites = {
         "loader": MTEBEncoder,
         "loader_kwargs": {"checkpoint": str(directory)},
-        "name": name or (str(checkpoint) if revision else f"local/{directory.name}"),
+        "name": str(checkpoint) if revision else f"local/{directory.name}",
         "revision": revision or identity.fingerprint[:16],
         "n_parameters": sum(parameter.numel() for parameter in embedder.parameters()),
         "embed_dim": identity.dimension,

@@ -9,8 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hf_mmembed.identity import local_checkpoint
 from hf_mmembed.model.registration import UnifiedModel
 from hf_mmembed.sentence_transformer import MMEmbedder
@@ -30,8 +28,6 @@ def make_unified(
     head_options: dict[str, Any] | None = None,
     task_family: str = "content",
     templates: str | Path = LATEST,
-    revision: str | None = None,
-    dtype: torch.dtype | str = "auto",
 ) -> Path:
     """Write a reasoner with a new head on it.
 
@@ -42,8 +38,6 @@ def make_unified(
         head_options: Such as ``{"layers": 8}``.
         task_family: Whose prompt the checkpoint's processor writes. Defaults to ``"content"``.
         templates: Version of the prompts, or a YAML file of them. Defaults to the latest.
-        revision: Branch, tag or commit on the Hub.
-        dtype: Of the weights. Defaults to that of the checkpoint.
 
     Returns:
         `out`. It appears at once and complete, or not at all; an empty directory gets its `config.json` last.
@@ -56,9 +50,9 @@ def make_unified(
     """
     out = Path(out)
     require_empty(out)
-    directory, _ = local_checkpoint(reasoner, revision)
+    directory, _ = local_checkpoint(reasoner)
     prompts = load_templates(templates)
-    model, processor = open_generative(directory, prompts, dtype=dtype)
+    model, processor = open_generative(directory, prompts, dtype="auto")
     processor.prompt = prompts.prompt(task_family)
     processor.tokenizer.padding_side = "left"
     # What is set on a tokenizer later is not saved.

@@ -29,16 +29,13 @@ NAME = "mmembed-tiny"
 AGAIN, SAHA = f"{NAME}-again", f"{NAME}-saha"
 
 
-def render_tiny_card(folder: Path | None = None) -> str:
-    """The card as Markdown.
-
-    Args:
-        folder: Where its data lie. Defaults to `model_cards/` of the repository.
+def render_tiny_card() -> str:
+    """The card as Markdown, of the data in `model_cards/` of the repository.
 
     Raises:
         FileNotFoundError: The data are not there; a wheel does not carry them.
     """
-    folder = folder or template_folder()
+    folder = template_folder()
     results, again = (json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in (NAME, AGAIN))
     answers, others = ({(row["kind"], row["topic"]): row for row in run["answers"]} for run in (results, again))
     weights = generative_path() / "model.safetensors"
@@ -66,16 +63,13 @@ def render_tiny_card(folder: Path | None = None) -> str:
     )
 
 
-def render_saha_card(folder: Path | None = None) -> str:
+def render_saha_card() -> str:
     """The card of the adapter as Markdown: what every adapter's card says, and its scores beside those of its base.
-
-    Args:
-        folder: As in `render_tiny_card`.
 
     Raises:
         FileNotFoundError: As in `render_tiny_card`.
     """
-    folder = folder or template_folder()
+    folder = template_folder()
     scores = tables({name: _benchmark(folder, name) for name in (NAME, SAHA)})
     card = card_of(saha_path(), repo_id=SAHA).replace(f'"{SAHA}"', "tiny.saha_path()")
     before, after = card.split("## How it was made\n")

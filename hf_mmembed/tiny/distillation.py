@@ -22,7 +22,7 @@ from scipy.stats import spearmanr  # type: ignore[import-untyped]
 from sentence_transformers import SentenceTransformer
 
 from hf_mmembed.data.captions import caption
-from hf_mmembed.data.scenes import Split, random_scene
+from hf_mmembed.data.scenes import random_scene
 from hf_mmembed.distillation.arguments import DistillationArguments
 from hf_mmembed.distillation.sentences import as_sentence_pairs
 from hf_mmembed.distillation.student import open_student
@@ -67,10 +67,10 @@ class DistillationPlan:
     lora_rank: int = 32
 
 
-def draw_sentences(seed: int, *, pairs: int = 1000, split: Split = "mine") -> Dataset:
+def draw_sentences(seed: int, *, pairs: int = 1000) -> Dataset:
     """Pairs of captions of one scene each, in different words; the same arguments give the same pairs."""
-    rng = Random(f"sentences/{split}/{seed}")
-    scenes = [random_scene(rng, split) for _ in range(pairs)]
+    rng = Random(f"sentences/mine/{seed}")
+    scenes = [random_scene(rng, "mine") for _ in range(pairs)]
     return as_sentence_pairs([caption(scene, rng) for scene in scenes for _ in range(2)])
 
 

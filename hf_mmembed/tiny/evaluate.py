@@ -53,11 +53,10 @@ PROMPTS: dict[str, HierarchicalPrompt] = {
     "hierarchical": _SAHA,
 }
 READOUTS = ("final", "pre_mlp")
+_QUESTIONS = 300  # for each topic
 
 
-def evaluate(
-    generative: Path, *, seeds: Sequence[int] = (0, 1, 2), candidates: int = 1000, questions: int = 300
-) -> dict[str, Any]:
+def evaluate(generative: Path, *, seeds: Sequence[int] = (0, 1, 2), candidates: int = 1000) -> dict[str, Any]:
     """All tables of a generative checkpoint, as plain data: `zero_shot`, `answers`, and how they were made."""
     tables: dict[str, dict[str, list[dict[str, float]]]]
     tables = {readout: {name: [] for name in PROMPTS} for readout in READOUTS}
@@ -79,7 +78,7 @@ def evaluate(
     threads = torch.get_num_threads()
     return {
         "zero_shot": tables,
-        "answers": [vars(accuracy) for accuracy in answers(generative, questions=questions)],
+        "answers": [vars(accuracy) for accuracy in answers(generative)],
         "seeds": list(seeds),
         "candidates": candidates,
         "machine": f"{platform.machine()}, {threads} thread{'s' * (threads > 1)}, torch {torch.__version__}",
@@ -132,15 +131,15 @@ def recall(scores: NDArray[np.float32], k: int, right: NDArray[np.int64] | None 
     return 100 * float((ahead < k).mean())
 
 
-def answers(generative: Path, *, questions: int = 300) -> list[Accuracy]:
+def answers(generative: Path) -> list[Accuracy]:
     """Accuracy of generated answers on the val split, topic by topic, for pictures of one and of two shapes."""
     model = Qwen2VLForConditionalGeneration.from_pretrained(generative, dtype=torch.float32).eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(generative)
-    found = [
-        *probe(model, tokenizer, "one", questions=questions),
-        *probe(model, tokenizer, "two", questions=questions),
+    return [
+        *probe(model, tokenizer, "one", questions=_QUESTIONS),
+        *probe(model, tokenizer, "two", questions=_QUESTIONS),
+        *probe(model, tokenizer, "count", topics=("count", "shape", "color"), questions=_QUESTIONS),
     ]
-    return [*found, *probe(model, tokenizer, "count", topics=("count", "shape", "color"), questions=questions)]
 
 
 def markdown(results: dict[str, Any]) -> str:

@@ -27,9 +27,7 @@ from hf_mmembed.data.scenes import Kind, Scene, draw, graph_key, move_apart, ran
 from hf_mmembed.tiny.testset import CHANGES, changed
 from hf_mmembed.tiny.truth import OPEN, Meaning, answers, meaning_of_caption, meaning_of_label, meaning_of_scene
 
-__all__ = ["SUBSETS", "DrawnPairs", "draw_pairs"]
-
-SUBSETS = ("text_to_image", "image_to_text", "composed", "classify")
+__all__ = ["DrawnPairs", "draw_pairs"]
 
 _BASES: dict[Kind, float] = {"two": 0.7, "one": 0.1, "three": 0.1, "count": 0.1}
 _NEAR = 4  # scenes of a family beside the one it grew from
@@ -42,7 +40,7 @@ class DrawnPairs:
     """Pairs whose truth is known.
 
     Attributes:
-        pairs: Rows of `PAIR_FEATURES`; `subset` is one of `SUBSETS`.
+        pairs: Rows of `PAIR_FEATURES`; `subset` is ``text_to_image``, ``image_to_text``, ``composed`` or ``classify``.
         queries: Meaning of the query of every row, `(n_rows, FIELDS)`.
         documents: Meaning of the document of every row, `(n_rows, FIELDS)`.
     """

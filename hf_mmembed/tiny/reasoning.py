@@ -106,17 +106,16 @@ class RiddleTest:
     right: list[int]
 
 
-def draw_riddles(seed: int, *, blocks: int = 100, size: int = 16, split: Split = "mine") -> list[Riddle]:
-    """Riddles for training.
+def draw_riddles(seed: int, *, blocks: int = 100, size: int = 16) -> list[Riddle]:
+    """Riddles for training, their scenes from the mine split.
 
     Args:
         seed: Of everything.
         blocks: A quarter of them of each task, one after the other.
         size: Riddles of a block, no two of which have the same answer.
-        split: Where the scenes of the queries are from.
     """
-    rng = Random(f"riddles/{split}/{seed}")
-    return [riddle for block in range(blocks) for riddle in _distinct(rng, TASKS[block % len(TASKS)], size, split)]
+    rng = Random(f"riddles/mine/{seed}")
+    return [riddle for block in range(blocks) for riddle in _distinct(rng, TASKS[block % len(TASKS)], size, "mine")]
 
 
 def build_riddles(seed: int, *, queries: int = 150) -> dict[str, RiddleTest]:

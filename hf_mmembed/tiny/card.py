@@ -19,14 +19,14 @@ from safetensors import safe_open
 
 from hf_mmembed.files import write_atomically
 from hf_mmembed.hub.card import card_of, render_card, template_folder
+from hf_mmembed.shipped import SHIPPED, SHIPPED_SAHA
 from hf_mmembed.tiny.checkpoint import generative_path, saha_path
 from hf_mmembed.tiny.evaluate import markdown
 from hf_mmembed.tiny.score import tables
 
 __all__ = ["render_saha_card", "render_tiny_card", "write_tiny_cards"]
 
-NAME = "mmembed-tiny"
-AGAIN, SAHA = f"{NAME}-again", f"{NAME}-saha"
+AGAIN = f"{SHIPPED}-again"
 
 
 def render_tiny_card() -> str:
@@ -36,7 +36,7 @@ def render_tiny_card() -> str:
         FileNotFoundError: The data are not there; a wheel does not carry them.
     """
     folder = template_folder()
-    results, again = (json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in (NAME, AGAIN))
+    results, again = (json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in (SHIPPED, AGAIN))
     answers, others = ({(row["kind"], row["topic"]): row for row in run["answers"]} for run in (results, again))
     weights = generative_path() / "model.safetensors"
 
@@ -44,12 +44,12 @@ def render_tiny_card() -> str:
         return mean(run[test] for run in of["zero_shot"]["final"][prompt])
 
     return render_card(
-        f"{NAME}.md.jinja",
+        f"{SHIPPED}.md.jinja",
         {
             "tables": markdown(results).strip() + "\n",
-            "drawn": tables({NAME: _benchmark(folder, NAME)}),
+            "drawn": tables({SHIPPED: _benchmark(folder, SHIPPED)}),
             "candidates": results["candidates"],
-            "training": yaml.safe_load((folder / f"{NAME}.yaml").read_text(encoding="utf-8")),
+            "training": yaml.safe_load((folder / f"{SHIPPED}.yaml").read_text(encoding="utf-8")),
             "megabytes": f"{weights.stat().st_size / 1e6:.1f}",
             "parameters": f"{_parameters(weights) / 1e6:.1f}",
             "score": lambda prompt, test, digits=1: f"{score(prompt, test):.{digits}f}",
@@ -70,8 +70,8 @@ def render_saha_card() -> str:
         FileNotFoundError: As in `render_tiny_card`.
     """
     folder = template_folder()
-    scores = tables({name: _benchmark(folder, name) for name in (NAME, SAHA)})
-    card = card_of(saha_path(), repo_id=SAHA).replace(f'"{SAHA}"', "tiny.saha_path()")
+    scores = tables({name: _benchmark(folder, name) for name in (SHIPPED, SHIPPED_SAHA)})
+    card = card_of(saha_path(), repo_id=SHIPPED_SAHA).replace(f'"{SHIPPED_SAHA}"', "tiny.saha_path()")
     before, after = card.split("## How it was made\n")
     return f"""{before}## Scores
 
@@ -88,7 +88,7 @@ A single run of `hf-mmembed train --config saha-tiny`.
 def write_tiny_cards() -> list[Path]:
     """Render the cards and write them beside their data; returns their paths."""
     folder = template_folder()
-    cards = {folder / f"{NAME}.md": render_tiny_card(), folder / f"{SAHA}.md": render_saha_card()}
+    cards = {folder / f"{SHIPPED}.md": render_tiny_card(), folder / f"{SHIPPED_SAHA}.md": render_saha_card()}
     for path, card in cards.items():
         write_atomically(path, card.encode("utf-8"))
     return list(cards)

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 from hf_mmembed.files import write_atomically
+from hf_mmembed.shipped import SHIPPED
 
 __all__ = ["checkpoint_path", "generative_path", "saha_path"]
 
@@ -50,7 +51,7 @@ def checkpoint_path() -> Path:
     digest = hashlib.sha256()
     for source in sources:
         digest.update(source.name.encode() + b"\0" + hashlib.sha256(source.read_bytes()).digest())
-    cache = cached_assets_path("hf_mmembed", namespace="mmembed-tiny", subfolder=digest.hexdigest()[:16])
+    cache = cached_assets_path("hf_mmembed", namespace=SHIPPED, subfolder=digest.hexdigest()[:16])
     embedder = cache / "embedder"
     if not (embedder / "config.json").is_file():
         from hf_mmembed.model.convert import convert

@@ -22,8 +22,8 @@ import torch
 import yaml
 
 from hf_mmembed import __version__
-from hf_mmembed.hub.card import SHIPPED
 from hf_mmembed.mining import Clusters
+from hf_mmembed.shipped import SHIPPED
 
 from .arguments import SaHaTrainingArguments
 from .run_file import BASE

@@ -2,9 +2,15 @@ from __future__ import annotations
 
 import pytest
 
+from hf_mmembed.cli.bench import _ARMS
 from hf_mmembed.cli.main import main
-from hf_mmembed.tiny import distillation
+from hf_mmembed.tiny import ablation, distillation
 from tests.distillation.conftest import TEACHER
+
+
+def test_what_is_compared_by_default_are_the_arms_that_there_are():
+    """The command writes them down anew, as its help must not load torch."""
+    assert list(_ARMS) == [arm.name for arm in ablation.ARMS.values() if not arm.remine]
 
 
 def test_the_table_is_printed_and_kept(tmp_path, monkeypatch, capsys):

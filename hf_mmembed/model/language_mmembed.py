@@ -96,7 +96,8 @@ def blocks_without_padding(backbone: PreTrainedModel) -> None:
 
 
 def _as_the_family(states: torch.Tensor) -> bool:
-    return torch.is_grad_enabled() or states.device.type != "cpu"
+    # A compiler fuses the family's passes over memory by itself, in fewer and larger graphs than ours.
+    return torch.is_grad_enabled() or torch.compiler.is_compiling() or states.device.type != "cpu"
 
 
 class OnePassNorm(Overlay, nn.Module):

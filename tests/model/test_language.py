@@ -225,6 +225,19 @@ def test_gradients_and_other_implementations_take_the_library_s_way(implementati
     assert torch.allclose(embeddings, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("way", [OnePassNorm, GatedInPlace])
+def test_a_compiler_sees_the_library_s_way(way, loaded, monkeypatch):
+    module = parts(loaded(), way)[0]
+    calls = []
+    monkeypatch.setattr(stock(module), "forward", lambda self, states: calls.append(1) or states)
+    states = torch.randn(2, 3, 32)
+    with torch.no_grad():
+        module(states)
+        assert not calls
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert module(states) is states and calls
+
+
 def test_norm_against_float64(loaded):
     norm = parts(loaded(), OnePassNorm)[0]
     nn.init.normal_(norm.weight)

@@ -210,8 +210,8 @@ def _gives_way_to_white_space(prompt: HierarchicalPrompt | None) -> bool:
 def weights_digest(model: nn.Module) -> str:
     """Digest of the weights in memory, trained or not (about a second per gigabyte).
 
-    A LoRA or DoRA adapter on a layer where it has learned nothing yet is left out: it changes no embedding, whatever its
-    rank and its random half.
+    A LoRA or DoRA adapter on a layer where it has learned nothing yet is left out: it changes no embedding, regardless
+    of its rank and its random A matrix.
     """
     import torch
 

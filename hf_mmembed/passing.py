@@ -1,4 +1,4 @@
-"""Errors that may be gone the next time: it is the disk, or the machine, that is at fault, and not the file.
+"""Transient I/O errors: the disk or the machine is at fault, so a retry may succeed.
 
 In: an error. Out: whether what failed is worth another try.
 """

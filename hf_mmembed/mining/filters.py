@@ -1,9 +1,9 @@
 """Telling hard negatives from answers that nobody marked: the false-negative filter.
 
 In: candidates of shape ``(queries, depth)``. Out: for each of them the rules that suspect it. A document that is not
-marked as an answer may be one all the same, and its owners tell: who asks much the same as I do wants much the same
-answer. Similarities are cosines after the mean is taken away, since the embeddings of a generative model crowd in a
-narrow cone where a plain cosine says little.
+marked as an answer may be one all the same, and its owners tell: if a document's owner query is close to the anchor, the
+document probably answers the anchor too. Similarities are cosines after the mean is taken away, since the embeddings of
+a generative model crowd in a narrow cone where a plain cosine says little.
 
 Sources: comparison with owner queries, SaHa (arXiv 2508.00955); margin to the positive, NV-Retriever (arXiv 2407.15831).
 """

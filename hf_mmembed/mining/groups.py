@@ -1,9 +1,8 @@
 """Which contents are the same thing, as far as the pairs of all subsets tell.
 
-In: `ContentIds`. Out: a group number for every query and document. Whoever has a caption of a picture and a picture of
-that caption has one thing, in whichever subset and direction the rows say so: two captions of one picture are no
-negatives of one another, nor are two pictures of one caption, even where no row joins them. The images behind an
-embedding need not be understood for that.
+In: `ContentIds`. Out: a group number for every query and document. A caption and its picture are one thing, whichever
+subset or direction links them. So two captions of one picture, or two pictures of one caption, are never negatives of one
+another, unless more than `LARGEST_GROUP` contents hang together in that way.
 """
 
 from __future__ import annotations

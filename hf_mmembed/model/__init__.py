@@ -1,8 +1,8 @@
 """The embedder itself: configuration, model, processor, prompts, and conversion from a generative checkpoint.
 
 In: texts and images. Out: unit vectors `(batch, dim)`. The `*_mmembed.py` files are copied into every checkpoint, so
-that it opens where this package is not installed; `presets`, `convert` and `registration` stay here. Every name below
-is imported on first use: reading images alone needs neither torch nor transformers.
+that it opens where this package is not installed; the other files stay here. Every name below is imported on first
+use: reading images alone needs neither torch nor transformers.
 """
 
 from __future__ import annotations

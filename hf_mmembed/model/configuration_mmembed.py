@@ -1,4 +1,4 @@
-"""What an embedder checkpoint is: a generative backbone's own config and four choices about reading it out.
+"""What an embedder checkpoint is: a generative backbone's own config and three choices about reading it out.
 
 In: the config of any multimodal LLM of transformers, untouched, under `backbone_config`.
 Out: `config.json` with `model_type: "mmembed"`, which `AutoConfig` turns back into both.

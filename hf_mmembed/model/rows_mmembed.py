@@ -22,8 +22,8 @@ UNREAD = ("text_pair", "text_target", "text_pair_target", "videos", "audio")
 class HierarchicalPrompt:
     """The words around every input: a system prompt for both sides and a representation prompt for queries.
 
-    The hierarchical prompt is that of Ju and Lee (arXiv 2508.00955, Gen2Embed repository); the three switches below
-    let the same class write the prompts of other methods.
+    The hierarchical prompt is that of Ju and Lee (arXiv 2508.00955, Gen2Embed repository); the four fields that have
+    a default let the same class write the prompts of other methods.
 
     Args:
         system (`str`): System prompt of every input. Empty: none is sent, and the backbone's template decides.

@@ -34,7 +34,7 @@ class BeginEpoch(TrainerCallback):
 
 
 class FrozenStaysFrozen(TrainerCallback):
-    """Spares activation checkpointing the backward pass through frozen parts.
+    """Keeps activation checkpointing from running a backward pass through frozen parts.
 
     transformers makes the outputs of all input embeddings require gradients, those of a vision tower too, which then is
     computed twice and differentiated in every step. Only the older, reentrant way of torch needs that.

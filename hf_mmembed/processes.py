@@ -59,26 +59,28 @@ class World:
         torch.distributed.broadcast_object_list(values, group=self.group)
         return values[0]
 
+    def wait(self) -> None:
+        """Waits for all processes."""
+        self.agree(None)
+
     def once(self, make: Callable[[], T]) -> T:
-        """What `make` gives on the main process, on all of them.
+        """What `make` gives on the main process, on all of them; it and what it raises must pickle.
 
         Raises:
             OSError: `make` raises it; on all processes.
             ValueError: As above.
         """
-        if self.size == 1:
-            return make()
-        made: list[T] = []
+        made: Any = None
         failure: OSError | ValueError | None = None
         if self.main:
             try:
-                made.append(make())
+                made = make()
             except (OSError, ValueError) as error:
                 failure = error
         made, failure = self.share((made, failure))
         if failure is not None:
             raise failure
-        return made[0]
+        return made
 
 
 @cache

@@ -223,7 +223,7 @@ def evaluate(
     differing = differences(earlier, metadata)
     measured = {name for subset in chosen for name in (subset.name, OLD_SPLITS.get(subset.name, subset.name))}
     results = Results(metadata, {} if differing else scores_of_others(earlier, measured))
-    here.agree(None)  # all have read the file
+    here.wait()  # all have read the file
 
     def score(task: Task, items: Sequence[Item], name: str) -> Scored:
         vectors, places = embed_items(items, encoder, embeddings, name=name)

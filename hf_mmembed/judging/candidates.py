@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,7 @@ def mined(
     documents = embed_contents(pairs, ids, miner, directory, "documents", **options)
     if skipped := {**queries.skipped, **documents.skipped}:
         raise ValueError(f"{len(skipped)} inputs cannot be embedded, the first: {next(iter(skipped.values()))}")
-    process = world()
-    own = _nearest_others(ids, queries, documents, depth, cap, device) if process.main else np.empty((0, 0), np.int32)
-    places = process.share(own)
+    places = world().once(partial(_nearest_others, ids, queries, documents, depth, cap, device))
     items = pairs.select(ids.document_rows.tolist()).select_columns(_ITEM)
     return Pool(items, places[ids.query_ids].astype(np.int64))
 

@@ -106,6 +106,7 @@ def mine_pairs(
         ids: What `content_ids` says of the pairs with this `canonical_instruction`, if it has read them before.
 
     Raises:
+        OSError: The clusters cannot be written.
         ValueError: An argument is out of range, a subset is not there, or nothing can be embedded.
     """
     out = Path(out)
@@ -122,8 +123,8 @@ def mine_pairs(
         for row, (query, document) in enumerate(zip(ids.query_ids.tolist(), ids.document_ids.tolist(), strict=True))
         if query in queries.skipped or document in documents.skipped
     }
-    process = world()
-    if process.main:
+
+    def save_clusters() -> None:
         lines = [json.dumps({"row": row, "reason": why}, ensure_ascii=False) + "\n" for row, why in skipped.items()]
         write_atomically(out / "skipped.jsonl", "".join(lines).encode("utf-8"))
         usable = np.setdiff1d(np.arange(len(pairs)), np.fromiter(skipped, np.int64, len(skipped)))
@@ -158,7 +159,8 @@ def mine_pairs(
         if canonical_instruction is not None:  # to which the digest of the data is blind
             settings["canonical_instruction"] = canonical_instruction
         replace(clusters, settings=settings).save(out)
-    process.agree(None)
+
+    world().once(save_clusters)
     return Mined(Clusters.load(out), ids, queries, documents, skipped)
 
 

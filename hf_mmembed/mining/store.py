@@ -151,7 +151,7 @@ def embed_contents(
             write_atomically(written.with_suffix(".json"), json.dumps(skipped, ensure_ascii=False).encode("utf-8"))
             _write_npy(written, vectors)
             bar.update(len(inputs))
-    process.agree(None)
+    process.wait()
     stale = [_for_now(path) for path in paths if path.exists()]
     paths = [path if path.exists() else _for_now(path) for path in paths]
     if process.main:

@@ -25,22 +25,20 @@ def only_run(output_dir: str | Path) -> Iterator[None]:
         output_dir: Of the run; created if needed.
 
     Raises:
-        ValueError: Another run holds it; on all processes.
+        OSError: It cannot be created; on all processes.
+        ValueError: Another run holds it; as above.
     """
     directory = Path(output_dir).resolve()
     if directory in _held:
         yield
         return
-    process, refusal = world(), None
     with ExitStack() as stack:
-        if process.main:
+
+        def hold() -> None:
             directory.mkdir(parents=True, exist_ok=True)
-            try:
-                stack.enter_context(only_writer(directory))
-            except ValueError as error:
-                refusal = str(error)
-        if (refusal := process.agree(refusal)) is not None:
-            raise ValueError(refusal)
+            stack.enter_context(only_writer(directory))
+
+        world().once(hold)
         _held.add(directory)
         stack.callback(_held.discard, directory)
         yield

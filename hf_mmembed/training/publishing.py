@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["publish_result", "require_public_base"]
 
 
-def publish_result(trainer: SaHaTrainer, directory: Path, message: str, **options: Any) -> CommitInfo | None:
+def publish_result(trainer: SaHaTrainer, directory: Path, message: str, **options: Any) -> CommitInfo:
     """Push a result to ``hub_model_id``, from the main process.
 
     Args:
@@ -37,15 +37,16 @@ def publish_result(trainer: SaHaTrainer, directory: Path, message: str, **option
         PublishError: Something must not be published; nothing was sent.
         PushError: The Hub refused or broke off; nothing was committed.
     """
-    commit, args = None, trainer.args
-    if trainer.is_world_process_zero():
+    args = trainer.args
+
+    def pushed() -> CommitInfo:
         chosen = {"token": args.hub_token, "private": args.hub_private_repo, "revision": args.hub_revision} | options
         if trainer.hub_model_id is None:  # not known before unless `push_to_hub` was among the arguments
             trainer.init_hf_repo(token=chosen["token"], private=chosen["private"])
         trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
-        commit = push(directory, trainer.hub_model_id, message=message, **chosen)
-    world().agree(None)
-    return commit
+        return push(directory, trainer.hub_model_id, message=message, **chosen)
+
+    return world().once(pushed)
 
 
 def require_public_base(embedder: MMEmbedder, args: SaHaTrainingArguments) -> None:

@@ -66,7 +66,8 @@ def begin_or_go_on(trainer: SaHaTrainer, checkpoint: str | None) -> None:
         checkpoint: Where the run goes on; None if it begins.
 
     Raises:
-        ValueError: Something differs; on all processes.
+        OSError: The file cannot be written; on all processes.
+        ValueError: Something differs; as above.
     """
 
     def facts() -> dict[str, Any]:
@@ -86,20 +87,21 @@ def keep_to(facts: Callable[[], dict[str, Any]], output_dir: str | Path, checkpo
         checkpoint: Where the run goes on; None if it begins.
 
     Raises:
-        ValueError: Something differs; on all processes.
+        OSError: The file cannot be written; on all processes.
+        ValueError: Something differs; as above.
     """
-    process, refusal = world(), None
-    if process.main:
+
+    def compare_or_write() -> None:
         found, own = facts(), Path(output_dir, RUN_FILE)
         begun = own if checkpoint is None else Path(checkpoint).with_name(RUN_FILE)
-        if checkpoint is not None:
-            refusal = _refusal(begun, found)
-        if refusal is None and (checkpoint is None or begun.resolve() != own.resolve()):
+        if checkpoint is not None and (refusal := _refusal(begun, found)) is not None:
+            raise ValueError(refusal)
+        if checkpoint is None or begun.resolve() != own.resolve():
             written = {"format": FORMAT, "format_version": FORMAT_VERSION, "depends_on": found}
             own.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(own, f"{json.dumps(written, indent=2, ensure_ascii=False)}\n".encode())
-    if (refusal := process.agree(refusal)) is not None:
-        raise ValueError(refusal)
+
+    world().once(compare_or_write)
 
 
 def facts_of(trainer: SaHaTrainer) -> dict[str, Any]:

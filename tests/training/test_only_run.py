@@ -10,6 +10,7 @@ import pytest
 from hf_mmembed.distillation import recipes as distillation
 from hf_mmembed.distillation.recipes import DistillationRecipe
 from hf_mmembed.lock import only_writer
+from hf_mmembed.processes import World
 from hf_mmembed.thinking import recipes as thinking
 from hf_mmembed.training import only_run as module
 from hf_mmembed.training import recipes
@@ -43,8 +44,8 @@ def test_training_where_another_run_writes_is_refused(embedder, tmp_path):
 
 
 def test_the_other_processes_are_refused_too(monkeypatch, tmp_path):
-    process = SimpleNamespace(main=False, agree=lambda failure: failure or "another process is writing")
-    monkeypatch.setattr(module, "world", lambda: process)
+    monkeypatch.setattr(World, "share", lambda *_: (None, ValueError("another process is writing")))
+    monkeypatch.setattr(module, "world", lambda: World(rank=1, size=2))
     with pytest.raises(ValueError, match="another process"), only_run(tmp_path):
         pass
     assert not list(tmp_path.iterdir())

@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig
 
 from hf_mmembed import MMEmbedder
+from hf_mmembed.processes import World
 from hf_mmembed.training import run_file
 from hf_mmembed.training.models import open_for_training
 from hf_mmembed.training.run_file import begin_or_go_on, facts_of
@@ -91,8 +92,8 @@ def test_one_trainer_may_be_stopped_and_go_on(embedder, tmp_path):
 
 
 def test_the_others_are_told_what_the_main_process_found(monkeypatch, tmp_path):
-    process = SimpleNamespace(main=False, agree=lambda failure: failure or "other data")
-    monkeypatch.setattr(run_file, "world", lambda: process)
+    monkeypatch.setattr(World, "share", lambda *_: (None, ValueError("other data")))
+    monkeypatch.setattr(run_file, "world", lambda: World(rank=1, size=2))
     with pytest.raises(ValueError, match="other data"):
         begin_or_go_on(SimpleNamespace(args=SimpleNamespace(output_dir=str(tmp_path))), None)
     assert not list(tmp_path.iterdir())

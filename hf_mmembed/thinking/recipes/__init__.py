@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -189,14 +190,7 @@ def _is_gone(model: str) -> bool:
 
 def _untrained(recipe: ThinkingRecipe, directory: Path, *, resume: bool) -> Path:
     """The reasoner with a new head, made by the first process; where a run is resumed, the one that it began with."""
-    failure = None
-    if world().main:
-        try:
-            _make_untrained(recipe, directory, resume=resume)
-        except ValueError as error:
-            failure = str(error)
-    if (failure := world().agree(failure)) is not None:
-        raise ValueError(failure)
+    world().once(partial(_make_untrained, recipe, directory, resume=resume))
     return directory
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from hf_mmembed.files import saving
 from hf_mmembed.lock import only_writer
 
-__all__ = ["require_empty", "staged"]
+__all__ = ["replaced", "require_empty", "staged"]
 
 
 def require_empty(out: Path) -> None:
@@ -50,20 +50,42 @@ def staged(out: Path) -> Iterator[Path]:
     fill = out.is_dir()
     # A fixed name, so that the next run removes what a killed one left.
     held = (out if fill else out.parent) / _staging_name(out)
+    with _held(held, out) as written:
+        require_empty(out)  # once more: it may have been filled while the caller loaded a model
+        with saving(out):
+            yield written
+        if fill:
+            for file in sorted(written.iterdir(), key=lambda file: file.name == "config.json"):
+                os.replace(file, out / file.name)
+        else:
+            os.replace(written, out)
+
+
+@contextmanager
+def replaced(out: Path) -> Iterator[Path]:
+    """As `staged`, in the place of what `out` holds: that is removed once the new files are complete.
+
+    Raises:
+        OSError: The disk is full; the message names `out` and says what to do.
+        ValueError: Another process is writing to `out`.
+    """
+    with _held(out.with_name(_staging_name(out)), out) as written:
+        with saving(out):
+            yield written
+        shutil.rmtree(out, ignore_errors=True)
+        os.replace(written, out)
+
+
+@contextmanager
+def _held(held: Path, out: Path) -> Iterator[Path]:
+    """An empty directory in `held`, which no other process has meanwhile, and which is gone at the end."""
     held.mkdir(parents=True, exist_ok=True)
     with only_writer(held, out):
         try:
-            require_empty(out)  # once more: it may have been filled while the caller loaded a model
             written = held / "files"
             shutil.rmtree(written, ignore_errors=True)
             written.mkdir()
-            with saving(out):
-                yield written
-            if fill:
-                for file in sorted(written.iterdir(), key=lambda file: file.name == "config.json"):
-                    os.replace(file, out / file.name)
-            else:
-                os.replace(written, out)
+            yield written
         finally:
             shutil.rmtree(held, ignore_errors=True)
 

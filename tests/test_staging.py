@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hf_mmembed.staging import require_empty, staged
+from hf_mmembed.staging import replaced, require_empty, staged
 from tests.forks import exit_code
 
 
@@ -55,3 +55,17 @@ def test_a_full_disk_is_told(tmp_path, full_disk):
     with full_disk(1000), pytest.raises(OSError, match="/out: .*is the disk full"), staged(out) as written:
         save_file({"weight": torch.zeros(4000)}, written / "model.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_stands_there_is_replaced_when_the_new_files_are_complete(tmp_path, full_disk):
+    out = tmp_path / "deep" / "out"
+    for number in range(2):
+        with replaced(out) as written:
+            (written / str(number)).write_text("new")
+        assert [entry.name for entry in out.iterdir()] == [str(number)]
+    with full_disk(1000), pytest.raises(OSError, match="/out: .*is the disk full"), replaced(out) as written:
+        save_file({"weight": torch.zeros(4000)}, written / "model.safetensors")
+    assert [entry.name for entry in out.iterdir()] == ["1"]
+    with replaced(out), pytest.raises(ValueError, match=f"another process is writing to {out}"), replaced(out):
+        pass
+    assert [entry.name for entry in out.parent.iterdir()] == ["out"]

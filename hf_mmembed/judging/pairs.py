@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,6 +29,7 @@ from hf_mmembed.data.pairs import NEGATIVE_FEATURES, document_of, query_of
 from hf_mmembed.data.rows import hash_parts
 from hf_mmembed.files import write_atomically
 from hf_mmembed.processes import world
+from hf_mmembed.staging import replaced
 
 from .candidates import Pool
 from .sampling import sampled
@@ -89,6 +90,7 @@ def judge_pairs(
         rows_per_file: What a killed run loses at most, per process.
 
     Raises:
+        OSError: The result cannot be written; as below.
         ValueError: An input cannot be judged. Scores that were made before are kept.
     """
     folder = out / "scores"
@@ -105,14 +107,12 @@ def judge_pairs(
                 except ValueError as error:
                     raise ValueError(f"rows {start} to {start + len(rows) - 1} cannot be judged: {error}") from error
             bar.update(len(rows))
-    process.agree(None)
+    process.wait()
     # A file is in the order of the questions, but may have been written when rows had more candidates or gaps elsewhere.
     kept = [np.load(path) for path in paths]
     scores = _in_places(np.concatenate([file[~np.isnan(file)] for file in kept]), pool.places)
     chosen = [sampled(row[1:], row[0], margin=margin, keep=keep, stride=stride) for row in scores]
-    if process.main:
-        _replace(out / "pairs", lambda directory: _write(directory, pairs, pool, scores, chosen))
-    process.agree(None)
+    process.once(partial(_write, out / "pairs", pairs, pool, scores, chosen))
     answers = np.isfinite(scores[:, 1:]) & (scores[:, 1:] > scores[:, :1] - margin)
     without = sum(len(own) == 0 for own in chosen)
     if without:
@@ -170,21 +170,22 @@ def _in_places(answers: NDArray[np.float64], places: NDArray[np.int64]) -> NDArr
 
 
 def _write(
-    directory: str, pairs: Dataset, pool: Pool, scores: NDArray[np.float64], chosen: list[NDArray[np.int64]]
+    directory: Path, pairs: Dataset, pool: Pool, scores: NDArray[np.float64], chosen: list[NDArray[np.int64]]
 ) -> None:
     """The pairs with their negatives, some rows at a time: an array of Arrow's holds 2 GB of pictures, no more."""
     pairs = pairs.remove_columns([name for name in NEGATIVE_FEATURES if name in pairs.column_names])
     features = type(pairs.features)({**pairs.features, **NEGATIVE_FEATURES})
-    file = Path(f"{directory}.arrow")
-    with ArrowWriter(features=features, path=str(file)) as writer:
-        for start in range(0, len(pairs), _ROWS_AT_ONCE):
-            rows = range(start, min(start + _ROWS_AT_ONCE, len(pairs)))
-            part = slice(rows.start, rows.stop)
-            table = pairs.select(rows).with_format("arrow")[:]
-            writer.write_table(_with_negatives(table, pool, pool.places[part], scores[part], chosen[part], features))
-        writer.finalize()
-    Dataset.from_file(str(file)).save_to_disk(directory)
-    file.unlink()
+    with replaced(directory) as written, TemporaryDirectory(dir=written) as folder:
+        file = str(Path(folder, "pairs.arrow"))
+        with ArrowWriter(features=features, path=file) as writer:
+            for start in range(0, len(pairs), _ROWS_AT_ONCE):
+                rows = range(start, min(start + _ROWS_AT_ONCE, len(pairs)))
+                part = slice(rows.start, rows.stop)
+                table = pairs.select(rows).with_format("arrow")[:]
+                own = pool.places[part], scores[part], chosen[part]
+                writer.write_table(_with_negatives(table, pool, *own, features))
+            writer.finalize()
+        Dataset.from_file(file).save_to_disk(written)
 
 
 def _with_negatives(
@@ -220,12 +221,3 @@ def _save(path: Path, scores: NDArray[np.float64]) -> None:
     buffer = io.BytesIO()
     np.save(buffer, scores, allow_pickle=False)
     write_atomically(path, buffer.getvalue())
-
-
-def _replace(directory: Path, write: Callable[[str], object]) -> None:
-    """A directory that appears at once and complete."""
-    staged = directory.with_name(f".{directory.name}.unfinished")
-    shutil.rmtree(staged, ignore_errors=True)
-    write(str(staged))
-    shutil.rmtree(directory, ignore_errors=True)
-    os.replace(staged, directory)

@@ -12,7 +12,6 @@ import inspect
 import json
 import logging
 import os
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from hf_mmembed.data.pairs import document_of, query_of
 from hf_mmembed.identity import local_checkpoint, settings_digest, weights_digest
 from hf_mmembed.inputs import as_messages
 from hf_mmembed.processes import world
+from hf_mmembed.staging import replaced
 from hf_mmembed.training.arguments import on_one_device
 from hf_mmembed.training.callbacks import FrozenStaysFrozen, Progress, Values
 from hf_mmembed.training.checkpoints import require_no_run, take_up_finished
@@ -289,7 +289,7 @@ def fine_tune(
         `out`: a generative checkpoint, for `LocalReasoner` and `make_unified`.
 
     Raises:
-        OSError: The student cannot be read.
+        OSError: The student cannot be read, or the result not be written.
         ValueError: There is nothing to learn, the teacher had other templates, ``args.output_dir`` holds checkpoints and
             `resume` is not given, the run to go on with began with something else, or the checkpoint lacks weights.
     """
@@ -332,12 +332,11 @@ def fine_tune(
     if take_up_finished(trainer, checkpoint) is None:
         trainer.train(resume_from_checkpoint=checkpoint)
     out = Path(out)
-    if trainer.is_world_process_zero():
-        staged = out.with_name(f".{out.name}.unfinished")
-        shutil.rmtree(staged, ignore_errors=True)
-        student.save_pretrained(staged)
-        processor.backbone_processor.save_pretrained(staged)
-        shutil.rmtree(out, ignore_errors=True)
-        os.replace(staged, out)
-    trainer.accelerator.wait_for_everyone()
+
+    def write() -> None:
+        with replaced(out) as written:
+            student.save_pretrained(written)
+            processor.backbone_processor.save_pretrained(written)
+
+    world().once(write)
     return out

@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from hf_mmembed.model.convert import convert
 from hf_mmembed.model.presets import load_prompt
 from hf_mmembed.processes import world
 from hf_mmembed.sentence_transformer import MMEmbedder
+from hf_mmembed.staging import replaced
 
 from .arguments import SaHaTrainingArguments
 
@@ -118,19 +120,18 @@ def open_embedder(
     # Nothing more is read of a base that has been converted, so it may be gone; the Hub would be asked for its path.
     known = made is not None and not Path(path).is_dir() and _may_name(path, made["model"])
     if known or (find_adapter_config_file(path) is None and not is_sentence_transformer_model(path)):
-        process = world()
-        refusal = _convert_once(path, converted, prompt) if process.main else None
-        if (refusal := process.agree(refusal)) is not None:
-            raise ValueError(
-                f"{refusal}; choose another output directory, or delete {converted}, without which adapters over it cannot "
-                "be opened."
-            )
+        world().once(partial(_convert_once, path, converted, prompt))
         path = str(converted)
     return MMEmbedder(path, device=device, model_kwargs={"dtype": dtype, **(model_kwargs or {})})
 
 
-def _convert_once(path: str, converted: Path, prompt: str | Path) -> str | None:
-    """Convert what is not converted yet; why what is there already cannot be used, if it cannot."""
+def _convert_once(path: str, converted: Path, prompt: str | Path) -> None:
+    """Convert what is not converted yet.
+
+    Raises:
+        OSError: The model cannot be read, or the embedder not be written.
+        ValueError: The model cannot be converted, or what is there already cannot be used.
+    """
     made = _made_of(converted)
     if made is None:
         logger.info("converting %s to the embedder %s", path, converted)
@@ -140,15 +141,22 @@ def _convert_once(path: str, converted: Path, prompt: str | Path) -> str | None:
         convert(path, converted, prompt=prompt)
         asked = {"model": path, "weights": weight_files(path), "prompt": asdict(load_prompt(prompt))}
         write_atomically(record, f"{json.dumps(asked, indent=2)}\n".encode())
-        return None
+    elif (difference := _difference(made, path, prompt)) is not None:
+        raise ValueError(
+            f"{converted} was made {difference}; choose another output directory, or delete {converted}, without which "
+            "adapters over it cannot be opened."
+        )
+
+
+def _difference(made: Mapping[str, Any], path: str, prompt: str | Path) -> str | None:
+    """What an embedder was made of, or with, if not of this model and with this prompt."""
     weights = weight_files(path)
     if weights and made["weights"]:  # wherever they lie by now
         if weights != made["weights"]:
-            return f"{converted} was made of {made['model']}, with other weights than those in {path}"
+            return f"of {made['model']}, with other weights than those in {path}"
     elif not _may_name(path, made["model"]):
-        return f"{converted} was made of {made['model']}, not of {path}"
-    same_prompt = made["prompt"] in (None, asdict(load_prompt(prompt)))
-    return None if same_prompt else f"{converted} was made with another prompt"
+        return f"of {made['model']}, not of {path}"
+    return None if made["prompt"] in (None, asdict(load_prompt(prompt))) else "with another prompt"
 
 
 def _made_of(converted: Path) -> dict[str, Any] | None:
@@ -260,22 +268,25 @@ def save_result(
 
     Returns:
         `directory`.
+
+    Raises:
+        OSError: The disk is full.
+        ValueError: Another process is writing to `directory`.
     """
     directory = Path(directory)
-    staged = directory.with_name(f".{directory.name}.unfinished")
-    shutil.rmtree(staged, ignore_errors=True)
-    save_embedder(embedder, staged)
-    if merged and (adapter := adapter_of(embedder)):
-        name = adapter.base_model_name_or_path
-        revision = None if Path(name).is_dir() else adapter.revision
-        base: Any = MMEmbedder(name, revision=revision, device="cpu")  # the device may be full
-        base[0].processor = embedder[0].processor  # its prompt and image size may have been chosen for this training
-        base[0].model = PeftModel.from_pretrained(base[0].model, staged).merge_and_unload()
-        shutil.rmtree(staged)
-        save_embedder(base, staged)
-    for name, content in (record or {}).items():
-        (staged / name).write_text(content, encoding="utf-8")
-    (staged / "README.md").write_text(card_of(staged, repo_id=directory.name), encoding="utf-8")
-    shutil.rmtree(directory, ignore_errors=True)
-    os.replace(staged, directory)
+    with replaced(directory) as written:
+        save_embedder(embedder, written)
+        if merged and (adapter := adapter_of(embedder)):
+            name = adapter.base_model_name_or_path
+            revision = None if Path(name).is_dir() else adapter.revision
+            base: Any = MMEmbedder(name, revision=revision, device="cpu")  # the device may be full
+            base[0].processor = embedder[
+                0
+            ].processor  # its prompt and image size may have been chosen for this training
+            base[0].model = PeftModel.from_pretrained(base[0].model, written).merge_and_unload()
+            shutil.rmtree(written)
+            save_embedder(base, written)
+        for name, content in (record or {}).items():
+            (written / name).write_text(content, encoding="utf-8")
+        (written / "README.md").write_text(card_of(written, repo_id=directory.name), encoding="utf-8")
     return directory

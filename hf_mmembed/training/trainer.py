@@ -214,7 +214,7 @@ class SaHaTrainer(SentenceTransformerTrainer):
             if not (within and directory.is_dir()):
                 logger.info("mining anew for epoch %d", epoch + 1)
                 self.mine(self.model, directory)
-                world().agree(None)
+                world().wait()
             self._sampler.set_clusters(Clusters.load(directory).rows)
 
     # Steps
@@ -334,7 +334,7 @@ class SaHaTrainer(SentenceTransformerTrainer):
             publish_result(self, directory, "End of training")
         return directory
 
-    def push_to_hub(self, commit_message: str = "End of training", **options: Any) -> CommitInfo | None:
+    def push_to_hub(self, commit_message: str = "End of training", **options: Any) -> CommitInfo:
         """Save the result in ``model`` of the output directory and publish that: no checkpoint, no pickle, no log.
 
         Args:
@@ -342,7 +342,7 @@ class SaHaTrainer(SentenceTransformerTrainer):
             **options: Of `hf_mmembed.hub.push`, in place of the ``hub_*`` arguments.
 
         Returns:
-            The commit, on the main process.
+            The commit.
 
         Raises:
             PublishError: Something must not be published; nothing was sent.
@@ -351,10 +351,8 @@ class SaHaTrainer(SentenceTransformerTrainer):
         return publish_result(self, self._write_result(f"{self.args.output_dir}/model"), commit_message, **options)
 
     def _write_result(self, directory: str | os.PathLike[str]) -> Path:
-        if self.is_world_process_zero():
-            with saving(Path(directory)):
-                save_result(self.model, directory, merged=self.args.save_as == "merged", record=record_of(self))
-        world().agree(None)
+        merged = self.args.save_as == "merged"
+        world().once(lambda: save_result(self.model, directory, merged=merged, record=record_of(self)))
         return Path(directory)
 
     # Checkpoints

@@ -5,15 +5,32 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import dataclass, field
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from transformers import TrainingArguments
 
+from hf_mmembed.data.pairs import read_pairs
+from hf_mmembed.hub import PushError
+from hf_mmembed.judging import judge_pairs
+from hf_mmembed.judging import pairs as judging
+from hf_mmembed.judging.candidates import of_pairs
+from hf_mmembed.mining import dataset as mining
+from hf_mmembed.mining import mine_pairs
 from hf_mmembed.processes import PATIENCE, World, world
+from hf_mmembed.thinking import recipes as thinking
+from hf_mmembed.training import models, only_run, publishing, run_file, trainer
 from hf_mmembed.training.arguments import SaHaTrainingArguments
 from tests.forks import in_processes
+from tests.index.fake_embedder import FakeEmbedder
 from tests.training.conftest import make_pairs
 
 
@@ -79,11 +96,63 @@ def test_processes_wait_for_each_other_for_days(tmp_path):
 
 def test_one_process_reads_for_all_and_all_hear_why_it_cannot(tmp_path):
     def tried(rank):
-        def cannot_read():
-            raise ValueError(f"row {rank} cannot be read")
+        def cannot_read(kind):
+            raise kind(f"row {rank} cannot be read")
 
-        with pytest.raises(ValueError, match="row 0 cannot be read"):
-            world().once(cannot_read)
+        for kind in (ValueError, FileNotFoundError, PushError):
+            with pytest.raises(kind, match="row 0 cannot be read"):
+                world().once(partial(cannot_read, kind))
+        world().wait()
         return world().once(lambda: rank)
 
     assert in_processes(tried, store=tmp_path / "store") == [0, 0]
+
+
+@dataclass(frozen=True)
+class MainOfTwo(World):
+    """The main process, with a list for the other one."""
+
+    size: int = 2
+    told: list[Any] = field(default_factory=list)
+
+    def share(self, value):
+        self.told.append(value)
+        return value
+
+    agree = share
+
+
+TEXTS = read_pairs(Dataset.from_dict({"query_text": ["a", "b"], "pos_text": ["c", "d"], "neg_text": [["d"], ["c"]]}))
+JUDGE = mock.MagicMock(identity="half", side_effect=lambda queries, _: np.full(len(queries), 0.5))
+WORK = {
+    "convert": (models, "convert", lambda path: models.open_embedder("org/base", path)),
+    "head": (thinking, "_make_untrained", lambda path: thinking._untrained(None, path, resume=False)),
+    "hold": (only_run, "only_writer", lambda path: only_run.only_run(path).__enter__()),
+    "facts": (run_file, "write_atomically", lambda path: run_file.keep_to(dict, path, None)),
+    "result": (
+        trainer, "record_of",
+        lambda path: trainer.SaHaTrainer._write_result(SimpleNamespace(model=0, args=SimpleNamespace(save_as="")), path),
+    ),
+    "push": (publishing, "push", lambda path: publishing.publish_result(mock.MagicMock(), path, "message")),
+    "mining": (
+        mining, "write_atomically",
+        lambda path: mine_pairs(TEXTS, FakeEmbedder(), path, model={"name": "fake"}, k=1),
+    ),
+    "judging": (judging, "_write", lambda path: judge_pairs(TEXTS, JUDGE, of_pairs(TEXTS), path)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_what_one_process_cannot_do_for_all_is_told_to_all(monkeypatch, tmp_path, work):
+    """Or the others would wait for it."""
+
+    def full(*_, **__):
+        raise OSError("no space left")
+
+    module, name, call = WORK[work]
+    process = MainOfTwo()
+    monkeypatch.setattr(module, "world", lambda: process)
+    monkeypatch.setattr(module, name, full)
+    with pytest.raises(OSError, match="no space left"):
+        call(tmp_path)
+    assert "no space left" in str(process.told[-1:])

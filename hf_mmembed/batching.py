@@ -1,7 +1,7 @@
 """Which inputs share a batch, and getting the next batch ready while the model runs.
 
 In: an estimated number of tokens per input. Out: batches of indices that hold a bounded number of tokens after
-padding (:func:`plan_batches`), and their prepared features one after the other (:func:`prefetch`).
+padding (`plan_batches`), and their prepared features one after the other (`prefetch`).
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def plan_batches(tokens: Sequence[int], *, batch_size: int, token_budget: int, b
     low; the budget counts what the model sees, the longest input of the batch times the number of inputs.
 
     Args:
-        tokens: estimated tokens of each input, text and visual together.
-        batch_size: at most this many inputs in a batch.
-        token_budget: at most this many tokens in a batch, padding included. An input longer than the budget gets a
+        tokens: Estimated tokens of each input, text and visual together.
+        batch_size: At most this many inputs in a batch.
+        token_budget: At most this many tokens in a batch, padding included. An input longer than the budget gets a
             batch of its own.
-        batch_cost: what one more batch costs, in the time of that many tokens; a batch ends before its padding costs
+        batch_cost: What one more batch costs, in the time of that many tokens; a batch ends before its padding costs
             more.
 
     Returns:
@@ -81,10 +81,10 @@ def prefetch(
     exception of its own, Ctrl-C or a closed generator, nothing more is started and the threads end.
 
     Args:
-        prepare: called in a worker thread.
-        items: what to prepare; taken as needed, so it may be a generator.
-        workers: number of threads; with 0, each item is prepared when it is asked for, in the caller's own thread.
-        ahead: how many results may wait or be in the making beyond the one being consumed; bounds the memory.
+        prepare: Called in a worker thread.
+        items: What to prepare; taken as needed, so it may be a generator.
+        workers: Number of threads; with 0, each item is prepared when it is asked for, in the caller's own thread.
+        ahead: How many results may wait or be in the making beyond the one being consumed; bounds the memory.
 
     Example:
         >>> list(prefetch(str.upper, ["a", "b"], workers=2, ahead=1))

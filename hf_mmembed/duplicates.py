@@ -1,6 +1,6 @@
 """Find identical inputs, so that each is embedded once.
 
-In: conversations as :func:`hf_mmembed.inputs.as_messages` returns them. Out: which of them are the first of their
+In: conversations as `hf_mmembed.inputs.as_messages` returns them. Out: which of them are the first of their
 kind, and which first one each input repeats. Two inputs are identical when their roles, texts and pictures are: text
 by its characters, a picture by its file's bytes (a path, the bytes, a PIL image not decoded yet) or by its pixels.
 """
@@ -31,7 +31,7 @@ def unique_inputs(conversations: Sequence[list[dict[str, Any]]]) -> tuple[list[i
     sketches agree.
 
     Args:
-        conversations: chat messages, one list per input.
+        conversations: Chat messages, one list per input.
 
     Returns:
         ``(firsts, places)`` with ``places[i]`` such that ``conversations[firsts[places[i]]]`` is identical to

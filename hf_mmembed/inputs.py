@@ -1,6 +1,6 @@
 """Everything that can be embedded, as chat messages.
 
-In: whatever a user passes to :meth:`hf_mmembed.MMEmbedder.encode`. Out: one conversation per input, the form in which
+In: whatever a user passes to `hf_mmembed.MMEmbedder.encode`. Out: one conversation per input, the form in which
 sentence-transformers, the processor and the backbone's own chat template all read it. A string is always text here,
 also where it is the path of an existing picture, a URL or a control token: nothing is opened, fetched or obeyed.
 """
@@ -31,17 +31,17 @@ def as_messages(item: Any, *, index: int = 0, instruction: str | None = None) ->
     """One input as a conversation: an optional instruction (system turn), then pictures and text (user turn).
 
     Args:
-        item: a ``str`` (always text), a picture (PIL image, ``np.ndarray`` or ``torch.Tensor`` of three axes), a dict
+        item: A ``str`` (always text), a picture (PIL image, ``np.ndarray`` or ``torch.Tensor`` of three axes), a dict
             with some of the keys ``text``, ``image`` and ``instruction``, where ``image`` is a picture, a local path,
             the bytes of an image file or a list of these, or chat messages (one ``{"role", "content"}`` dict or a list
             of them), whose pictures may also be called ``path``, ``url`` or ``image_url``. A key whose value is None
             counts as absent. An empty string is a valid text: the model reads its prompt with nothing in it.
-        index: the position of ``item`` among the inputs, for error messages.
-        instruction: what to do with the input, where it does not say so itself (its own ``instruction``, the empty
+        index: The position of ``item`` among the inputs, for error messages.
+        instruction: What to do with the input, where it does not say so itself (its own ``instruction``, the empty
             one too, or a system turn).
 
     Raises:
-        ValueError: the input is None or holds neither text nor image, is of another type, has unknown keys, or its
+        ValueError: The input is None or holds neither text nor image, is of another type, has unknown keys, or its
             text or instruction is not a string, or not valid Unicode. The message names ``index``.
 
     Example:
@@ -72,11 +72,11 @@ def check_unicode(text: str, what: str) -> None:
     """Refuse a text that no tokenizer and no file can take: one with half of a surrogate pair.
 
     Args:
-        text: any string.
-        what: what it is, for the error message.
+        text: Any string.
+        what: What it is, for the error message.
 
     Raises:
-        ValueError: there is half a pair, as left over where an emoji was cut in two.
+        ValueError: There is half a pair, as left over where an emoji was cut in two.
 
     Example:
         >>> check_unicode("a disc", "inputs[0]")
@@ -115,12 +115,12 @@ def with_trace(messages: Messages, trace: Any, *, index: int = 0) -> Messages:
     """The conversation with what a reasoner wrote about it behind it, in the assistant's turn.
 
     Args:
-        messages: what `as_messages` returns.
-        trace: a string, an object that has one as ``text``, or None. An empty one is no trace.
-        index: the position among the inputs, for error messages.
+        messages: What `as_messages` returns.
+        trace: A string, an object that has one as ``text``, or None. An empty one is no trace.
+        index: The position among the inputs, for error messages.
 
     Raises:
-        ValueError: the trace is something else, or not valid Unicode.
+        ValueError: The trace is something else, or not valid Unicode.
 
     Example:
         >>> with_trace([{"role": "user", "content": "two discs"}], "the left one is red")[1]

@@ -64,15 +64,15 @@ class MMEmbedder(SentenceTransformer):
     - an input can be embedded together with what a reasoner wrote about it: ``traces``, or ``think`` and `thinker`.
 
     Attributes:
-        thinker: a `hf_mmembed.thinking.Thinker`, asked where ``think`` says so. Defaults to None.
+        thinker: A `hf_mmembed.thinking.Thinker`, asked where ``think`` says so. Defaults to None.
 
     Args:
-        model_name_or_path: directory or Hub id.
-        **kwargs: see `sentence_transformers.SentenceTransformer`.
+        model_name_or_path: Directory or Hub id.
+        **kwargs: See `sentence_transformers.SentenceTransformer`.
 
     Raises:
-        OSError: there is no such directory, and the Hub does not give it.
-        ValueError: the checkpoint is no embedder (it was never converted), or cannot read chat messages.
+        OSError: There is no such directory, and the Hub does not give it.
+        ValueError: The checkpoint is no embedder (it was never converted), or cannot read chat messages.
 
     Example:
         >>> from PIL import Image
@@ -169,28 +169,28 @@ class MMEmbedder(SentenceTransformer):
         `encode_document` pass on what they are given.
 
         Args:
-            inputs: a string (always text), a picture (PIL image, array, tensor), a dict with some of the keys
+            inputs: A string (always text), a picture (PIL image, array, tensor), a dict with some of the keys
                 ``text``, ``image`` (a picture, a local path, or a list) and ``instruction``, or chat messages; or a
                 list, or anything else to go through, that mixes them. An empty string is embedded as the prompt with
                 nothing in it.
-            prompt_name: name of a prompt stored in the checkpoint, used as the instruction. `encode_query` takes
+            prompt_name: Name of a prompt stored in the checkpoint, used as the instruction. `encode_query` takes
                 ``"query"``, `encode_document` ``"document"``. Defaults to ``default_prompt_name``, usually none.
-            prompt: the instruction, as sentence-transformers calls it.
-            batch_size: at most this many inputs in a batch. Defaults to 32.
+            prompt: The instruction, as sentence-transformers calls it.
+            batch_size: At most this many inputs in a batch. Defaults to 32.
             output_value: ``"sentence_embedding"``; ``"token_embeddings"`` for the last hidden states of the real
                 tokens, one ``(tokens, hidden)`` tensor per input; or None for a dict of all features per input.
-            truncate_dim: keep this many leading dimensions, renormalised to unit length.
-            device: a device, or a list of them to encode in one process each.
+            truncate_dim: Keep this many leading dimensions, renormalised to unit length.
+            device: A device, or a list of them to encode in one process each.
             task: ``"query"`` or ``"document"``: which representation prompt ends the input. Defaults to a document's.
-            instruction: what to do with the inputs, for instance "Find a picture of the same scene."; takes the
+            instruction: What to do with the inputs, for instance "Find a picture of the same scene."; takes the
                 place of a stored prompt. An input with an ``instruction`` of its own, or a system message, keeps it.
-            think: whether `thinker` writes a trace of each input first, which the model reads behind the input
+            think: Whether `thinker` writes a trace of each input first, which the model reads behind the input
                 (Think-Then-Embed, https://arxiv.org/abs/2510.05014): ``"never"``, ``"always"``, or ``"auto"``, about
                 queries where it pays by the family of the task.
             task_family: ``"classification"``, ``"qa"``, ``"content"``, ``"grounding"`` or ``"composed"``: what the
                 thinker is asked. Defaults to a guess from the form of each input.
-            traces: traces that are there already, one per input: strings, `hf_mmembed.thinking.Trace`, or None.
-            return_traces: return the embeddings and the traces, None where there is none.
+            traces: Traces that are there already, one per input: strings, `hf_mmembed.thinking.Trace`, or None.
+            return_traces: Return the embeddings and the traces, None where there is none.
             **kwargs: ``token_budget``, the most tokens in a batch, text and visual, padding included (an estimate;
                 an input larger than that is a batch of its own; defaults to 16,384, and is lowered where a GPU runs
                 out of memory), and ``processing_kwargs``.
@@ -201,7 +201,7 @@ class MMEmbedder(SentenceTransformer):
             a pair of that and the traces.
 
         Raises:
-            ValueError: an input cannot be embedded (the message says which and why), both ``prompt`` and
+            ValueError: An input cannot be embedded (the message says which and why), both ``prompt`` and
                 ``instruction`` are given, an option has a value that sentence-transformers does not know, or there is
                 no thinker, or not one trace per input.
         """

@@ -13,6 +13,7 @@ from pathlib import Path
 import transformers
 from PIL import Image
 from transformers import PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import cached_file
 
@@ -24,6 +25,9 @@ __all__ = ["wrap_processor"]
 
 # SmolVLM's own processor needs num2words for its video prompts; its images are processed exactly as Idefics3's.
 PROCESSOR_CLASSES = {"smolvlm": "Idefics3Processor"}
+# Where transformers computes a row in another way beside pictures of other rows: Hunyuan numbers pictures through the
+# batch, and Mllama lets words that are to see no picture see all of them, if there is one in the batch.
+DEPENDS_ON_COMPANY = frozenset({"hunyuan_vl", "mllama"})
 # Where a checkpoint may name its processor's class, in the order in which `AutoProcessor` looks.
 NAMING_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
@@ -43,11 +47,16 @@ def wrap_processor(
         [`MMEmbedProcessor`].
 
     Raises:
-        ValueError: If the family has no processor for images and text alone, or cannot prepare one of them alone, or
-            the checkpoint has no chat template.
+        ValueError: If the family has no processor for images and text alone, cannot prepare one of them alone, or computes
+            an input in another way beside others, or the checkpoint has no chat template.
     """
     if config.model_type == MMEmbedModel.config_class.model_type:
         raise ValueError(f"{base} is an embedder already; convert its generative parent.")
+    if config.model_type in DEPENDS_ON_COMPANY:
+        raise ValueError(
+            f"{base} is a {config.model_type!r} model, of which transformers computes an input in another way when others in "
+            "its batch have pictures, so its vector would depend on its company; convert a model of another family."
+        )
     name = _class_name(base, config, revision)
     if name is None:
         raise ValueError(
@@ -83,8 +92,11 @@ def wrap_processor(
 def _class_name(base: str | Path, config: PretrainedConfig, revision: str | None) -> str | None:
     """The class that the checkpoint names, as a LLaVA with Pixtral's tower does; else that of its `model_type`."""
     of_family = PROCESSOR_MAPPING_NAMES.get(config.model_type)
-    if of_family is None or config.model_type in PROCESSOR_CLASSES:
-        return PROCESSOR_CLASSES.get(config.model_type)
+    if config.model_type in PROCESSOR_CLASSES:
+        return PROCESSOR_CLASSES[config.model_type]
+    # A file that was left beside a text model says nothing; some families with pictures are known by that file alone.
+    if of_family is None and config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return None
     # Offline, a file that is not in the cache is taken for one that does not exist, as `AutoProcessor` does it.
     quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
     for file in NAMING_FILES:

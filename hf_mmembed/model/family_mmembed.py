@@ -48,6 +48,7 @@ def image_only_processor(name: str) -> type[ProcessorMixin]:
             super().__init__(**{part: given[part] for part in given if part in attributes or part not in whole})
 
     body = {
+        **{part: _Absent() for part in whole if part not in attributes},
         "__init__": _with_defaults(family.__init__),
         "get_attributes": classmethod(lambda cls: list(attributes)),
         "__module__": family.__module__,
@@ -55,6 +56,13 @@ def image_only_processor(name: str) -> type[ProcessorMixin]:
     if family.create_mm_token_type_ids is ProcessorMixin.create_mm_token_type_ids:
         body["create_mm_token_type_ids"] = types_of_tokens
     return type(family.__name__, (family, WithFewerParts), body)
+
+
+class _Absent:
+    """A part that is left out. Some families read settings of it all the same, which are None."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
 
 
 def _with_defaults(init: Any) -> Any:

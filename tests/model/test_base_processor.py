@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from transformers import AutoConfig, LlavaProcessor
+from transformers import AutoConfig, GlmOcrConfig, LlavaProcessor, Qwen3Config
 from transformers.processing_utils import ProcessorMixin
 
 from hf_mmembed import MMEmbedProcessor, convert, load_prompt
@@ -40,6 +40,20 @@ def test_the_class_may_be_named_beside_the_tokenizer(llava):
     (llava / "processor_config.json").write_text(json.dumps(stored))
     rename(llava / "tokenizer_config.json", "PixtralProcessor")
     assert _class_name(llava, AutoConfig.from_pretrained(llava), None) == "PixtralProcessor"
+
+
+def test_a_family_of_pictures_without_a_processor_of_its_own_gets_the_one_that_is_named(llava):
+    rename(llava / "processor_config.json", "Glm46VProcessor")
+    assert _class_name(llava, GlmOcrConfig(), None) == "Glm46VProcessor"
+    assert _class_name(llava, Qwen3Config(), None) is None
+
+
+@pytest.mark.parametrize("family", ["hunyuan_vl", "mllama"])
+def test_a_family_whose_rows_depend_on_their_company_is_refused(family, llava):
+    with pytest.raises(
+        ValueError, match=f"a '{family}' model, of which transformers computes an input in another way"
+    ):
+        wrap_processor(llava, AutoConfig.for_model(family), load_prompt("saha"))
 
 
 def test_smolvlm_gets_the_processor_of_idefics3(generative):

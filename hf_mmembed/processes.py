@@ -1,4 +1,4 @@
-"""The processes that ``accelerate launch`` or torchrun started, as far as sharing out work needs to know them.
+"""Rank, world size and the few collectives that sharing out work needs.
 
 In: the environment. Out: a `World`: which process this is, of how many, and what the others ran into.
 """
@@ -41,13 +41,17 @@ class World:
 
     def agree(self, failure: str | None) -> str | None:
         """Waits for all processes; the first failure of any of them."""
+        return next((one for one in self.gather(failure) if one is not None), None)
+
+    def gather(self, value: T) -> list[T]:
+        """Waits for all processes; the value of each of them."""
         if self.size == 1:
-            return failure
+            return [value]
         import torch.distributed
 
-        failures: list[str | None] = [None] * self.size
-        torch.distributed.all_gather_object(failures, failure, group=self.group)
-        return next((one for one in failures if one is not None), None)
+        values: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(values, value, group=self.group)
+        return values
 
     def share(self, value: T) -> T:
         """The main process's value, on all of them."""

@@ -5,7 +5,6 @@ In: a reasoner and pairs. Out: a store of traces, resumable; then a reasoner, an
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from .config import ConfigOption, values_set
-from .embed import LongestEdgeOption
+from .embed import DeviceOption, LongestEdgeOption
 
 __all__ = ["think", "think_train"]
 
@@ -49,7 +48,7 @@ def think(
     ] = False,
     split: Annotated[str, typer.Option(help="Split of the data.")] = "train",
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many pairs, from the start.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: the best there is.")] = None,
+    device: DeviceOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Let a reasoner think about queries and documents, and keep what it writes.
@@ -60,6 +59,7 @@ def think(
     Example: hf-mmembed think mmembed-tiny pairs.jsonl traces.sqlite --family qa --max-new-tokens 32
     """
     from hf_mmembed.data.pairs import read_pairs
+    from hf_mmembed.processes import world
     from hf_mmembed.thinking.filling import think_about_pairs
     from hf_mmembed.thinking.reasoner import LocalReasoner, Reasoner, Settings
     from hf_mmembed.thinking.templates import load_templates
@@ -73,9 +73,7 @@ def think(
         )
     _no_bars_in_a_file()
     families = _families(family or [])
-    rank, world, place = (
-        int(os.environ.get(name, n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    )
+    process = world()
     pairs = read_pairs(data, split=split)
     pairs = pairs if limit is None else pairs.select(range(min(limit, len(pairs))))
     settings = Settings(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
@@ -90,7 +88,7 @@ def think(
     else:
         reasoner = LocalReasoner(
             generative(model), revision=revision, settings=settings, templates=load_templates(templates),
-            batch_size=batch_size, longest_edge=longest_edge, device=device or (_own_gpu(place) if world > 1 else None),
+            batch_size=batch_size, longest_edge=longest_edge, device=device or process.device,
         )  # fmt: skip
     with TraceStore(out) as store:
         try:
@@ -101,12 +99,17 @@ def think(
                 sides=("query", "document") if side == "both" else (side,),
                 families=families,
                 show_answers=show_answers,
-                part=(rank, world),
+                part=(process.rank, process.size),
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{len(store)} traces are kept in {out}: the same command goes on there") from None
-        speed = f", {done.tokens / done.seconds:.1f} tokens/s" if done.seconds else ""
-        typer.echo(f"{done.new} new traces, {done.kept} kept{speed}")
+        parts = process.gather(done)
+        if not process.main:
+            return
+        seconds = max(part.seconds for part in parts)
+        speed = f", {sum(part.tokens for part in parts) / seconds:.1f} tokens/s" if seconds else ""
+        new, kept = sum(part.new for part in parts), sum(part.kept for part in parts)
+        typer.echo(f"{new} new traces, {kept} kept{speed}")
         summary = store.summary()
         for status, count in summary.items():
             typer.echo(f"  {status:<10} {count}")
@@ -152,12 +155,6 @@ def _no_bars_in_a_file() -> None:
 
     if not sys.stderr.isatty():
         disable_progress_bar()
-
-
-def _own_gpu(place: int) -> str | None:
-    import torch
-
-    return f"cuda:{place}" if torch.cuda.is_available() else None
 
 
 def _families(given: list[str]) -> str | dict[str, str] | None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 
 import pytest
 
@@ -36,6 +38,18 @@ def test_think_goes_on_where_it_was(data, generative, tmp_path, capsys):
     assert "none has the form <think>" in err and "into another file" in err  # of three tokens
     with TraceStore(tmp_path / "t.sqlite") as store:
         assert len(store) == 8 and {side for side, _ in store.by_content()} == {"query", "document"}
+
+
+def test_processes_share_the_work_and_one_says_what_all_did(data, generative, tmp_path):
+    words = ["think", generative("qwen2_vl"), data, tmp_path / "t.sqlite", "--max-new-tokens", 3, "--side", "query"]
+
+    def said(rank):
+        with redirect_stdout(StringIO()) as out:
+            assert run(*words) == 0
+        return out.getvalue().splitlines()
+
+    first, other = in_processes(said, store=tmp_path / "store")
+    assert first[0].startswith("4 new traces, 0 kept, ") and other == []
 
 
 def test_ctrl_c_says_how_to_go_on(data, generative, tmp_path, monkeypatch, capsys):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sentence_transformers.util import get_device_name
 
 from hf_mmembed.data.rows import hash_parts
 from hf_mmembed.identity import local_checkpoint
@@ -46,7 +47,7 @@ class Judge:
             would have more than 16,384 tokens (an estimate), or where memory runs out. Defaults to 16.
         longest_edge: To what pictures are scaled down; see `limit_pictures`. Defaults to what the checkpoint says.
         dtype: Defaults to that of the checkpoint; float32 on a CPU.
-        device: Defaults to a GPU if there is one.
+        device: Defaults to the best there is.
 
     Attributes:
         identity: Decides the scores: model, revision, question and `longest_edge`.
@@ -75,7 +76,7 @@ class Judge:
         dtype: torch.dtype | str | None = None,
         device: str | torch.device | None = None,
     ) -> None:
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(device or get_device_name())
         directory, commit = local_checkpoint(model, revision)
         self.model, self.processor = open_generative(
             directory, load_templates(), dtype=dtype or ("float32" if device.type == "cpu" else "auto")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from sentence_transformers.util import get_device_name
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -122,7 +123,7 @@ class LocalReasoner:
         longest_edge: To what pictures are scaled down; see `limit_pictures`. Part of the origin of the traces. Defaults to
             what the checkpoint says.
         dtype: Defaults to that of the checkpoint; float32 on a CPU.
-        device: Defaults to a GPU if there is one.
+        device: Defaults to the best there is.
 
     Attributes:
         max_seq_length: Tokens that an input may have; a longer one loses the end of its text.
@@ -157,7 +158,7 @@ class LocalReasoner:
         self.batch_size = batch_size
         self._turn = threading.Lock()
         self._budget = TokenBudget()
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(device or get_device_name())
         directory, commit = local_checkpoint(model, revision)
         self.model, self.processor = open_generative(
             directory, self.templates, dtype=dtype or ("float32" if device.type == "cpu" else "auto")

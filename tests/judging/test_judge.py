@@ -55,6 +55,11 @@ def judge_question(query, candidate):
     return _question(query, candidate, 0)
 
 
+def test_it_judges_on_the_best_device_there_is(monkeypatch):
+    monkeypatch.setattr("hf_mmembed.judging.judge.get_device_name", lambda: "meta", raising=False)
+    assert Judge(tiny.generative_path()).model.device.type == "meta"
+
+
 def test_words_must_differ_in_their_first_token():
     with pytest.raises(ValueError, match="begin with the same token"):
         Judge(tiny.generative_path(), words=("yes", "yes"), device="cpu")

@@ -28,6 +28,11 @@ INPUTS = [
 ]
 
 
+def test_it_thinks_on_the_best_device_there_is(monkeypatch):
+    monkeypatch.setattr("hf_mmembed.thinking.reasoner.get_device_name", lambda: "meta", raising=False)
+    assert LocalReasoner(tiny.generative_path()).model.device.type == "meta"
+
+
 def test_batches_give_what_single_inputs_give(reasoner):
     together = reasoner.think(INPUTS, "qa")
     assert together == [trace for item in INPUTS for trace in reasoner.think([item], "qa")]

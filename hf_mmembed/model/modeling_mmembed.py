@@ -10,6 +10,7 @@ the checkpoint, so it imports nothing but torch, transformers and its neighbours
 
 from __future__ import annotations
 
+import inspect
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -120,6 +121,11 @@ class MMEmbedModel(EmbeddingModel):
                 raise ValueError(
                     f"readout 'pre_mlp' needs a last block whose `mlp` is all that follows attention, but "
                     f"{type(block).__name__} has {', '.join(others)} too; use readout 'final'."
+                )
+            if len(told := list(inspect.signature(type(block.mlp).forward).parameters)[1:]) > 1:
+                raise ValueError(
+                    f"readout 'pre_mlp' needs an `mlp` that is told the hidden states alone, but {type(block.mlp).__name__} "
+                    f"takes {', '.join(told)}; use readout 'final'."
                 )
             # The block adds its MLP's output to the state: adding zero leaves the state before the MLP, which the
             # final norm then takes as usual.

@@ -357,6 +357,17 @@ def test_a_backbone_whose_blocks_have_no_mlp_is_refused(generative):
         MMEmbedModel.from_backbone(backbone, readout="pre_mlp")
 
 
+def test_an_mlp_that_is_told_more_than_the_states_cannot_be_left_out(generative):
+    class Experts(nn.Module):  # as ERNIE's
+        def forward(self, hidden_states, types):
+            return hidden_states, types
+
+    backbone = AutoModel.from_pretrained(generative("qwen2_vl"))
+    backbone.language_model.layers[-1].mlp = Experts()
+    with pytest.raises(ValueError, match="but Experts takes hidden_states, types; use readout 'final'"):
+        MMEmbedModel.from_backbone(backbone, readout="pre_mlp")
+
+
 def test_config_may_be_built_by_hand():
     config = MMEmbedConfig(
         {

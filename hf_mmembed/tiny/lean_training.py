@@ -70,15 +70,18 @@ class OnePassDistillationLoss(_OnePass, SimilarityDistillationLoss):
     """`SimilarityDistillationLoss` in one pass."""
 
 
+_IN_ONE_PASS: dict[type[ChunkedLoss], type[ChunkedLoss]] = {
+    MaskedInfoNCELoss: OnePassInfoNCELoss,
+    InBatchHardNegativeLoss: OnePassHardNegativeLoss,
+    SoftLabelLoss: OnePassSoftLabelLoss,
+}
+
+
 def make_lean_loss(model: MMEmbedder, args: SaHaTrainingArguments, pairs: Dataset) -> ChunkedLoss:
     """What `hf_mmembed.training.choices.make_loss` makes, in one pass."""
-    ordinary = make_loss(model, args, pairs)
-    options: dict[str, Any] = {"temperature": args.temperature, "mini_batch_size": args.mini_batch_size}
-    if isinstance(ordinary, InBatchHardNegativeLoss):
-        return OnePassHardNegativeLoss(model, k=ordinary.k, margin=ordinary.margin, **options)
-    if isinstance(ordinary, SoftLabelLoss):
-        return OnePassSoftLabelLoss(model, pairs, **options)
-    return OnePassInfoNCELoss(model, false_negative_margin=args.false_negative_margin, **options)
+    loss = make_loss(model, args, pairs)
+    loss.__class__ = _IN_ONE_PASS[type(loss)]  # which has no state of its own
+    return loss
 
 
 def lean_loss(

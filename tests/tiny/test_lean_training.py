@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_mmembed.mining import content_ids
-from hf_mmembed.tiny.lean_training import OnePassInfoNCELoss, remember_pictures
+from hf_mmembed.tiny.lean_training import OnePassInfoNCELoss, make_lean_loss, remember_pictures
 from hf_mmembed.tiny.pairs import draw_pairs
 from hf_mmembed.training.arguments import SaHaTrainingArguments
 from hf_mmembed.training.collator import ROW, PairCollator
@@ -45,3 +45,11 @@ def test_loss_and_gradients_are_those_of_the_ordinary_loss(embedder, batch, tmp_
     pictures = {bytes(part["image"]) for side in batch["sides"] for turns in side.messages for turn in turns
                 for part in turn["content"] if part["type"] == "image"}  # fmt: skip
     assert len(memory) == len(pictures)
+
+
+def test_the_options_of_the_loss_are_kept(embedder, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    args = SaHaTrainingArguments(
+        str(tmp_path), symmetric=True, mini_batch_num_tokens=99, lora_rank=0, report_to="none", use_cpu=True
+    )
+    loss = make_lean_loss(open_for_training(embedder("qwen2_vl"), args), args, draw_pairs(0, families=1).pairs)
+    assert isinstance(loss, OnePassInfoNCELoss) and loss.symmetric and loss.chunk_tokens == 99

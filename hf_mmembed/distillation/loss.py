@@ -59,29 +59,24 @@ class SimilarityDistillationLoss(ChunkedLoss):
         mini_batch_size: int = 32,
         mini_batch_num_tokens: int = 8_192,
     ) -> None:
-        super().__init__(model, mini_batch_size=mini_batch_size, mini_batch_num_tokens=mini_batch_num_tokens)
-        if temperature <= 0:
-            raise ValueError(f"temperature is {temperature}; it must be positive, usually 0.01 to 0.1.")
+        super().__init__(model, temperature, mini_batch_size, mini_batch_num_tokens)
         for name, value, known in (("direction", direction, DIRECTIONS), ("diagonal", diagonal, DIAGONALS)):
             if value not in known:
                 raise ValueError(f"{name} is {value!r}; use {' or '.join(map(repr, known))}.")
-        self.teacher = teacher
-        self.temperature, self.direction, self.diagonal = temperature, direction, diagonal
+        self.teacher, self.direction, self.diagonal = teacher, direction, diagonal
 
-    def losses(
-        self, queries: Tensor, documents: Tensor, negatives: Tensor, facts: Facts, first: int, n: int
-    ) -> Tensor:
+    def losses(self, queries: Tensor, documents: Tensor, negatives: Tensor, facts: Facts, own: slice) -> Tensor:
         """See `ChunkedLoss.losses`. Metric: ``agreement``, the correlation of the student's similarities with the
         teacher's."""
         sentences = torch.cat([queries, documents])  # (2 * pairs, dim)
         ids = self.teacher.ids[facts.rows.cpu().numpy()].T.reshape(-1)
         of_teacher = torch.from_numpy(self.teacher.take(ids)).to(sentences)
         of_teacher = normalize(of_teacher, dim=1)
-        own = torch.arange(first, first + n, device=sentences.device)
-        own = torch.cat([own, own + len(queries)])
+        pairs = torch.arange(own.start, own.stop, device=sentences.device)
+        both = torch.cat([pairs, pairs + len(queries)])
         same = torch.from_numpy(ids).to(sentences.device)
-        same = same[own, None] == same
-        student, teacher = (vectors[own] @ vectors.T for vectors in (sentences, of_teacher))  # (2n, 2 * pairs)
+        same = same[both, None] == same
+        student, teacher = (vectors[both] @ vectors.T for vectors in (sentences, of_teacher))  # (2n, 2 * pairs)
         self._measure(student.detach()[~same], teacher[~same])
         # Where all are copies of one sentence, there is nothing to exclude them from.
         masked = same & ~same.all(dim=1, keepdim=True) if self.diagonal == "exclude" else torch.zeros_like(same)
@@ -91,7 +86,7 @@ class SimilarityDistillationLoss(ChunkedLoss):
         )
         log_p, log_q = (log_t, log_s) if self.direction == "teacher-student" else (log_s, log_t)
         divergence = (log_p.exp() * (log_p - log_q).masked_fill(masked, 0)).sum(dim=1)  # (2n,)
-        return divergence.view(2, n).mean(dim=0)
+        return divergence.view(2, -1).mean(dim=0)
 
     def _measure(self, student: Tensor, teacher: Tensor) -> None:
         self.metrics = {"agreement": torch.corrcoef(torch.stack([student, teacher]))[0, 1]} if len(student) > 1 else {}

@@ -33,12 +33,10 @@ class ToldInfoNCELoss(OnePassInfoNCELoss):
         super().__init__(model, **options)
         self.drawn = drawn
 
-    def losses(
-        self, queries: Tensor, documents: Tensor, negatives: Tensor, facts: Facts, first: int, n: int
-    ) -> Tensor:
+    def losses(self, queries: Tensor, documents: Tensor, negatives: Tensor, facts: Facts, own: slice) -> Tensor:
         """As `MaskedInfoNCELoss.losses`."""
         rows = facts.rows.numpy()
         true = torch.from_numpy(self.drawn.truth(rows, rows))
         answers = torch.where(true, facts.document_ids, -1)
         told = replace(facts, positives=torch.cat([facts.positives, answers], dim=1))
-        return super().losses(queries, documents, negatives, told, first, n)
+        return super().losses(queries, documents, negatives, told, own)

@@ -105,6 +105,7 @@ class ChunkedLoss(CachedLossMixin, nn.Module):
 
     Args:
         model: The embedder.
+        temperature: What `losses` divides similarities by.
         mini_batch_size: At most this many inputs in a chunk. Defaults to 32.
         mini_batch_num_tokens: At most this many tokens in a chunk, text and visual, padding included; an estimate. An
             input longer than that is a chunk of its own. Defaults to 8,192.
@@ -112,13 +113,20 @@ class ChunkedLoss(CachedLossMixin, nn.Module):
     Attributes:
         metrics: Scalars of the last batch, for the log.
         gathered: Whether the processes have exchanged the embeddings of the batch in work.
+
+    Raises:
+        ValueError: The temperature is not positive.
     """
 
     forward_cached: Callable[..., Tensor]  # of the mixin
 
-    def __init__(self, model: MMEmbedder, *, mini_batch_size: int = 32, mini_batch_num_tokens: int = 8_192) -> None:
+    def __init__(
+        self, model: MMEmbedder, temperature: float, mini_batch_size: int = 32, mini_batch_num_tokens: int = 8_192
+    ) -> None:
         super().__init__()
-        self.model = model
+        if temperature <= 0:
+            raise ValueError(f"temperature is {temperature}; it must be positive, usually 0.01 to 0.1.")
+        self.model, self.temperature = model, temperature
         # Bound now, since `model` becomes a DistributedDataParallel when the training begins.
         self._estimate_tokens, self._prepare = partial(estimate_tokens, model), partial(prepare, model)
         self.chunk_size, self.chunk_tokens = mini_batch_size, mini_batch_num_tokens
@@ -127,9 +135,7 @@ class ChunkedLoss(CachedLossMixin, nn.Module):
         self.gathered = self._asked = False
         self._sides: list[dict[str, Any]] = []
 
-    def losses(
-        self, queries: Tensor, documents: Tensor, negatives: Tensor, facts: Facts, first: int, n: int
-    ) -> Tensor:
+    def losses(self, queries: Tensor, documents: Tensor, negatives: Tensor, facts: Facts, own: slice) -> Tensor:
         """The loss of each pair of this process.
 
         Args:
@@ -137,8 +143,7 @@ class ChunkedLoss(CachedLossMixin, nn.Module):
             documents: ``(pairs, dim)``: the positives.
             negatives: ``(hard negatives, dim)``.
             facts: Of all processes.
-            first: Where the pairs of this process begin.
-            n: How many they are.
+            own: Where the pairs of this process are, ``n`` of them.
 
         Returns:
             ``(n,)``. Should also set `metrics`.
@@ -192,7 +197,7 @@ class ChunkedLoss(CachedLossMixin, nn.Module):
         first = sum(pairs[: _rank(len(pairs))])
         # Similarities in bfloat16 would be steps of 0.004, and these are divided by the temperature.
         with torch.autocast(device.type, enabled=False):
-            losses = self.losses(queries, positives, negatives, of_all, first, n)
+            losses = self.losses(queries, positives, negatives, of_all, slice(first, first + n))
         _require_finite("the loss", facts.rows.to(device), losses[:, None])
         loss = losses.sum() * (len(pairs) / sum(pairs))
         if with_backward:
@@ -231,8 +236,8 @@ class ChunkedLoss(CachedLossMixin, nn.Module):
         largest = max(len(chunk) for side in self._sides for chunk in side["chunks"])
         if largest == 1:
             raise RuntimeError(
-                "out of memory with a single input in a chunk: use smaller images (`max_pixels` of the image "
-                "processor), gradient checkpointing, LoRA, or a smaller model."
+                "out of memory with a single input in a chunk: use smaller images (`image_size` of the recipe), "
+                "`activation_checkpointing`, LoRA (`lora_rank`), or a smaller model."
             )
         self.chunk_size, self.chunk_tokens = -(-largest // 2), self.chunk_tokens // 2
         logger.warning(

@@ -55,19 +55,14 @@ class InBatchHardNegativeLoss(ChunkedLoss):
         mini_batch_size: int = 32,
         mini_batch_num_tokens: int = 8_192,
     ) -> None:
-        super().__init__(model, mini_batch_size=mini_batch_size, mini_batch_num_tokens=mini_batch_num_tokens)
+        super().__init__(model, temperature, mini_batch_size, mini_batch_num_tokens)
         if k < 1:
             raise ValueError(f"k is {k}; a query needs at least one negative.")
-        if temperature <= 0:
-            raise ValueError(f"temperature is {temperature}; it must be positive, usually 0.01 to 0.1.")
-        self.k, self.margin, self.temperature = k, margin, temperature
+        self.k, self.margin = k, margin
 
-    def losses(
-        self, queries: Tensor, documents: Tensor, negatives: Tensor, facts: Facts, first: int, n: int
-    ) -> Tensor:
+    def losses(self, queries: Tensor, documents: Tensor, negatives: Tensor, facts: Facts, own: slice) -> Tensor:
         """See `ChunkedLoss.losses`. Metrics: ``positive``, ``hardest_negative``, ``hardness`` (their difference),
         ``false_negatives`` (filtered by the margin, per query) and ``negatives`` (left, per query)."""
-        own = slice(first, first + n)
         ids = torch.cat([facts.document_ids, facts.negative_ids])
         positive = (queries[own] * documents[own]).sum(dim=1, keepdim=True)  # (n, 1)
         scores = queries[own] @ torch.cat([documents, negatives]).T  # (n, pairs + hard negatives)
@@ -77,7 +72,8 @@ class InBatchHardNegativeLoss(ChunkedLoss):
         hardest = scores.masked_fill(known | suspect, -torch.inf).topk(min(self.k, len(ids))).values  # (n, k)
         self._measure(positive.detach(), hardest.detach(), suspect)
         logits = torch.cat([positive, hardest], dim=1) / self.temperature
-        return cross_entropy(logits, torch.zeros(n, dtype=torch.int64, device=logits.device), reduction="none")
+        first = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+        return cross_entropy(logits, first, reduction="none")
 
     def _measure(self, positive: Tensor, hardest: Tensor, suspect: Tensor) -> None:
         there = hardest.isfinite()

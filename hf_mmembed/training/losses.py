@@ -49,19 +49,13 @@ class MaskedInfoNCELoss(ChunkedLoss):
         mini_batch_size: int = 32,
         mini_batch_num_tokens: int = 8_192,
     ) -> None:
-        super().__init__(model, mini_batch_size=mini_batch_size, mini_batch_num_tokens=mini_batch_num_tokens)
-        if temperature <= 0:
-            raise ValueError(f"temperature is {temperature}; it must be positive, usually 0.01 to 0.1.")
-        self.temperature = temperature
+        super().__init__(model, temperature, mini_batch_size, mini_batch_num_tokens)
         self.symmetric = symmetric
         self.false_negative_margin = false_negative_margin
 
-    def losses(
-        self, queries: Tensor, documents: Tensor, negatives: Tensor, facts: Facts, first: int, n: int
-    ) -> Tensor:
+    def losses(self, queries: Tensor, documents: Tensor, negatives: Tensor, facts: Facts, own: slice) -> Tensor:
         """See `ChunkedLoss.losses`. Metrics: ``positive``, ``hardest_negative``, ``hardness`` (their difference), ``masked``."""
-        own = slice(first, first + n)
-        target = torch.arange(first, first + n, device=queries.device)
+        target = torch.arange(own.start, own.stop, device=queries.device)
         scores = queries[own] @ torch.cat([documents, negatives]).T  # (n, pairs + hard negatives)
         masked = known_positives(facts.positives[own], torch.cat([facts.document_ids, facts.negative_ids]))
         losses, masked = self._cross_entropy(scores, masked, target)

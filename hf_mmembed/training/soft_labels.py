@@ -55,18 +55,12 @@ class SoftLabelLoss(ChunkedLoss):
         mini_batch_size: int = 32,
         mini_batch_num_tokens: int = 8_192,
     ) -> None:
-        super().__init__(model, mini_batch_size=mini_batch_size, mini_batch_num_tokens=mini_batch_num_tokens)
-        if temperature <= 0:
-            raise ValueError(f"temperature is {temperature}; it must be positive, usually 0.01 to 0.1.")
-        self.temperature = temperature
+        super().__init__(model, temperature, mini_batch_size, mini_batch_num_tokens)
         self._scores = _scores_of(pairs)
 
-    def losses(
-        self, queries: Tensor, documents: Tensor, negatives: Tensor, facts: Facts, first: int, n: int
-    ) -> Tensor:
+    def losses(self, queries: Tensor, documents: Tensor, negatives: Tensor, facts: Facts, own: slice) -> Tensor:
         """See `ChunkedLoss.losses`. Metrics: ``positive``, ``hardest_negative``, ``hardness`` (their difference), and
         ``judged_hardness``, the same difference between the scores."""
-        own = slice(first, first + n)
         scores, theirs, there = self._table(facts, own, len(documents))
         candidates = torch.cat([documents, negatives])[theirs]  # (n, 1 + most, dim)
         cosines = torch.einsum("nd,ncd->nc", queries[own], candidates)

@@ -66,11 +66,11 @@ def test_equals_the_definition(direction, diagonal, n, seed):
     expected = brute_force(
         queries, documents, teacher, rows.numpy(), temperature=0.3, direction=direction, diagonal=diagonal
     )
-    values = loss.losses(queries, documents, torch.empty(0, 3), facts, 0, n)
+    values = loss.losses(queries, documents, torch.empty(0, 3), facts, slice(0, n))
     np.testing.assert_allclose(values, expected, rtol=1e-7, atol=1e-9)
     half = n // 2
     parts = [
-        loss.losses(queries, documents, torch.empty(0, 3), facts, *part) for part in ((0, half), (half, n - half))
+        loss.losses(queries, documents, torch.empty(0, 3), facts, part) for part in (slice(0, half), slice(half, n))
     ]
     np.testing.assert_allclose(torch.cat(parts), expected, rtol=1e-7, atol=1e-9)
 

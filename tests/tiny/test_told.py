@@ -22,7 +22,7 @@ def test_true_answers_are_left_out_and_nothing_else(embedder) -> None:  # type: 
     queries, documents = normalize(torch.randn(2, len(rows), 8, dtype=torch.float64), dim=-1)
     model = MMEmbedder(str(embedder("qwen2_vl")), device="cpu")
     told, ordinary = ToldInfoNCELoss(model, drawn, temperature=0.1), MaskedInfoNCELoss(model, temperature=0.1)
-    arguments = queries, documents, documents[:0], facts, 0, len(rows)
+    arguments = queries, documents, documents[:0], facts, slice(0, len(rows))
 
     true = torch.from_numpy(drawn.truth(rows, rows))
     logits = (queries @ documents.T / 0.1).masked_fill(true & ~torch.eye(len(rows), dtype=torch.bool), -torch.inf)

@@ -78,7 +78,7 @@ def test_equals_the_definition(n, m, k, margin, seed):
     queries, documents, negatives, facts = draw(seed, n, m)
     queries.requires_grad_(), documents.requires_grad_(), negatives.requires_grad_()
     loss = bare(k, margin)
-    values = loss.losses(queries, documents, negatives, facts, 0, n)
+    values = loss.losses(queries, documents, negatives, facts, slice(0, n))
     with torch.no_grad():
         expected, chosen, false = brute_force(queries, documents, negatives, facts, k, margin, 0.1)
     np.testing.assert_allclose(values.detach(), expected, rtol=1e-10, atol=1e-12)
@@ -93,7 +93,7 @@ def test_equals_the_definition(n, m, k, margin, seed):
     # A process computes its own pairs against everybody's.
     half = n // 2
     with torch.no_grad():
-        parts = [loss.losses(queries, documents, negatives, facts, *part) for part in ((0, half), (half, n - half))]
+        parts = [loss.losses(queries, documents, negatives, facts, part) for part in (slice(0, half), slice(half, n))]
     np.testing.assert_allclose(torch.cat(parts), expected, rtol=1e-10, atol=1e-12)
 
 
@@ -106,7 +106,7 @@ def test_what_the_published_code_takes_back_stays_out():
         torch.empty(0, dtype=torch.int64),
     )  # fmt: skip
     loss = bare(8, 0.1)
-    values = loss.losses(queries, documents, torch.empty(0, 2, dtype=torch.float64), facts, 0, 2)
+    values = loss.losses(queries, documents, torch.empty(0, 2, dtype=torch.float64), facts, slice(0, 2))
     assert float(values[0]) == 0.0 and float(values[1]) > 0
     assert float(loss.metrics["false_negatives"]) == 0.5
 

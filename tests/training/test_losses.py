@@ -81,11 +81,11 @@ def test_equals_the_definition(n, m, symmetric, margin, seed):
     loss.temperature, loss.symmetric, loss.false_negative_margin = 0.1, symmetric, margin
     expected = brute_force(queries, documents, negatives, facts, temperature=0.1, symmetric=symmetric, margin=margin)
     np.testing.assert_allclose(
-        loss.losses(queries, documents, negatives, facts, 0, n), expected, rtol=1e-10, atol=1e-10
+        loss.losses(queries, documents, negatives, facts, slice(0, n)), expected, rtol=1e-10, atol=1e-10
     )
     # A process computes its own pairs against everybody's.
     half = n // 2
-    parts = [loss.losses(queries, documents, negatives, facts, *part) for part in ((0, half), (half, n - half))]
+    parts = [loss.losses(queries, documents, negatives, facts, part) for part in (slice(0, half), slice(half, n))]
     np.testing.assert_allclose(torch.cat(parts), expected, rtol=1e-10, atol=1e-10)
 
 
@@ -101,7 +101,7 @@ def test_metrics_are_those_of_what_is_not_masked():
     loss = MaskedInfoNCELoss.__new__(MaskedInfoNCELoss)
     torch.nn.Module.__init__(loss)
     loss.temperature, loss.symmetric, loss.false_negative_margin = 0.1, False, None
-    loss.losses(queries, documents, negatives, facts, 0, 3)
+    loss.losses(queries, documents, negatives, facts, slice(0, 3))
     scores = queries.numpy() @ torch.cat([documents, negatives]).numpy().T
     positive = scores.diagonal()
     hardest = np.array([max(scores[0, 2:]), max(scores[1, [0, 2, 3]]), max(scores[2, [0, 1, 3]])])

@@ -68,10 +68,10 @@ def test_equals_the_definition(counts, seed):
         kl = sum(a * math.log(a / b) + b * math.log(b / a) for a, b in zip(p, q, strict=True))
         expected.append(kl / 2)
     np.testing.assert_allclose(
-        loss.losses(queries, documents, negatives, facts, 0, n), expected, rtol=1e-9, atol=1e-12
+        loss.losses(queries, documents, negatives, facts, slice(0, n)), expected, rtol=1e-9, atol=1e-12
     )
     half = n // 2
-    parts = [loss.losses(queries, documents, negatives, facts, *part) for part in ((0, half), (half, n - half))]
+    parts = [loss.losses(queries, documents, negatives, facts, part) for part in (slice(0, half), slice(half, n))]
     np.testing.assert_allclose(torch.cat(parts), expected, rtol=1e-9, atol=1e-12)
 
 
@@ -84,7 +84,7 @@ def test_a_row_that_stands_twice_in_a_batch_has_the_loss_of_one():
         no_ids, rows = torch.zeros(2 * times, dtype=torch.int64), torch.zeros(times, dtype=torch.int64)
         facts = Facts(rows, torch.zeros(times), torch.zeros(times, 1), no_ids, no_ids)
         sides = (query.repeat(times, 1), document.repeat(times, 1), negatives.repeat(times, 1))
-        values += loss.losses(*sides, facts, 0, times).tolist()
+        values += loss.losses(*sides, facts, slice(0, times)).tolist()
     assert values == pytest.approx([values[0]] * 3, rel=1e-12) and values[0] > 0
 
 
@@ -136,7 +136,7 @@ def test_scores_like_the_cosines_are_a_minimum(fresh):
     embeddings = [positive, *negatives]
     probe._scores = [np.array([float(query @ other) for other in embeddings])]
     stacked = torch.stack(negatives)
-    assert float(probe.losses(query[None], positive[None], stacked, facts, 0, 1)) == pytest.approx(0, abs=1e-9)
+    assert float(probe.losses(query[None], positive[None], stacked, facts, slice(0, 1))) == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize(

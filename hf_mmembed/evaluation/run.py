@@ -86,9 +86,9 @@ class Results:
         """The layout of the leaderboard: ``{"metadata": ..., "metrics": {"image": {...}, ...}}``."""
         return {"metadata": self.metadata, "metrics": self.metrics}
 
-    def means(self, measure: str | None = None) -> dict[str, Mean]:
-        """Averages over data sets; None for `measure` stands for the first one of the benchmark."""
-        measure = measure or measures_of(self.metadata["benchmark"])[0]
+    def means(self) -> dict[str, Mean]:
+        """Averages over data sets, of the benchmark's first measure."""
+        measure = measures_of(self.metadata["benchmark"])[0]
         return aggregate(self.metrics, subsets_of(self.as_dict()), measure)
 
     @property

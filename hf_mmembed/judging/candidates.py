@@ -56,7 +56,6 @@ def mined(
     model: Mapping[str, Any],
     depth: int = 50,
     cap: float = 1.0,
-    batch_size: int = 32,
     device: str | torch.device | None = None,
 ) -> Pool:
     """The documents of the whole dataset most similar to each query, but for its own.
@@ -70,16 +69,14 @@ def mined(
         model: What decides the embeddings; see `embed_contents`.
         depth: How many. Defaults to 50.
         cap: δ: what is more similar than this is not looked at. The paper does not give it. Defaults to 1, all.
-        batch_size: Inputs per forward pass of the miner.
         device: Where to search; the CPU for ``mps``. Defaults to the CPU.
 
     Raises:
         ValueError: An input cannot be embedded.
     """
     ids = content_ids(pairs)
-    options: dict[str, Any] = {"model": model, "batch_size": batch_size}
-    queries = embed_contents(pairs, ids, miner, directory, "queries", **options)
-    documents = embed_contents(pairs, ids, miner, directory, "documents", **options)
+    queries = embed_contents(pairs, ids, miner, directory, "queries", model=model)
+    documents = embed_contents(pairs, ids, miner, directory, "documents", model=model)
     if skipped := {**queries.skipped, **documents.skipped}:
         raise ValueError(f"{len(skipped)} inputs cannot be embedded, the first: {next(iter(skipped.values()))}")
     places = world().once(partial(_nearest_others, ids, queries, documents, depth, cap, device))

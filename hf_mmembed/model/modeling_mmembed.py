@@ -198,8 +198,8 @@ class MMEmbedModel(EmbeddingModel):
             kwargs.pop("image_grid_thw", None)
         kwargs.setdefault("use_cache", False)
         kwargs["return_dict"] = True
-        # Gradient checkpointing runs blocks again outside of this call, compiled code keeps no context, and what PEFT
-        # says about each row fits no others.
+        # Checkpointing reruns blocks outside this call, `torch.compile` does not trace context variables, and PEFT's
+        # per-row arguments do not fit packed rows.
         plain = (
             torch.compiler.is_compiling()
             or (torch.is_grad_enabled() and self.backbone.is_activation_checkpointing)

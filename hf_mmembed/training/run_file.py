@@ -52,7 +52,7 @@ _OF_MEMORY = {"training", "chunk_size", "chunk_tokens", "mini_batch_size", "gath
 # What of a pair is not in its fingerprint; pictures of negatives are not read again for it.
 _COLUMNS = ("subset", "query_instruction", "pos_instruction", "neg_text", "pos_score", "neg_score")
 _ROWS_AT_ONCE = 1000
-# Nothing can be told of a reasoner whose directory is gone; the weights that came of it are in the base.
+# A reasoner whose directory is gone cannot be compared; the weights made of it are part of the base.
 _MAY_LACK = {"reasoner"}
 
 

@@ -69,6 +69,7 @@ def replaced(out: Path) -> Iterator[Path]:
         OSError: The disk is full; the message names `out` and says what to do.
         ValueError: Another process is writing to `out`.
     """
+    out = out.resolve()  # a link to another disk stays one
     with _held(out.with_name(_staging_name(out)), out) as written:
         with saving(out):
             yield written

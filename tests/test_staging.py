@@ -69,3 +69,14 @@ def test_what_stands_there_is_replaced_when_the_new_files_are_complete(tmp_path,
     with replaced(out), pytest.raises(ValueError, match=f"another process is writing to {out}"), replaced(out):
         pass
     assert [entry.name for entry in out.parent.iterdir()] == ["out"]
+
+
+def test_a_link_to_another_disk_stays_one(tmp_path):
+    disk, out = tmp_path / "disk" / "out", tmp_path / "run" / "model"
+    for folder in (disk, out.parent):
+        folder.mkdir(parents=True)
+    (disk / "old").write_text("old")
+    out.symlink_to(disk)
+    with replaced(out) as written:
+        (written / "new").write_text("new")
+    assert out.is_symlink() and [entry.name for entry in disk.iterdir()] == ["new"]

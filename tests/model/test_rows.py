@@ -13,11 +13,13 @@ def test_what_stands_alone_is_a_list_of_one():
     assert rows_of_lists("a", None, None) == [Row((), "a", None)]
     assert rows_of_lists(None, b"x", None) == [Row((b"x",), None, None)]
     assert rows_of_lists(None, PICTURE, "i") == [Row((PICTURE,), None, "i")]
+    assert rows_of_lists("a", None, None, "so") == [Row((), "a", None, "so")]
 
 
 def test_missing_parts_and_several_pictures():
     rows = rows_of_lists(["a", None, ""], [None, PICTURE, [PICTURE, PICTURE]], ["x", None, "y"])
     assert rows == [Row((), "a", "x"), Row((PICTURE,), None, None), Row((PICTURE, PICTURE), "", "y")]
+    assert rows_of_lists(None, [(PICTURE, PICTURE)], None) == [Row((PICTURE, PICTURE))]
 
 
 @pytest.mark.parametrize(
@@ -41,6 +43,11 @@ def test_bad_lists_are_named(text, images, instruction, message):
         rows_of_lists(text, images, instruction)
 
 
+def test_a_trace_that_is_no_string_is_named():
+    with pytest.raises(ValueError, match="the trace of input 1 is a int"):
+        rows_of_lists(["a", "b"], None, None, [None, 3])
+
+
 def test_a_conversation_is_one_row():
     conversation = [
         {"role": "system", "content": "Find:"},
@@ -50,15 +57,21 @@ def test_a_conversation_is_one_row():
                 {"type": "text", "text": "a"},
                 {"type": "image", "image": PICTURE},
                 {"type": "image", "path": "p.png"},
+                {"type": "image", "url": "w.png"},
                 {"type": "image_url", "image_url": {"url": "u"}},
                 {"type": "image_url", "image_url": "v"},
                 {"type": "text", "text": "b"},
                 {"type": "text", "text": None},
                 {"type": "image", "image": None},
+                {"type": "image", "image": None, "path": "q.png"},  # a table has all columns in each row
             ],
         },
     ]
-    assert row_of_conversation(conversation, 0) == Row((PICTURE, "p.png", "u", "v"), "a\nb", "Find:")
+    assert row_of_conversation(conversation, 0) == Row((PICTURE, "p.png", "w.png", "u", "v", "q.png"), "a\nb", "Find:")
+
+
+def test_an_empty_message_is_an_empty_text():
+    assert row_of_conversation([{"role": "user", "content": ""}], 0) == Row((), "")
 
 
 @pytest.mark.parametrize(
@@ -74,6 +87,7 @@ def test_a_conversation_is_one_row():
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "type 'image_url'"),
         ([{"role": "user", "content": ["a"]}], "input 7 has a str in a user message"),
         ([{"role": "user", "content": [{"type": "text", "text": "a"}, "b"]}], "input 7 has a str in a user message"),
+        ([{"role": "user", "content": [{"message": []}, {"type": "text", "text": "a"}]}], "a block of type None"),
         ([{"role": "user", "content": "a\ud83d"}], "the text of input 7 is not valid Unicode: character 1"),
         (
             [{"role": "system", "content": "\ud83d"}, {"role": "user", "content": "a"}],

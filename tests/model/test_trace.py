@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoProcessor
 
-from hf_mmembed.model import registration  # noqa: F401
+from hf_mmembed.model import Row, registration  # noqa: F401
 from tests.tiny_families import FAMILIES
 
 TRACE = "<think> two discs </think> red disc"
@@ -41,6 +43,13 @@ def test_chat_markup_in_a_trace_is_words_but_its_tags_stay(processor):
     assert rendered.endswith("<think> x < |im_end|> </think> < |image_pad|>" + processor.tokenizer.eos_token)
 
 
+def test_tags_stay_where_they_are_control_tokens(processor):
+    processor = copy.deepcopy(processor)
+    processor.tokenizer.add_tokens(["<think>", "</think>"], special_tokens=True)
+    (rendered,) = processor.render([Row((), "</think>", None, TRACE)])
+    assert rendered.endswith(TRACE + processor.tokenizer.eos_token) and "< /think>" in rendered
+
+
 def test_a_long_trace_loses_its_start_and_the_query_nothing(processor):
     query = "a red disc left of a blue box"
     limit = len(processor(text=[query], task="query")["input_ids"][0]) + 20
@@ -52,13 +61,25 @@ def test_a_long_trace_loses_its_start_and_the_query_nothing(processor):
     assert read.endswith("the conclusion" + processor.tokenizer.eos_token)
 
 
-def test_a_trace_that_does_not_fit_at_all_is_left_out(processor):
+@pytest.mark.parametrize("spare", [0, 1])
+def test_a_trace_that_does_not_fit_at_all_is_left_out(spare, processor):
     query = "a red disc"
-    limit = len(processor(text=[query], task="query")["input_ids"][0])
+    limit = len(processor(text=[query], task="query")["input_ids"][0]) + spare  # the end of a turn takes one token
     assert (
         processor(text=[query], trace=["x" * 50], task="query", max_length=limit)["input_ids"]
         == (processor(text=[query], task="query")["input_ids"])
     )
+
+
+def test_words_are_cut_where_leaving_out_the_trace_is_not_enough(processor):
+    limit = len(processor(text=[""])["input_ids"][0]) + 4
+    (row,) = processor(text=["a word"], trace=["so"], max_length=limit)["input_ids"]
+    assert row == processor(text=["a wo"])["input_ids"][0]
+
+
+def test_a_trace_is_cut_between_characters_that_take_several_tokens(processor):
+    whole = processor(text=["a"], trace=["🙂🙂"])["input_ids"][0]
+    assert processor._shortened(Row((), "a", None, "🙂🙂"), 0, len(whole), len(whole) - 1).trace == "🙂"
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,7 @@ NORMS = frozenset(
         "Qwen3VLTextRMSNorm",
     }
 )
+READ = frozenset({"attention_mask", "past_key_values", "position_embeddings"})
 # What attention is told that changes nothing here: angles and cache were made with it already.
 HARMLESS = frozenset({"position_ids", "use_cache"})
 
@@ -157,7 +158,7 @@ class GroupedAttention(Overlay, nn.Module):
         """
         attention: Any = self
         real = packing()
-        if real is None and not _applies(attention, hidden_states, attention_mask, past_key_values, **kwargs):
+        if real is None and not _applies(attention, hidden_states, kwargs):
             return super().forward(
                 hidden_states,
                 position_embeddings=position_embeddings,
@@ -199,40 +200,34 @@ class GroupedAttention(Overlay, nn.Module):
         return attention.o_proj(mixed), None
 
 
-def _applies(
-    attention: Any,
-    states: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
-    past_key_values: Any = None,
-    **kwargs: Any,
-) -> bool:
+def _applies(attention: Any, states: torch.Tensor, others: dict[str, Any]) -> bool:
     """Whether attention of this kind computes what the family's would."""
     return (
         not _as_the_family(states)
         and attention.config._attn_implementation == "sdpa"
         and not attention.training  # dropout
-        # A cache may return more keys than were read, which the library cuts off where no mask hides them.
-        and not (attention_mask is None and past_key_values is not None and states.shape[1] > 1)
         and attention.is_causal
-        and all(value is None or value is False for name, value in kwargs.items() if name not in HARMLESS)
+        and all(value is None or value is False for name, value in others.items() if name not in HARMLESS)
     )
 
 
 # Hooks are functions of this file, by whose names a model is pickled for other processes.
 def _leave_out_padding(block: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    told = {name: value for name, value in named.items() if name != "position_embeddings"}
-    if told.get("attention_mask") is None or len(inputs) != 1 or not _reads_packed(block.self_attn, inputs[0], **told):
+    if named.get("attention_mask") is None or len(inputs) != 1:
+        return None
+    others = {name: value for name, value in named.items() if name not in READ}
+    if not _reads_packed(block.self_attn, inputs[0], others):
         return None
     packed = pack(inputs[0])
     return None if packed is None else ((packed,), named)
 
 
-def _reads_packed(attention: Any, states: torch.Tensor, **told: Any) -> bool:
+def _reads_packed(attention: Any, states: torch.Tensor, others: dict[str, Any]) -> bool:
     return (
         isinstance(attention, GroupedAttention)
         and "forward" not in vars(attention)  # offloading gives a module one, which can be the family's
         and pooled_output(attention.q_proj) is None  # the last block, also of a backbone cut and wrapped again
-        and _applies(attention, states, **told)
+        and _applies(attention, states, others)
     )
 
 

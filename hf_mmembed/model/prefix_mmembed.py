@@ -202,7 +202,7 @@ def states_with_shared_prefix(
             backbone, input_ids, attention_mask, kwargs["mm_token_type_ids"], kwargs["image_grid_thw"]
         )[..., prefix:]
     else:
-        positions = (prefix + rest_mask.cumsum(dim=1) - 1).clamp(min=prefix)
+        positions = prefix + rest_mask.cumsum(dim=1) - 1
     kwargs = {name: value[:, prefix:] if name in ROW_ARGUMENTS else value for name, value in kwargs.items()}
     kwargs["use_cache"] = True
     with nullcontext() if whole else only_pooled(rest_mask):
@@ -255,7 +255,6 @@ def _possible(
     positions_need_types = config.model_type in MULTIMODAL_ROPE and "image_grid_thw" in kwargs
     return (
         not (torch.is_grad_enabled() and (backbone.is_activation_checkpointing or _is_recurrent(backbone)))
-        and not torch.compiler.is_compiling()
         and attention_mask.dim() == 2
         and input_ids.shape[0] > 1
         and config.model_type in CAUSAL_FAMILIES

@@ -380,8 +380,10 @@ def test_a_backbone_wrapped_twice_is_prepared_once(generative):
     )
     MMEmbedModel.from_backbone(backbone)
     blocks = backbone.get_decoder().layers
-    hooks, kinds = [len(block._forward_pre_hooks) for block in blocks], [type(block.self_attn) for block in blocks]
+    kinds = [type(block.self_attn) for block in blocks]
+    hooks = [[len(part._forward_pre_hooks) for part in block.modules()] for block in blocks]
     MMEmbedModel.from_backbone(backbone)
-    assert [len(block._forward_pre_hooks) for block in blocks] == hooks == [1, 0]
+    assert [[len(part._forward_pre_hooks) for part in block.modules()] for block in blocks] == hooks
+    assert [of_block for of_block, *_ in hooks] == [1, 0]
     assert [type(block.self_attn) for block in blocks] == kinds
     assert all(type(block).__name__ in BLOCKS for block in blocks)

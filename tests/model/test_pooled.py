@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +15,7 @@ from transformers import AutoModel, AutoProcessor, LlavaConfig, PretrainedConfig
 
 from hf_mmembed.model import MMEmbedConfig, MMEmbedModel
 from hf_mmembed.model.language_mmembed import BLOCKS
-from hf_mmembed.model.pooled_mmembed import blocks_for_pooled, only_pooled
+from hf_mmembed.model.pooled_mmembed import blocks_for_pooled, only_pooled, pack, told_about_rows
 from hf_mmembed.model.prefix_mmembed import CAUSAL_FAMILIES, shared_prefix_length
 from tests.tiny_families import FAMILIES
 
@@ -178,3 +180,23 @@ def test_an_mlp_that_is_told_about_every_token_reads_them_all():
     blocks_for_pooled(backbone)
     with only_pooled(torch.ones(2, 3)):
         assert mlp(states, kinds).equal(states * kinds[..., None])
+        assert mlp(states, kinds=kinds).equal(states * kinds[..., None])
+
+
+def test_what_is_asked_ends_with_its_context_and_is_asked_of_its_thread_alone():
+    states, mask = torch.rand(2, 3, 4), torch.tensor([[1, 1, 1], [1, 0, 0]])
+    with torch.no_grad(), ThreadPoolExecutor(1) as other:
+        with pytest.raises(torch.OutOfMemoryError), only_pooled(mask):
+            assert other.submit(pack, states).result() is None
+            assert pack(states).shape == (1, 4, 4)
+            raise torch.OutOfMemoryError
+        assert pack(states) is None
+
+
+@pytest.mark.parametrize("told", ["adapter_names", "alora_offsets"])
+def test_what_peft_tells_layers_about_each_row_is_noticed(told):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    model[0].register_forward_pre_hook(partial(lambda *_, **__: None, **{told: []}), with_kwargs=True)
+    assert not told_about_rows(model)
+    model.peft_config = {"default": LoraConfig()}
+    assert told_about_rows(model)

@@ -228,12 +228,13 @@ def test_a_row_that_is_all_padding_leaves_the_others_alone(loaded):
         assert torch.allclose(model(**features).embeddings[[0, 2]], expected[[0, 2]], rtol=0, atol=5e-6)
 
 
-def test_a_mask_of_booleans_is_a_mask(loaded):
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+def test_a_mask_of_another_type_is_a_mask(dtype, loaded):
     model, processor = loaded("qwen2_vl")
     features = processor(text=["red", "two blue circles"], return_tensors="pt")
     with torch.no_grad():
         expected = model(**features).embeddings
-        features["attention_mask"] = features["attention_mask"].bool()
+        features["attention_mask"] = features["attention_mask"].to(dtype)
         for whole in (True, False):
             assert torch.allclose(model(**features, whole_states=whole).embeddings, expected, rtol=0, atol=5e-6)
 
@@ -275,12 +276,47 @@ def test_a_prefix_that_differs_in_the_middle_is_another(loaded):
     first = torch.arange(20, 60)
     second = first.clone()
     second[5] = 90
-    for ids in map(endings, (first, second)):
-        mask = torch.ones_like(ids)
+    ids = endings(first)
+    mask = torch.ones_like(ids)
+    for prefix in (first, second):
+        ids.copy_(endings(prefix))  # whoever makes batches may keep their place in memory
         with torch.no_grad():
             expected = backbone(input_ids=ids, attention_mask=mask).last_hidden_state
             shared, _ = states_with_shared_prefix(backbone, ids, mask, memory)
         assert torch.allclose(shared, expected, rtol=0, atol=2e-4)
+
+
+def test_states_of_padding_are_zero(loaded):
+    backbone = loaded("qwen2_vl")[0].backbone
+    ids = endings(torch.arange(20, 60))
+    mask = torch.ones_like(ids)
+    mask[1, -1] = 0
+    ids[0, 37:] = 90
+    with torch.no_grad():
+        states, _ = states_with_shared_prefix(backbone, ids, mask)
+    assert torch.equal(states.any(dim=-1), mask.bool())
+
+
+def test_what_sharing_was_not_made_for_is_not_shared(loaded, monkeypatch):
+    backbone = loaded("qwen2_vl")[0].backbone
+    text = backbone.config.get_text_config(decoder=True)
+    ids = endings(torch.arange(20, 60))
+
+    def shared(**more) -> bool:
+        with torch.no_grad():
+            return states_with_shared_prefix(backbone, ids, torch.ones_like(ids), **more) is not None
+
+    assert shared() and shared(mm_token_type_ids=torch.zeros_like(ids))
+    assert not shared(mm_token_type_ids=torch.zeros_like(ids)[:1])  # one row for all
+    assert not shared(output_attentions=True)
+    for name, value, expected in (
+        ("sliding_window", 41, True),
+        ("sliding_window", 40, False),
+        ("_attn_implementation", "flash_attention_2", False),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(text, name, value)
+            assert shared() == expected
 
 
 def test_rows_padded_on_different_sides_are_not_shared(loaded):

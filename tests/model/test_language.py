@@ -248,6 +248,8 @@ def test_norm_against_float64(loaded):
     before = states.clone()
     with torch.no_grad():
         assert torch.allclose(norm(states).double(), exact, rtol=1e-6, atol=1e-8)
+        coarse = norm(states.bfloat16())  # of norms that are kept in float32
+        assert coarse.dtype == torch.float32 and torch.equal(coarse, stock(norm).forward(norm, states.bfloat16()))
         half = norm.to(torch.bfloat16)
         assert torch.equal(half(states.bfloat16()), stock(half).forward(half, states.bfloat16()))
     assert torch.equal(states, before)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,18 +64,27 @@ def staged(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def replaced(out: Path) -> Iterator[Path]:
-    """As `staged`, in the place of what `out` holds: that is removed once the new files are complete.
+    """As `staged`, in the place of what `out` holds: that is removed once the new files are complete and in place.
 
     Raises:
-        OSError: The disk is full; the message names `out` and says what to do.
+        OSError: The disk is full, or `out` cannot be moved away, being a mount point perhaps; the message names `out`
+            and says what to do. In the second case the new files stay where the message says.
         ValueError: Another process is writing to `out`.
     """
     out = out.resolve()  # a link to another disk stays one
-    with _held(out.with_name(_staging_name(out)), out) as written:
+    held = out.with_name(_staging_name(out))
+    with _held(held, out) as written:
         with saving(out):
             yield written
-        shutil.rmtree(out, ignore_errors=True)
-        os.replace(written, out)
+        old = held / "old"
+        try:
+            if out.exists():
+                os.replace(out, old)
+            os.replace(written, out)
+        except OSError as error:
+            kept = tempfile.mkdtemp(prefix=f"{out.name}-", dir=out.parent)
+            os.rename(written, kept)
+            raise OSError(f"{out} cannot be replaced ({error.strerror}); the new files are in {kept}.") from error
 
 
 @contextmanager

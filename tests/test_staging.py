@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
@@ -80,3 +81,22 @@ def test_a_link_to_another_disk_stays_one(tmp_path):
     with replaced(out) as written:
         (written / "new").write_text("new")
     assert out.is_symlink() and [entry.name for entry in disk.iterdir()] == ["new"]
+
+
+def test_new_files_are_kept_where_the_old_cannot_be_moved_away(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").write_text("old")
+
+    def busy(source, target):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr("hf_mmembed.staging.os.replace", busy)
+    with (
+        pytest.raises(OSError, match=f"{out} cannot be replaced .Device or resource busy.*are in {out}-"),
+        replaced(out) as new,
+    ):
+        (new / "new").write_text("new")
+    (kept,) = tmp_path.glob("out-*")
+    assert [file.name for folder in (kept, out) for file in folder.iterdir()] == ["new", "old"]
+    assert set(tmp_path.iterdir()) == {kept, out}

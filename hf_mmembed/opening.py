@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers.utils import cached_file
 
 from hf_mmembed.shipped import SHIPPED
@@ -55,5 +57,9 @@ def is_on_the_hub(name: str, **where: Any) -> bool:
         name: In one part or two.
         **where: As for `no_embedder`.
     """
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
     quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
     return cached_file(name, "config.json", **where, **quiet) is not None

@@ -156,6 +156,7 @@ def test_a_directory_that_is_gone_is_told_from_a_name_on_the_hub(tmp_path, monke
         "./gone": True,
         "a/b/gone": True,
         "runs/gone": True,
+        "runs/gone by now--2": True,  # no name for the Hub at all
         "runs/there": False,
         "org/reasoner": False,
     }

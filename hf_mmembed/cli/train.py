@@ -55,10 +55,13 @@ def train(
     recipe = replace(recipe, model=embedder(recipe.model))
     given = None if clusters is None else Clusters.load(clusters)
     if dry_run:
-        summary = recipes.prepare(recipe, pairs=pairs, clusters=given).summary()
+        summary = recipes.prepare(recipe, pairs=pairs, clusters=given, resume=resume).summary()
         words = [f"{name:>24}  {value}" for name, value in summary.items()]
     else:
-        words = [f"wrote {recipes.train(recipe, pairs=pairs, clusters=given, resume=resume)}"]
+        try:
+            words = [f"wrote {recipes.train(recipe, pairs=pairs, clusters=given, resume=resume)}"]
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("--resume goes on from the last checkpoint, if one was written") from None
     if world().main:
         typer.echo("\n".join(words))
 

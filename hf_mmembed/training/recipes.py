@@ -34,7 +34,7 @@ from hf_mmembed.processes import world
 from hf_mmembed.sentence_transformer import MMEmbedder
 
 from .arguments import SaHaTrainingArguments
-from .checkpoints import last_complete
+from .checkpoints import last_complete, require_no_run
 from .models import open_embedder, open_for_training
 from .only_run import only_run
 from .recipe_files import names_in, read_recipe, require_types, types_of
@@ -146,12 +146,15 @@ def prepare(
 
     Raises:
         OSError: The model or the data cannot be read.
-        ValueError: A value of the recipe does not fit, or another run writes to ``recipe.output``.
+        ValueError: A value of the recipe does not fit, another run writes to ``recipe.output``, or there are
+            checkpoints of an earlier one and ``resume`` is not asked for.
     """
     args = args or _arguments(recipe)
     if pairs is None:
         pairs = read_pairs(**recipe.data)
     with only_run(args.output_dir):
+        if not resume:
+            world().once(partial(require_no_run, args.output_dir))  # before its clusters are replaced
         model = _as_asked(
             open_for_training(recipe.model, args, prompt=recipe.prompt or "saha", dtype=recipe.dtype), recipe
         )

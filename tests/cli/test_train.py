@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from hf_mmembed.cli.main import main
+from hf_mmembed.training import recipes
 from tests.training.conftest import make_pairs
 
 
@@ -41,6 +42,31 @@ def test_dry_run_says_what_would_be_done(recipe, tmp_path, capsys):
     words = capsys.readouterr().out
     assert "pairs per step  4" in words and "none: random batches" in words
     assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["--dry-run"]])
+def test_a_run_that_is_there_is_refused_before_its_clusters_are_replaced(recipe, tmp_path, capsys, monkeypatch, words):
+    monkeypatch.setattr(recipes, "open_for_training", lambda *_, **__: pytest.fail("went on"))
+    (tmp_path / "run" / "checkpoint-1").mkdir(parents=True)
+    assert run("--config", recipe, *words) == 1
+    assert "resume it, or choose another output directory" in capsys.readouterr().err
+
+
+def test_a_dry_run_can_ask_for_the_run_that_goes_on(recipe, monkeypatch):
+    asked = []
+    monkeypatch.setattr(recipes, "prepare", lambda *_, resume, **__: asked.append(resume) or pytest.fail("enough"))
+    with pytest.raises(pytest.fail.Exception):
+        main(["train", "--config", str(recipe), "--dry-run", "--resume"])
+    assert asked == [True]
+
+
+def test_a_stopped_run_says_how_it_goes_on(recipe, capsys, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes, "train", stop)
+    assert run("--config", recipe) == 130
+    assert "--resume" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """A folder of pictures, recursively, or one picture file.
 
 In: a directory. Out: a `FolderSource` with its picture files in the order of their relative paths. Symbolic links are
-followed, loops are not; hidden files and folders are left out; files of other kinds are counted and named in a note.
+followed, loops are not, and a folder that is there itself goes before links to it; hidden files and folders are left out; files of other kinds are counted and named in a note.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Collection
+from heapq import heappop, heappush
 from pathlib import Path
 
 from .rows import IMAGE_SUFFIXES, Listing, Row, file_state, has_lone_surrogate, hash_parts
@@ -79,9 +80,9 @@ def list_pictures(root: Path, exclude: Collection[Path] = ()) -> tuple[list[str]
     files: list[str] = []
     others: Counter[str] = Counter()
     visited: set[tuple[int, int]] = set()
-    pending = [root]
+    pending = [(False, root)]
     while pending:
-        folder = pending.pop()
+        _, folder = heappop(pending)  # what can be reached without a link is named without one
         try:
             stat = folder.stat()
             if (stat.st_dev, stat.st_ino) in visited or (folder != root and folder.resolve() in excluded):
@@ -106,7 +107,7 @@ def list_pictures(root: Path, exclude: Collection[Path] = ()) -> tuple[list[str]
             if has_lone_surrogate(name):
                 listing.refuse(name, "the name is not valid UTF-8: rename it")
             elif is_folder:
-                pending.append(Path(entry.path))
+                heappush(pending, (entry.is_symlink(), Path(entry.path)))
             elif suffix in IMAGE_SUFFIXES:
                 files.append(name)  # a broken link too: reading it says so
             else:

@@ -106,6 +106,9 @@ def embed(
 
     Example: hf-mmembed embed mmembed-tiny photos vectors --npy
     """
+    from hf_mmembed.index import read_manifest
+
+    indexed = (out / "manifest.json").exists() and read_manifest(out).faiss is not None
     report, _, _ = embed_input(
         model,
         input,
@@ -121,6 +124,8 @@ def embed(
         strict=strict,
     )
     typer.echo(f"dataset: {out / 'items'} (datasets.load_from_disk)")
+    if indexed and report.manifest.faiss is None:
+        typer.echo("the index is gone: it was of other rows or files; `hf-mmembed index` makes it anew")
     if npy:
         from hf_mmembed.index import write_npy
 

@@ -71,6 +71,13 @@ def test_search_as_json_with_sheets(index, pictures, tmp_path, capsys):
     assert (tmp_path / "s.html").read_text().count("<img ") == 3 and Image.open(tmp_path / "s.png").width == 1600
 
 
+def test_embedding_again_says_when_the_index_is_gone(index, model, pictures, tmp_path, capsys):
+    copy = shutil.copytree(index, tmp_path / "index")
+    for size, gone in ((3, False), (4, True), (4, False)):
+        assert run("embed", model, pictures, copy, "--device", "cpu", "--shard-size", size) == 0
+        assert ("the index is gone" in capsys.readouterr().out) == gone
+
+
 def test_an_index_refuses_another_prompt(index, embedder, capsys):
     other = embedder("qwen2_vl", prompt="plain")
     assert run("search", index, "--text", "x", "--model", other, "--device", "cpu") == 1

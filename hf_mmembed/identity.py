@@ -139,12 +139,11 @@ def identify(name: str, directory: Path, revision: str | None, embedder: MMEmbed
     Raises:
         ValueError: There are no weights in `directory`.
     """
+    from hf_mmembed.adapters import base_of_adapter
+
     files = _digests(directory)
-    adapter = directory / "adapter_config.json"
-    if adapter.is_file() and "config.json" not in files:
-        settings = json.loads(adapter.read_text(encoding="utf-8"))
-        base = settings["base_model_name_or_path"]
-        base, _ = local_checkpoint(base, None if Path(base).is_dir() else settings.get("revision"))
+    if "config.json" not in files and (found := base_of_adapter(str(directory))) is not None:
+        base, _ = local_checkpoint(*found)
         files |= {f"base/{file}": digest for file, digest in _digests(base).items()}
     if not any(name.endswith(".safetensors") for name in files):
         raise ValueError(f"no *.safetensors in {directory}: only safetensors weights are read")

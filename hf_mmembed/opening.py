@@ -15,7 +15,7 @@ from transformers.utils import cached_file
 
 from hf_mmembed.shipped import SHIPPED
 
-__all__ = ["invalid_json", "is_on_the_hub", "no_embedder"]
+__all__ = ["invalid_json", "is_on_the_hub", "may_be_on_the_hub", "no_embedder"]
 
 PREFIX = "sentence-transformers/"  # which sentence-transformers puts before a name without a slash
 
@@ -57,9 +57,16 @@ def is_on_the_hub(name: str, **where: Any) -> bool:
         name: In one part or two.
         **where: As for `no_embedder`.
     """
+    if not may_be_on_the_hub(name):
+        return False
+    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
+    return cached_file(name, "config.json", **where, **quiet) is not None
+
+
+def may_be_on_the_hub(name: str) -> bool:
+    """Whether the Hub allows a model of this name, in one part or two."""
     try:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
-    return cached_file(name, "config.json", **where, **quiet) is not None
+    return True

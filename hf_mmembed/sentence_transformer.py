@@ -22,14 +22,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.util import batch_to_device, truncate_embeddings
+from sentence_transformers.util import batch_to_device, is_sentence_transformer_model, truncate_embeddings
 from sentence_transformers.util.decorators import deprecated_kwargs
 from sentence_transformers.util.quantization import quantize_embeddings
 from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
-from transformers.utils import find_adapter_config_file
 
+from .adapters import base_of_adapter, naming_a_lost_base
 from .batching import TOKEN_BUDGET
 from .card_data import EmbedderCardData
 from .duplicates import unique_inputs
@@ -71,7 +71,7 @@ class MMEmbedder(SentenceTransformer):
         **kwargs: See `sentence_transformers.SentenceTransformer`.
 
     Raises:
-        OSError: There is no such directory, and the Hub does not give it.
+        OSError: There is no such directory, or none of an adapter's base, and the Hub does not give it.
         ValueError: The checkpoint is no embedder (it was never converted), or cannot read chat messages.
 
     Example:
@@ -92,7 +92,8 @@ class MMEmbedder(SentenceTransformer):
         # sentence-transformers takes strings alone.
         name = None if model_name_or_path is None else os.fspath(model_name_or_path)
         try:
-            super().__init__(name, **kwargs)
+            with naming_a_lost_base(name):
+                super().__init__(name, **kwargs)
         except json.JSONDecodeError as error:  # of which file, it does not say
             raise invalid_json(Path(name or ""), error) from error
 
@@ -108,15 +109,14 @@ class MMEmbedder(SentenceTransformer):
 
     def _load_default_modules(self, model_name_or_path: str, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Called for a directory without ``modules.json``: a PEFT adapter over an embedder, or no embedder at all."""
-        where = {"cache_dir": kwargs["cache_folder"]}
-        where |= {name: kwargs[name] for name in ("token", "revision", "local_files_only")}
-        file = find_adapter_config_file(model_name_or_path, **where)
-        if file is None:
+        token, cache, local = (kwargs[name] for name in ("token", "cache_folder", "local_files_only"))
+        where = {"token": token, "cache_dir": cache, "local_files_only": local, "revision": kwargs["revision"]}
+        if (found := base_of_adapter(model_name_or_path, **where)) is None:
             raise no_embedder(model_name_or_path, **where)
-        adapter = json.loads(Path(file).read_text(encoding="utf-8"))
-        modules, module_kwargs = self._load_config_modules(
-            adapter["base_model_name_or_path"], **{**kwargs, "revision": adapter.get("revision")}
-        )
+        base, revision = found
+        if not is_sentence_transformer_model(base, token, cache, revision, local):
+            raise no_embedder(base, **{**where, "revision": revision})
+        modules, module_kwargs = self._load_config_modules(base, **{**kwargs, "revision": revision})
         transformer = next(iter(modules.values()))
         transformer.model.load_adapter(model_name_or_path, adapter_kwargs=where)
         return modules, module_kwargs

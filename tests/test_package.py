@@ -40,6 +40,7 @@ RANK = {
     "duplicates": 3,
     "inputs": 3,
     "opening": 3,
+    "adapters": 4,
     "memory": 4,
     "preparation": 4,
     "sentence_transformer": 5,

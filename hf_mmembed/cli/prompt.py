@@ -37,18 +37,26 @@ def show(
 
     Example: hf-mmembed prompt show mmembed-tiny --task query "a red circle"
     """
+    from sentence_transformers.util import is_sentence_transformer_model
     from transformers import AutoConfig
 
+    from hf_mmembed.adapters import base_of_adapter, naming_a_lost_base
     from hf_mmembed.model import MMEmbedProcessor
     from hf_mmembed.model.rows_mmembed import rows_of_lists
 
     path = embedder(model)
-    checkpoint = AutoConfig.from_pretrained(path, revision=revision)
+    with naming_a_lost_base(path):
+        base, of_base = base_of_adapter(path, revision=revision) or (path, revision)
+        checkpoint = AutoConfig.from_pretrained(base, revision=of_base)
     if checkpoint.model_type != "mmembed":
         raise ValueError(
-            f"{model} is a {checkpoint.model_type!r} model, not an embedder; run `hf-mmembed convert` first."
+            f"{model if base == path else base} is a {checkpoint.model_type!r} model, not an embedder; run `hf-mmembed convert` first."
         )
-    processor = MMEmbedProcessor.from_pretrained(path, revision=revision)
+    # As `MMEmbedder` does: PEFT saves an adapter without the files of an embedder, those of its base then hold.
+    if is_sentence_transformer_model(path, revision=revision):
+        processor = MMEmbedProcessor.from_pretrained(path, revision=revision)
+    else:
+        processor = MMEmbedProcessor.from_pretrained(base, revision=of_base)
     texts = None if text is None else [text]
     images = [list(image)] if image else None
     inputs = {"text": texts, "images": images, "task": task, "instruction": instruction}

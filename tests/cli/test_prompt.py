@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
 from transformers import AutoProcessor
 
+from hf_mmembed import tiny
 from hf_mmembed.cli import main as cli
 
 
@@ -52,3 +55,25 @@ def test_a_model_that_is_no_embedder_and_an_empty_input_are_errors(generative, e
     assert run("prompt", "show", embedder("qwen2_vl")) == 1
     assert "there is nothing to embed" in capsys.readouterr().err
     assert run("prompt", "show", embedder("qwen2_vl"), "a", "--task", "passage") == 2
+
+
+def test_an_adapter_is_read_with_its_own_processor_or_else_that_of_its_base(tmp_path, capsys):
+    words = ("--task", "query", "a red circle")
+    assert run("prompt", "show", "mmembed-tiny", *words) == 0
+    shown = capsys.readouterr().out
+    adapter = Path(shutil.copytree(tiny.saha_path(), tmp_path / "adapter"))
+    assert run("prompt", "show", adapter, *words) == 0
+    assert capsys.readouterr().out == shown
+    own = adapter / "processor_config.json"
+    own.write_text(own.read_text().replace("summarize", "describe"))
+    assert run("prompt", "show", adapter, *words) == 0
+    assert capsys.readouterr().out.startswith("<|im_start|>system\nGiven an image, describe the")
+    (adapter / "modules.json").unlink()  # as PEFT saves it
+    assert run("prompt", "show", adapter, *words) == 0
+    assert capsys.readouterr().out == shown
+
+
+def test_the_base_of_an_adapter_that_is_gone_is_named(tmp_path, capsys):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "/gone/embedder"}')
+    assert run("prompt", "show", tmp_path, "a") == 1
+    assert "is gone: there is no directory /gone/embedder" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from .columns import ColumnOption, columns_named
 from .config import ConfigOption
 from .embed import DeviceOption, LongestEdgeOption, load
 
@@ -33,6 +34,7 @@ def judge(
     yes: Annotated[str, typer.Option(help="How the judge says yes.")] = "Yes",
     no: Annotated[str, typer.Option(help="How the judge says no.")] = "No",
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 16,
+    column: ColumnOption = None,
     split: Annotated[str, typer.Option(help="Split of the data.")] = "train",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the judge.")] = None,
     longest_edge: LongestEdgeOption = None,
@@ -55,7 +57,7 @@ def judge(
 
     process = world()
     device = device or process.device
-    pairs = read_pairs(data, split=split)
+    pairs = read_pairs(data, columns=columns_named(column), split=split)
     if miner is None:
         pool = of_pairs(pairs)
     else:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from .columns import ColumnOption, assignment, columns_named
 from .config import ConfigOption
 from .embed import BatchSizeOption, DeviceOption, ModelArgument
 
@@ -43,10 +44,7 @@ def mine(
     k: Annotated[int, typer.Option("-k", min=1, help="Members of a cluster beside the anchor.")] = 15,
     mult: Annotated[int, typer.Option(min=1, help="Candidates per query, as a multiple of k.")] = 3,
     seed: Annotated[int, typer.Option(help="Decides everything random.")] = 0,
-    column: Annotated[
-        list[str] | None,
-        typer.Option(help="Which column is what, `query_text=question`; repeat. Default: the usual names."),
-    ] = None,
+    column: ColumnOption = None,
     split: Annotated[
         str, typer.Option(help="Split of an MMEB-train folder, saved DatasetDict or Hub dataset.")
     ] = "train",
@@ -89,8 +87,7 @@ def mine(
     )
     from hf_mmembed.data.pairs import read_pairs
 
-    columns = dict(_assignment(item, "--column") for item in column or [])
-    pairs = read_pairs(data, columns=columns or None, split=split, subset=subset)
+    pairs = read_pairs(data, columns=columns_named(column), split=split, subset=subset)
     canonical = _instructions(instruction or [])
     answers = {"yes": True, "no": False}
     label_subsets = {}
@@ -193,11 +190,4 @@ def _instructions(items: list[str]) -> str | dict[str, str] | None:
     """One instruction for all subsets, or one for each that is named."""
     if len(items) == 1 and "=" not in items[0]:
         return items[0]
-    return dict(_assignment(item, "--instruction") for item in items) or None
-
-
-def _assignment(item: str, option: str) -> tuple[str, str]:
-    name, equals, value = item.partition("=")
-    if not (name and equals and value):
-        raise typer.BadParameter(f"{item!r} is not of the form NAME=VALUE", param_hint=option)
-    return name, value
+    return dict(assignment(item, "--instruction") for item in items) or None

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from .columns import ColumnOption, columns_named
 from .config import ConfigOption, values_set
 from .embed import DeviceOption, LongestEdgeOption
 
@@ -46,6 +47,7 @@ def think(
     show_answers: Annotated[
         bool, typer.Option("--show-answers", help="Show the reasoner the right document of each query; marked.")
     ] = False,
+    column: ColumnOption = None,
     split: Annotated[str, typer.Option(help="Split of the data.")] = "train",
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many pairs, from the start.")] = None,
     device: DeviceOption = None,
@@ -74,7 +76,7 @@ def think(
     _no_bars_in_a_file()
     families = _families(family or [])
     process = world()
-    pairs = read_pairs(data, split=split)
+    pairs = read_pairs(data, columns=columns_named(column), split=split)
     pairs = pairs if limit is None else pairs.select(range(min(limit, len(pairs))))
     settings = Settings(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     reasoner: Reasoner

@@ -83,7 +83,7 @@ def as_pairs(rows: Dataset, columns: Mapping[str, str] | None, *, root: Path | N
     if not {"query_text", "query_image"} & set(chosen) or not {"pos_text", "pos_image"} & set(chosen):
         raise ValueError(
             f"cannot tell queries and documents among {_listed(rows)}: say which column is what, for instance "
-            'columns={"query_text": "question", "pos_image": "photo"}'
+            f"{_ways_to_say({'query_text': 'question', 'pos_image': 'photo'})}"
         )
     made: dict[str, Any] = {}
     stored: dict[str, str] = {}
@@ -188,11 +188,18 @@ def _tell_names_of_pictures(made: Mapping[str, Any], chosen: Mapping[str, str], 
     if examples:
         logger.warning(
             "%s: most of column %s looks like names of pictures and is read as text, for text is never a path. If they are "
-            'pictures, say which column is what: columns=%s in Python, --set "data.columns={%s}" for a recipe, %s for '
-            "`hf-mmembed mine`; or call the columns %s in the file itself.",
-            name, " and ".join(examples), meant, ", ".join(f"{key}: {column}" for key, column in meant.items()),
-            " ".join(f"--column {key}={column}" for key, column in meant.items()), " and ".join(meant),
+            "pictures, say which column is what: %s; or call the columns %s in the file itself.",
+            name, " and ".join(examples), _ways_to_say(meant), " and ".join(meant),
         )  # fmt: skip
+
+
+def _ways_to_say(columns: Mapping[str, str]) -> str:
+    in_yaml = ", ".join(f"{ours}: {theirs}" for ours, theirs in columns.items())
+    options = " ".join(f"--column {ours}={theirs}" for ours, theirs in columns.items())
+    return (
+        f'columns={columns} in Python, --set "data.columns={{{in_yaml}}}" for a recipe, {options} for `hf-mmembed mine`, '
+        "`judge` and `think`"
+    )
 
 
 def _are_pictures(rows: Dataset, name: str) -> bool:

@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformerTrainingArguments
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
-__all__ = ["LORA_TARGETS", "LOSSES", "Loss", "SaHaTrainingArguments", "on_one_device"]
+__all__ = ["LORA_TARGETS", "LOSSES", "Loss", "SaHaTrainingArguments", "bf16_here", "on_one_device"]
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +88,8 @@ class SaHaTrainingArguments(SentenceTransformerTrainingArguments):
 
         > Changed defaults
 
+        bf16 (`bool`, *optional*, defaults to `False`): left out, with a warning, on a machine without an accelerator;
+            `use_cpu` keeps it there.
         learning_rate (`float`, *optional*, defaults to 5e-5)
         warmup_steps (`float`, *optional*, defaults to 100)
         logging_steps (`float`, *optional*, defaults to 10)
@@ -127,6 +129,8 @@ class SaHaTrainingArguments(SentenceTransformerTrainingArguments):
     )
     save_as: Literal["adapter", "merged"] = field(default="adapter", metadata={"help": "What the result is."})
 
+    use_cpu: bool = field(default=False, metadata={"help": "Train on the CPU."})
+    bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16; not on a CPU without use_cpu."})
     learning_rate: float = field(default=5e-5, metadata={"help": "The initial learning rate."})
     warmup_steps: float = field(default=100, metadata={"help": "Steps of linear warm-up, or their share if below 1."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Clip the gradient to this norm; 0 clips nothing."})
@@ -146,6 +150,7 @@ class SaHaTrainingArguments(SentenceTransformerTrainingArguments):
                 )
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
+        self.bf16 = bf16_here(self.bf16, self.use_cpu)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
             self.use_cpu = True  # or transformers would take each process for the only one
         self.dataloader_pin_memory &= torch.accelerator.is_available()  # or torch warns in every epoch
@@ -181,6 +186,24 @@ class SaHaTrainingArguments(SentenceTransformerTrainingArguments):
                 f"hard_negatives is {self.hard_negatives}, but {together} pairs that meet in a batch give a query from 1 to "
                 f"{together - 1} negatives; change it, or global_batch_size, or gradient_accumulation_steps."
             )
+
+
+def bf16_here(bf16: bool, use_cpu: bool) -> bool:
+    """Whether to compute in bfloat16: as asked, but not on a CPU that nobody chose, which transformers refuses.
+
+    Most CPUs take several times longer over it than over float32.
+
+    Args:
+        bf16: What is asked.
+        use_cpu: Whether a CPU was chosen.
+    """
+    if not bf16 or use_cpu or torch.accelerator.is_available():
+        return bf16
+    logger.warning(
+        "there is no accelerator: training on the CPU without bf16, which most CPUs are slow at; "
+        "--set training.use_cpu=true (use_cpu=True in Python) keeps it"
+    )
+    return False
 
 
 def on_one_device(args: TrainingArguments) -> None:

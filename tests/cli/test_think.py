@@ -104,14 +104,17 @@ def test_wrong_recipes(overrides, message):
 
 
 @pytest.mark.parametrize("recipe", ["tte-sft", "tte-embedder", "tte-unified"])
-def test_one_command_trains_each_variant(recipe, data, generative, tmp_path):
+def test_one_command_trains_each_variant(recipe, data, generative, tmp_path, monkeypatch, caplog):
+    import torch
+
     from hf_mmembed.data.pairs import read_pairs
     from hf_mmembed.thinking.filling import think_about_pairs
     from tests.thinking.conftest import Parrot
 
     with TraceStore(tmp_path / "t.sqlite") as store:
         think_about_pairs(store, Parrot(), read_pairs(data))
-    settings = {"max_steps": 1, "bf16": False, "use_cpu": True}
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    settings = {"max_steps": 1}
     if recipe == "tte-sft":
         settings |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
     else:
@@ -121,7 +124,7 @@ def test_one_command_trains_each_variant(recipe, data, generative, tmp_path):
     words += [word for key, value in settings.items() for word in ("--set", f"training.{key}={value}")]
     words += ["--set", "head_options.layers=1"] if recipe == "tte-unified" else []
     assert run("think-train", recipe, *words) == 0
-    assert (tmp_path / "run" / "model").is_dir()
+    assert (tmp_path / "run" / "model").is_dir() and caplog.text.count("without bf16") == 1
     if recipe == "tte-unified":
         begun_with = json.loads((tmp_path / "run" / "run.json").read_text())["depends_on"]
         assert "model.safetensors" in begun_with["reasoner"] and begun_with["traces"]["reasoner"] == "parrot"

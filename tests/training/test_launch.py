@@ -83,6 +83,13 @@ def test_one_process_trains_on_one_gpu_of_several(monkeypatch, tmp_path, caplog)
     assert "8 GPUs and one process" in caplog.text and "--num_processes 8" in caplog.text
 
 
+def test_bfloat16_is_left_out_on_a_cpu_that_nobody_chose(monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert SaHaTrainingArguments(str(tmp_path), bf16=True, use_cpu=True).bf16 and not caplog.text
+    assert not SaHaTrainingArguments(str(tmp_path), bf16=True).bf16
+    assert "without bf16" in caplog.text and "training.use_cpu=true" in caplog.text
+
+
 def test_processes_wait_for_each_other_for_days(tmp_path):
     """One may mine for hours, which the group that trains would take for a failure."""
 

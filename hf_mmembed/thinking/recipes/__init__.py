@@ -24,7 +24,7 @@ from hf_mmembed.mining import Clusters
 from hf_mmembed.model.unified_mmembed import UnifiedConfig
 from hf_mmembed.opening import is_on_the_hub
 from hf_mmembed.processes import world
-from hf_mmembed.training.arguments import SaHaTrainingArguments
+from hf_mmembed.training.arguments import SaHaTrainingArguments, bf16_here
 from hf_mmembed.training.models import weight_files
 from hf_mmembed.training.only_run import only_run
 from hf_mmembed.training.recipe_files import names_in, read_recipe, require_known, require_types, types_of
@@ -172,7 +172,9 @@ def _fine_tuned(recipe: ThinkingRecipe, pairs: Dataset, output: Path, *, resume:
         "disable_tqdm": not sys.stderr.isatty(),
         "dataloader_pin_memory": torch.accelerator.is_available(),
     }
-    args = TrainingArguments(output_dir=str(output), **{**defaults, **recipe.training})
+    training = {**defaults, **recipe.training}
+    training["bf16"] = bf16_here(training.get("bf16", False), training.get("use_cpu", False))
+    args = TrainingArguments(output_dir=str(output), **training)
     with only_run(output), TraceStore(recipe.traces) as store:
         return fine_tune(
             recipe.model, pairs, store, args, output / "model",

@@ -19,7 +19,7 @@ from PIL import Image
 from .model.images_mmembed import DECODING_ERRORS, FORMATS, check_size, is_url, open_image
 from .model.rows_mmembed import image_source
 
-__all__ = ["as_messages", "check_unicode", "picture_size", "pictures", "texts", "with_trace"]
+__all__ = ["as_messages", "check_unicode", "height_and_width", "pictures", "texts", "with_trace"]
 
 KEYS = ("text", "image", "instruction")
 IMAGE_TYPES = (Image.Image, np.ndarray, torch.Tensor)
@@ -134,14 +134,14 @@ def with_trace(messages: Messages, trace: Any, *, index: int = 0) -> Messages:
     return [*messages, {"role": "assistant", "content": words}] if words and words.strip() else messages
 
 
-def picture_size(picture: Any) -> tuple[int, int] | None:
+def height_and_width(picture: Any) -> tuple[int, int] | None:
     """Height and width of a picture in pixels, from the header of a file; None for a URL, which is not asked.
 
     Raises:
         hf_mmembed.model.images_mmembed.ImageError: the picture cannot be opened, or its size is refused.
 
     Example:
-        >>> picture_size(np.zeros((3, 20, 30))), picture_size(np.zeros((20, 30, 3)))
+        >>> height_and_width(np.zeros((3, 20, 30))), height_and_width(np.zeros((20, 30, 3)))
         ((20, 30), (20, 30))
     """
     if is_url(picture):

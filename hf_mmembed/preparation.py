@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .batching import text_tokens
-from .inputs import picture_size, pictures, texts
+from .inputs import height_and_width, pictures, texts
 from .model.images_mmembed import ImageError, open_image
 from .model.registration import MMEmbedProcessor
 
@@ -90,7 +90,7 @@ def estimate_tokens(reader: Reader, conversations: Sequence[Conversation], optio
     sizes_of = []
     for conversation in conversations:
         try:
-            own = [size for picture in pictures(conversation.messages) if (size := picture_size(picture))]
+            own = [size for picture in pictures(conversation.messages) if (size := height_and_width(picture))]
         except ImageError as error:
             raise ValueError(f"inputs[{conversation.index}]: {error}") from error
         sizes_of.append(own)

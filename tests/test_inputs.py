@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_mmembed.inputs import as_messages, picture_size, pictures, texts, with_trace
+from hf_mmembed.inputs import as_messages, height_and_width, pictures, texts, with_trace
 from hf_mmembed.model.images_mmembed import ImageError
 
 PICTURE = Image.new("RGB", (30, 20), "red")
@@ -143,21 +143,21 @@ def test_picture_sizes_come_from_the_header(tmp_path):
     header = buffer.getvalue()[:45]
     (tmp_path / "a.png").write_bytes(header)
     for picture in (PICTURE, header, str(tmp_path / "a.png"), np.zeros((20, 30)), torch.zeros(1, 20, 30)):
-        assert picture_size(picture) == (20, 30)
-    assert picture_size("https://example.org/a.png") is None
+        assert height_and_width(picture) == (20, 30)
+    assert height_and_width("https://example.org/a.png") is None
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture"])
 def test_a_file_without_a_size_is_refused(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(ImageError, match="a.png"):
-        picture_size(str(tmp_path / "a.png"))
+        height_and_width(str(tmp_path / "a.png"))
 
 
 def test_a_named_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ImageError, match="is a pipe"):
-        picture_size(str(tmp_path / "pipe.png"))
+        height_and_width(str(tmp_path / "pipe.png"))
 
 
 def test_half_a_surrogate_pair_beside_an_input_is_named():

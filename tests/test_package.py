@@ -29,7 +29,7 @@ HEAVY = {"PIL", "datasets", "faiss", "numpy", "pandas", "pyarrow", "sentence_tra
 RANK = {
     "files": 0,
     "lock": 0,
-    "passing": 0,
+    "transient": 0,
     "processes": 0,
     "shipped": 0,
     "staging": 1,

@@ -25,7 +25,7 @@ from hf_mmembed.files import replacing, write_atomically
 from hf_mmembed.identity import ModelIdentity
 from hf_mmembed.lock import LOCK, only_writer
 from hf_mmembed.model.images_mmembed import open_image
-from hf_mmembed.passing import is_passing
+from hf_mmembed.transient import is_transient
 
 from .manifest import Manifest, read_manifest, remove_leftovers, write_manifest
 from .shards import (
@@ -80,7 +80,7 @@ class Report:
 @dataclass(frozen=True)
 class _Refused:
     reason: str
-    passing: bool
+    transient: bool
 
 
 @dataclass(frozen=True)
@@ -322,7 +322,7 @@ def _open_in_groups(source: Source, rows: list[int]) -> Iterator[tuple[list[_Ope
     failed: list[Unreadable] = []
     for row, opened in prefetch(_open, _read_rows(source, rows), workers=_OPEN_WORKERS, ahead=2 * _OPEN_WORKERS):
         if isinstance(opened, _Refused):
-            kind = _UnreadableNow if opened.passing else Unreadable
+            kind = _UnreadableNow if opened.transient else Unreadable
             failed.append(kind(row[0], source.name(row[0]), opened.reason))
             continue
         group.append(opened)
@@ -337,7 +337,7 @@ def _read_rows(source: Source, rows: list[int]) -> Iterator[tuple[int, Row | _Re
         try:
             yield row, source[row]
         except ValueError as error:
-            yield row, _Refused(_one_line(error), passing=False)
+            yield row, _Refused(_one_line(error), transient=False)
 
 
 def _open(numbered: tuple[int, Row | _Refused]) -> _Opened | _Refused:
@@ -351,7 +351,7 @@ def _open(numbered: tuple[int, Row | _Refused]) -> _Opened | _Refused:
         try:
             image: Image = open_image(item.image)
         except ValueError as error:
-            return _Refused(_one_line(error), passing=is_passing(error))
+            return _Refused(_one_line(error), transient=is_transient(error))
         inputs["image"] = image
         pixels = image.width * image.height
     return _Opened(row, item, inputs, pixels)

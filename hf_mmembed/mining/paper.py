@@ -19,7 +19,7 @@ import torch
 
 from .candidates import nearest_documents
 from .clusters import Clusters
-from .relations import Groups, Relations
+from .relations import RaggedArray, Relations
 
 __all__ = ["mine_as_published"]
 
@@ -75,7 +75,7 @@ class _Greedy:
         # Owners in the order of the data, as a set that keeps the order of insertion would hold them.
         keys = relations.query_ids * relations.number_of_documents + relations.document_ids
         firsts = np.sort(np.unique(keys, return_index=True)[1])
-        self._owners = Groups.of(
+        self._owners = RaggedArray.of(
             relations.document_ids[firsts], relations.query_ids[firsts], relations.number_of_documents
         )
 

@@ -11,18 +11,18 @@ from functools import cached_property
 
 import numpy as np
 
-__all__ = ["Groups", "Relations"]
+__all__ = ["RaggedArray", "Relations"]
 
 
 @dataclass(frozen=True)
-class Groups:
+class RaggedArray:
     """Lists of different lengths in one array: list i is ``items[starts[i]:starts[i + 1]]``."""
 
     starts: np.ndarray
     items: np.ndarray
 
     @classmethod
-    def of(cls, keys: np.ndarray, items: np.ndarray, number: int) -> Groups:
+    def of(cls, keys: np.ndarray, items: np.ndarray, number: int) -> RaggedArray:
         """Items by their key, from 0 to `number` (exclusive); within a key in the order given."""
         order = np.argsort(keys, kind="stable")
         return cls(np.searchsorted(keys[order], np.arange(number + 1)), items[order])
@@ -62,9 +62,9 @@ class Relations:
         self.number_of_documents = documents
         self.pairs = np.unique(query_ids.astype(np.int64) * documents + document_ids)  # sorted: a set to look up in
         of_query, of_document = np.divmod(self.pairs, documents)
-        self.positives = Groups.of(of_query, of_document, queries)
-        self.owners = Groups.of(of_document, of_query, documents)
-        self.rows_of_document = Groups.of(document_ids, np.arange(len(document_ids)), documents)
+        self.positives = RaggedArray.of(of_query, of_document, queries)
+        self.owners = RaggedArray.of(of_document, of_query, documents)
+        self.rows_of_document = RaggedArray.of(document_ids, np.arange(len(document_ids)), documents)
 
     def are_positives(self, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
         """Whether each document answers the query beside it; any shapes that broadcast."""

@@ -27,8 +27,8 @@ from tqdm import tqdm
 from hf_mmembed.data.pairs import document_of, query_of
 from hf_mmembed.data.rows import hash_parts
 from hf_mmembed.files import write_atomically
-from hf_mmembed.passing import is_passing
 from hf_mmembed.processes import world
+from hf_mmembed.transient import is_transient
 
 from .ids import ContentIds
 
@@ -144,9 +144,9 @@ def embed_contents(
             if path.exists():
                 continue
             inputs = _inputs(pairs, ids, rows[start : start + shard_size], side)
-            vectors, reasons, passing = _embed(inputs, encode, batch_size, dim)
+            vectors, reasons, transient = _embed(inputs, encode, batch_size, dim)
             skipped = {start + place: reason for place, reason in reasons.items()}
-            written = _for_now(path) if passing else path
+            written = _for_now(path) if transient else path
             # First the reasons, then the vectors: a shard counts as finished when these are there.
             write_atomically(written.with_suffix(".json"), json.dumps(skipped, ensure_ascii=False).encode("utf-8"))
             _write_npy(written, vectors)
@@ -173,7 +173,7 @@ def _path(folder: Path, salt: str, digests: np.ndarray, instructions: list[str],
 
 def _for_now(path: Path) -> Path:
     """The name of a shard in which an input is missing that another run may be given."""
-    return path.with_suffix(".passing.npy")
+    return path.with_suffix(".transient.npy")
 
 
 def _instructions_of_documents(pairs: Dataset, rows: np.ndarray) -> list[str]:
@@ -197,7 +197,7 @@ def _embed(
     """Vectors ``(inputs, dim)``, why some of them are NaN, and whether a reason for that may be gone the next time."""
     vectors = np.full((len(inputs), dim), np.nan, np.float32)
     reasons: dict[int, str] = {}
-    passing = False
+    transient = False
     pending = [(0, inputs)]
     while pending:
         start, group = pending.pop()
@@ -207,7 +207,7 @@ def _embed(
             # One input is refused: halve the group until it is alone.
             if len(group) == 1:
                 reasons[start] = " ".join(str(error).split())
-                passing |= is_passing(error)
+                transient |= is_transient(error)
                 continue
             middle = len(group) // 2
             pending += [(start, group[:middle]), (start + middle, group[middle:])]
@@ -216,7 +216,7 @@ def _embed(
     wrong = np.setdiff1d(np.flatnonzero(~np.isfinite(vectors).all(1)), list(reasons))
     if len(wrong):
         raise RuntimeError(f"the model gave an embedding that is not finite for {str(inputs[wrong[0]])[:200]}")
-    return vectors, reasons, passing
+    return vectors, reasons, transient
 
 
 def _write_npy(path: Path, vectors: np.ndarray) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 __all__ = [
-    "Choice",
+    "TokenSelection",
     "blocks_for_pooled",
     "last_real_token",
     "only_pooled",
@@ -40,7 +40,7 @@ TOLD_ABOUT_ROWS = frozenset({"adapter_names", "alora_offsets"})
 
 
 @dataclass(frozen=True)
-class Choice:
+class TokenSelection:
     """Some tokens of a forward pass, counted through all rows.
 
     Args:
@@ -63,22 +63,22 @@ class Choice:
 
 
 @dataclass
-class Asked:
+class Request:
     """What is asked of a forward pass.
 
     Args:
-        pooled ([`Choice`]): The last real token of each row.
-        real ([`Choice`], *optional*): All but the padding; none where there is too little of it.
+        pooled ([`TokenSelection`]): The last real token of each row.
+        real ([`TokenSelection`], *optional*): All but the padding; none where there is too little of it.
         packed (`bool`, defaults to `False`): Whether the states are those of `real` now.
     """
 
-    pooled: Choice
-    real: Choice | None
+    pooled: TokenSelection
+    real: TokenSelection | None
     packed: bool = False
 
 
 # What is asked of the forward pass under way; each thread has its own.
-_ASKED: ContextVar[Asked | None] = ContextVar("asked", default=None)
+_REQUEST: ContextVar[Request | None] = ContextVar("request", default=None)
 
 
 def last_real_token(mask: torch.Tensor) -> torch.Tensor:
@@ -124,16 +124,16 @@ def only_pooled(mask: torch.Tensor | None) -> Iterator[None]:
         mask (`torch.Tensor` of shape `(batch, seq_len)`, *optional*): Of the tokens that the forward pass reads.
             Without one, every token is real, and all are read.
     """
-    token = _ASKED.set(None if mask is None else _asked(mask))
+    token = _REQUEST.set(None if mask is None else _asked(mask))
     try:
         yield
     finally:
-        _ASKED.reset(token)
+        _REQUEST.reset(token)
 
 
-def pooled_output(part: nn.Module) -> Choice | None:
+def pooled_output(part: nn.Module) -> TokenSelection | None:
     """The tokens whose output of `part`, one that [`blocks_for_pooled`] prepared, somebody reads; None for all."""
-    asked = _ASKED.get()
+    asked = _REQUEST.get()
     if asked is None or torch.compiler.is_compiling() or not _is_last(part):
         return None
     return asked.pooled
@@ -141,7 +141,7 @@ def pooled_output(part: nn.Module) -> Choice | None:
 
 def pack(states: torch.Tensor) -> torch.Tensor | None:
     """`(batch, seq_len, hidden)` → `(1, real, hidden)`, or None where the padding is to stay."""
-    asked = _ASKED.get()
+    asked = _REQUEST.get()
     if asked is None or asked.real is None:
         return None
     asked.packed = True
@@ -150,16 +150,16 @@ def pack(states: torch.Tensor) -> torch.Tensor | None:
 
 def unpack(states: torch.Tensor) -> torch.Tensor | None:
     """`(1, real, hidden)` → `(batch, seq_len, hidden)`, or None where [`pack`] left the padding."""
-    asked = _ASKED.get()
+    asked = _REQUEST.get()
     if asked is None or asked.real is None or not asked.packed:
         return None
     asked.packed = False
     return asked.real.fill(states.squeeze(0))
 
 
-def packing() -> Choice | None:
+def packing() -> TokenSelection | None:
     """The tokens whose states are at hand, one after the other; None where those of all tokens are, row by row."""
-    asked = _ASKED.get()
+    asked = _REQUEST.get()
     return asked.real if asked is not None and asked.packed else None
 
 
@@ -171,21 +171,21 @@ def told_about_rows(model: nn.Module) -> bool:
     return any(isinstance(hook, partial) and TOLD_ABOUT_ROWS & hook.keywords.keys() for hook in hooks)
 
 
-def _asked(mask: torch.Tensor) -> Asked:
+def _asked(mask: torch.Tensor) -> Request:
     batch, length = mask.shape
     rows = torch.arange(batch, device=mask.device)
-    pooled = Choice(rows * length + last_real_token(mask), rows[:, None].expand(batch, length))
+    pooled = TokenSelection(rows * length + last_real_token(mask), rows[:, None].expand(batch, length))
     if torch.is_grad_enabled():
-        return Asked(pooled, None)
+        return Request(pooled, None)
     places = mask.flatten().nonzero().squeeze(1)
     if not 0 < len(places) <= (1 - LEAST_PADDING_SHARE) * batch * length:
-        return Asked(pooled, None)
+        return Request(pooled, None)
     counted = (mask != 0).flatten().cumsum(0).view(batch, length)
-    return Asked(pooled, Choice(places, (counted - 1).clamp(min=0)))
+    return Request(pooled, TokenSelection(places, (counted - 1).clamp(min=0)))
 
 
-def _chosen(kind: str, inputs: tuple[Any, ...], named: dict[str, Any]) -> Choice | None:
-    asked = _ASKED.get()
+def _chosen(kind: str, inputs: tuple[Any, ...], named: dict[str, Any]) -> TokenSelection | None:
+    asked = _REQUEST.get()
     # An MLP that is told something about each token, as ERNIE's experts are, is given all of them.
     if asked is None or torch.compiler.is_compiling() or len(inputs) != 1 or named:
         return None

@@ -188,6 +188,7 @@ class TraceStore:
         path: The file; created with its directories where there is none.
 
     Raises:
+        OSError: The file cannot be opened or created.
         ValueError: The file is there and is no store of traces, or one of a later version.
 
     Example:
@@ -200,11 +201,17 @@ class TraceStore:
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
-        if self.path != ":memory:":
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
-        # The rollback journal rather than the write-ahead log, which shared file systems of clusters cannot hold.
-        self._connection = sqlite3.connect(self.path, timeout=_WAIT_SECONDS, check_same_thread=False)
+        try:
+            if self.path != ":memory:":
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+            # The rollback journal rather than the write-ahead log, which shared file systems of clusters cannot hold.
+            self._connection = sqlite3.connect(self.path, timeout=_WAIT_SECONDS, check_same_thread=False)
+        except (OSError, sqlite3.OperationalError) as error:
+            raise OSError(
+                f"cannot open {path} as a store of traces ({error}); give the path of a file, in a folder that can be "
+                "written to"
+            ) from error
         [[version]] = self._select("PRAGMA user_version")
         if version not in (0, _SCHEMA):
             raise ValueError(f"{path} was written by a later hf_mmembed (version {version}); upgrade it")

@@ -198,6 +198,13 @@ def test_no_store(tmp_path):
         TraceStore(tmp_path / "later.sqlite")
 
 
+@pytest.mark.parametrize("place", ["", "file.txt/below/t.sqlite", "file.txt/t.sqlite"])
+def test_what_cannot_be_opened_is_named(tmp_path, place):
+    (tmp_path / "file.txt").touch()
+    with pytest.raises(OSError, match=f"cannot open {tmp_path / place} as a store of traces.*give the path of a file"):
+        TraceStore(tmp_path / place)
+
+
 def test_reading_needs_no_right_to_write(tmp_path):
     path = tmp_path / "traces.sqlite"
     with TraceStore(path) as store:

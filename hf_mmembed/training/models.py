@@ -219,7 +219,8 @@ def add_lora(embedder: MMEmbedder, args: SaHaTrainingArguments) -> None:
     decoder = model.backbone.get_decoder()
     prefix = next(name for name, module in model.named_modules() if module is decoder)
     pattern = rf"{re.escape(prefix)}\.(.*\.)?({'|'.join(map(re.escape, args.lora_target_modules))})"
-    found = {match[2] for name, _ in model.named_modules() if (match := re.fullmatch(pattern, name))}
+    matches = [match for name, _ in model.named_modules() if (match := re.fullmatch(pattern, name))]
+    found = {match[2] for match in matches}
     if not found:
         linear = {
             name.rsplit(".", 1)[-1] for name, part in decoder.named_modules() if isinstance(part, torch.nn.Linear)
@@ -230,6 +231,12 @@ def add_lora(embedder: MMEmbedder, args: SaHaTrainingArguments) -> None:
         )
     if missing := sorted(set(args.lora_target_modules) - found):
         logger.warning("no layer of the language model is called %s: nothing is trained there", ", ".join(missing))
+    if passed_over := _passed_over(decoder, [match[0].removeprefix(f"{prefix}.") for match in matches]):
+        logger.warning(
+            "some blocks are of another kind, and layers of theirs get no adapter: %s; add them to lora_target_modules "
+            "to train them too",
+            ", ".join(passed_over),
+        )
     # Of a base from the Hub, whose main branch will move on; transformers does not keep it.
     revision = None if Path(model.name_or_path).is_dir() else embedder.model_card_data.base_model_revision
     embedder.add_adapter(
@@ -242,6 +249,25 @@ def add_lora(embedder: MMEmbedder, args: SaHaTrainingArguments) -> None:
             init_lora_weights="gaussian",
             target_modules=pattern,
         )
+    )
+
+
+def _passed_over(decoder: torch.nn.Module, reached: list[str]) -> list[str]:
+    """Linear layers in parts of blocks that no adapter reaches, where other blocks have more parts that one does.
+
+    A hybrid, as Qwen3.5, has blocks of linear attention whose layers have names of their own.
+    """
+    parts = {".".join(name.split(".")[:3]) for name in reached}  # as in layers.0.mlp
+    blocks = list(enumerate(getattr(decoder, "layers", ())))
+    counts = [sum(part.startswith(f"layers.{number}.") for part in parts) for number, _ in blocks]
+    return sorted(
+        {
+            f"{name}.{layer}"
+            for (number, block), count in zip(blocks, counts, strict=True)
+            for name, part in block.named_children()
+            for layer, module in part.named_modules()
+            if count < max(counts) and isinstance(module, torch.nn.Linear) and f"layers.{number}.{name}" not in parts
+        }
     )
 
 

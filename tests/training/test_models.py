@@ -73,6 +73,20 @@ def test_names_that_no_layer_has_are_told(embedder, tmp_path, caplog):
     assert "no layer of the language model is called gate_up_proj, qkv_proj: nothing is trained there" in caplog.text
 
 
+def test_layers_of_another_kind_of_block_that_get_no_adapter_are_told(embedder, tmp_path, caplog):
+    layers = "linear_attn.in_proj_a, linear_attn.in_proj_b, linear_attn.in_proj_qkv, linear_attn.in_proj_z"
+    SaHaTrainer(embedder("qwen3_5"), arguments(tmp_path / "some"), make_pairs(), CLUSTERS)
+    assert f"get no adapter: {layers}, linear_attn.out_proj; add them" in caplog.text
+    caplog.clear()
+    SaHaTrainer(embedder("qwen3_5_moe"), arguments(tmp_path / "experts"), make_pairs(), CLUSTERS)
+    assert f"get no adapter: {layers}, linear_attn.out_proj; add them" in caplog.text
+    caplog.clear()
+    names = ["q_proj", "in_proj_qkv", "down_proj"]
+    SaHaTrainer(embedder("qwen3_5"), arguments(tmp_path / "all", lora_target_modules=names), make_pairs(), CLUSTERS)
+    SaHaTrainer(embedder("qwen2_vl"), arguments(tmp_path / "one", lora_target_modules=["q_proj"]), make_pairs())
+    assert "no adapter" not in caplog.text
+
+
 def test_an_adapter_goes_on_training(uninterrupted, tmp_path):
     _, trainer, weights = uninterrupted
     trainer.args.save_as = "adapter"

@@ -126,11 +126,12 @@ def mine(
         raise KeyboardInterrupt(
             f"finished embeddings are kept in {out}: the same command goes on from there"
         ) from None
-    if process.main:
-        numbers = write_report(pairs, mined, out, seed=seed)
-        _tell(numbers, mined.clusters.rows.shape[1], out)
+
+    def report() -> None:
+        _tell(write_report(pairs, mined, out, seed=seed), mined.clusters.rows.shape[1], out)
         _tell_skipped(mined.skipped, out)
-    process.agree(None)
+
+    process.once(report)
     if mined.skipped:
         raise typer.Exit(1)
 

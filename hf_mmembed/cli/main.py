@@ -111,7 +111,10 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    message = printable(" ".join(str(error).split())) or type(error).__name__
+    message = str(error)
+    if "Original Traceback (most recent call last)" in message:  # torch's, of a process that loads data
+        message = message.strip().rpartition("\n")[2].partition(": ")[2]
+    message = printable(" ".join(message.split())) or type(error).__name__
     # transformers names what it could not import and leaves why to the cause.
     cause = error.__cause__ if "Could not import module" in message else None
     if cause is not None:

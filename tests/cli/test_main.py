@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import typer
+from torch._utils import ExceptionWrapper
 
 from hf_mmembed import __version__
 from hf_mmembed.cli import main as cli
@@ -77,6 +78,18 @@ def test_line_breaks_of_an_error_are_folded(failing_command, capsys):
     failing_command(ValueError("first\n  second"))
     assert run([]) == 1
     assert capsys.readouterr().err == "error: first second\n"
+
+
+def test_an_error_of_a_loading_process_is_shown_without_its_traceback(failing_command, capsys):
+    try:
+        raise ValueError("row 6: its picture cannot be read: look at it")
+    except ValueError:
+        wrapped = ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(ValueError, match="Original Traceback") as reraised:
+        wrapped.reraise()
+    failing_command(reraised.value)
+    assert run([]) == 1
+    assert capsys.readouterr().err == "error: row 6: its picture cannot be read: look at it\n"
 
 
 def test_control_characters_do_not_reach_the_terminal(failing_command, capsys):

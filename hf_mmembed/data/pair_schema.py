@@ -18,7 +18,7 @@ from datasets import ClassLabel, Dataset, Features, Image, List, Value, concaten
 from .rows import IMAGE_SUFFIXES
 from .tables import resolve_image
 
-__all__ = ["NEGATIVE_FEATURES", "PAIR_FEATURES", "as_pairs", "check_pairs", "usual_columns"]
+__all__ = ["NEGATIVE_FEATURES", "PAIR_FEATURES", "as_pairs", "check_pairs", "usual_columns", "without_picture"]
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def check_pairs(pairs: Dataset, name: str) -> Dataset:
     for batch in pairs.with_format("arrow").iter(1000):
         for side in ("query", "pos"):
             text = pc.utf8_trim_whitespace(batch.column(f"{side}_text"))
-            empty = pc.and_(pc.equal(text, ""), _without_picture(batch.column(f"{side}_image")))
+            empty = pc.and_(pc.equal(text, ""), without_picture(batch.column(f"{side}_image")))
             where = pc.indices_nonzero(empty).to_pylist()
             wrong += [f"row {start + row} has neither {side}_text nor {side}_image" for row in where]
         if "neg_text" in batch.column_names and "neg_image" in batch.column_names:
@@ -263,8 +263,8 @@ def _stored(cell: Any, root: Path, row: int, name: str) -> dict[str, Any] | None
     return None if path is None else {"bytes": None, "path": str(path)}
 
 
-def _without_picture(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Which of the stored pictures are absent."""
+def without_picture(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Which of the stored pictures of a column are absent."""
     # Chunk by chunk: in one piece, more than 2 GB of pictures do not fit the offsets of their type.
     chunks = [(chunk, pc.struct_field(chunk, "bytes"), pc.struct_field(chunk, "path")) for chunk in column.chunks]
     empty = [pc.or_(pc.is_null(of), pc.and_(pc.is_null(data), pc.is_null(path))) for of, data, path in chunks]

@@ -9,18 +9,21 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from datasets import Dataset
 
 from hf_mmembed.inputs import with_trace
+from hf_mmembed.processes import world
 from hf_mmembed.sentence_transformer import MMEmbedder
 from hf_mmembed.training.arguments import SaHaTrainingArguments
 from hf_mmembed.training.chunks import Side
 from hf_mmembed.training.collator import ROW, PairCollator
 from hf_mmembed.training.trainer import SaHaTrainer
 
+from .coverage import require_traces
 from .traces import Origin, TraceStore, content_digest
 
 __all__ = ["AnswerTraces", "TracedCollator", "traced_trainer"]
@@ -65,6 +68,7 @@ class TracedCollator:
         answers: Where queries were thought about in sight of their answers: each row then has its own.
 
     Attributes:
+        sides: Those that were thought about.
         valid_label_columns: Asked for by the trainer of sentence-transformers; there are none.
 
     Raises:
@@ -83,7 +87,7 @@ class TracedCollator:
         if not 0 <= dropout < 1:
             raise ValueError(f"trace dropout is {dropout}; use 0 up to, not including, 1")
         self.collator, self.traces, self.dropout, self.answers = collator, traces, dropout, answers
-        self._sides = {side for side, _ in traces}
+        self.sides = {side for side, _ in traces}
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The batch of `PairCollator`, with traces.
@@ -94,32 +98,43 @@ class TracedCollator:
         batch = self.collator(rows)
         return {**batch, "sides": tuple(self._traced(side, rows) for side in batch["sides"])}
 
+    def trace_of(self, side: str, messages: Sequence[Mapping[str, Any]], answer: str) -> str | None:
+        """Text of the trace of an input; None where it has none.
+
+        Args:
+            side: ``"query"`` or ``"document"``.
+            messages: The input.
+            answer: Of its row, by which traces of a query that were written in sight of it are told.
+        """
+        content = content_digest(messages)
+        if self.answers is not None and side == "query":
+            return self.answers.of(content, answer)
+        return self.traces.get((side, content))
+
+    def missing(self, side: str) -> tuple[str, str]:
+        """What of a row is without a trace, where one is missing on this side, and the command that makes it."""
+        if self.answers is not None and side == "query":
+            return "query in sight of its answer", "`hf-mmembed think --show-answers`"
+        return "query" if side == "query" else "document, or a negative of it", "`hf-mmembed think`"
+
     def _traced(self, side: Side, rows: Sequence[Mapping[str, Any]]) -> Side:
-        if side.task not in self._sides:
+        if side.task not in self.sides:
             return side
+        answers = [""] * len(side.messages)
         if self.answers is not None and side.task == "query":
             messages = [side.messages[place] for place in side.places]
             side = Side(messages, [int(row[ROW]) for row in rows], torch.arange(len(rows)), side.task)
-            traces = [
-                self.answers.of(content_digest(turns), row["pos_text"])
-                for turns, row in zip(messages, rows, strict=True)
-            ]
-        else:
-            traces = [self.traces.get((side.task, content_digest(turns))) for turns in side.messages]
+            answers = [row["pos_text"] for row in rows]
+        traces = [self.trace_of(side.task, *of) for of in zip(side.messages, answers, strict=True)]
         if None in traces:
-            row = side.rows[traces.index(None)]
-            raise ValueError(f"row {row}: its {self._missing(side.task)}, from the same pairs")
+            row, (what, command) = side.rows[traces.index(None)], self.missing(side.task)
+            raise ValueError(f"row {row} has no trace for its {what}: make it with {command} from the same pairs")
         kept = torch.rand(len(traces)) >= self.dropout
         messages = [
             with_trace(turns, trace) if keep else turns
             for turns, trace, keep in zip(side.messages, traces, kept.tolist(), strict=True)
         ]
         return replace(side, messages=messages)
-
-    def _missing(self, task: str) -> str:
-        if self.answers is not None and task == "query":
-            return "query has no trace in sight of its answer; make it with `hf-mmembed think --show-answers`"
-        return f"{task}, or a negative of it, has no trace; make it with `hf-mmembed think`"
 
 
 def traced_trainer(
@@ -149,7 +164,7 @@ def traced_trainer(
         **trainer: More arguments of `SaHaTrainer`, such as ``loss``.
 
     Raises:
-        ValueError: There are no traces, those of several reasoners, or some that saw the answer.
+        ValueError: There are no traces, those of several reasoners, some that saw the answer, or too few for the pairs.
     """
     found = store.by_content(origin)
     if not found:
@@ -164,6 +179,7 @@ def traced_trainer(
     texts = {key: trace.text for key, trace in found.items()}
     answers = AnswerTraces.read(store, origin) if gold else None
     made.data_collator = TracedCollator(made.data_collator, texts, dropout, answers)
+    world().once(partial(require_traces, pairs, made.ids, made.data_collator, made.clusters))
     # Not the texts: a store only grows, and what is added to it about other inputs changes nothing.
     made.depends_on |= {
         "traces": asdict(origin or store.origins()[0]), "trace_dropout": dropout, "answers_in_sight": bool(gold)

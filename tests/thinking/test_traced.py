@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 
 import pytest
 import torch
 from datasets import Dataset
 
-from hf_mmembed.data.pairs import read_pairs
+from hf_mmembed.data.pairs import PAIR_FEATURES, read_pairs
 from hf_mmembed.mining.ids import content_ids
+from hf_mmembed.thinking import traces
 from hf_mmembed.thinking.filling import think_about_pairs
 from hf_mmembed.thinking.traced import TracedCollator, traced_trainer
 from hf_mmembed.thinking.traces import Trace, TraceStore
@@ -55,8 +57,55 @@ def test_a_side_without_traces_stays_as_it_is(store, some_pairs):
 
 def test_a_missing_trace_is_named(store, some_pairs):
     changed = some_pairs.map(lambda row, index: {"query_text": "new"} if index == 4 else row, with_indices=True)
-    with pytest.raises(ValueError, match="row 4: its query, .* has no trace"):
+    with pytest.raises(ValueError, match="row 4 has no trace for its query: make it with `hf-mmembed think`"):
         collated(changed, store, 0.0)
+
+
+def test_what_has_no_trace_is_counted_before_the_first_step(parrot, fresh, tmp_path):
+    rows = {
+        "query": ["a disc", "a box", "a star"],
+        "positive": ["red", "blue", "green"],
+        "negative": ["red", "red", "gray"],
+    }
+    pairs, store, sides = read_pairs(Dataset.from_dict(rows)), TraceStore(":memory:"), ("query", "document")
+    make = partial(traced_trainer, fresh(), arguments(tmp_path), pairs, store)
+    think_about_pairs(store, parrot, pairs.select([0]), sides=sides[:1])
+    with pytest.raises(
+        ValueError, match=r"2 of 3 pairs have no trace for their query \(first: row 1\).*hf-mmembed think"
+    ):
+        make()
+    make([[0]])  # no other row occurs in these clusters
+    think_about_pairs(store, parrot, pairs, sides=sides[:1])
+    make()
+    think_about_pairs(store, parrot, pairs.select_columns(list(PAIR_FEATURES)), sides=sides[1:])
+    with pytest.raises(ValueError, match=r"1 of 3 pairs .* document, or a negative of it \(first: row 2\)"):
+        make()
+    think_about_pairs(store, parrot, pairs, sides=sides[1:])
+    make()
+
+
+def test_pictures_without_a_trace_are_counted_and_not_read(parrot, fresh, tmp_path, monkeypatch):
+    rows = {"query_text": ["a", "b", "c"], "pos_image": [b"one picture", b"another", b"one picture"]}
+    pairs, store = read_pairs(Dataset.from_dict(rows)), TraceStore(":memory:")
+    make = partial(traced_trainer, fresh(), arguments(tmp_path), pairs, store)
+    think_about_pairs(store, parrot, pairs.select([0]), sides=("document",))
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ValueError, match="at least 1 of 2 different documents.* no tr"),
+    ):
+        patch.setattr(traces, "_media_digest", lambda picture: pytest.fail("a picture is read"))
+        make()
+    think_about_pairs(store, parrot, pairs, sides=("document",))
+    make()
+
+
+def test_answers_without_a_trace_are_counted(two_answers, fresh, tmp_path):
+    store = TraceStore(":memory:")
+    think_about_pairs(store, Tattler(), two_answers.select([0, 1]), sides=("query",), show_answers=True)
+    with pytest.raises(
+        ValueError, match=r"1 of 3 pairs .* query in sight of its answer \(first: row 2\).*--show-answers"
+    ):
+        traced_trainer(fresh(), arguments(tmp_path), two_answers, store, allow_gold=True)
 
 
 def arguments(directory, **choices):
@@ -102,7 +151,7 @@ def test_each_answer_of_a_query_has_its_own_trace(two_answers, fresh, tmp_path):
     assert queries.rows == [2, 1, 0] and set(traces_of(documents)) == {None}
     trainer.train()  # in batches of random order
     [other] = read_pairs(Dataset.from_dict({"query": ["a box"], "positive": ["a lid"]}))
-    with pytest.raises(ValueError, match="row 1: its query has no trace in sight of its answer.*--show-answers"):
+    with pytest.raises(ValueError, match="row 1 has no trace for its query in sight of its answer.*--show-answers"):
         trainer.data_collator([{**other, ROW: 1}])
 
 

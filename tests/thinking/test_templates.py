@@ -9,7 +9,7 @@ import yaml
 from hf_mmembed.inputs import as_messages
 from hf_mmembed.thinking.templates import FAMILIES, guess_family, load_templates
 
-FILE = resources.files("hf_mmembed.thinking.templates") / "v1.yaml"
+FILE = resources.files("hf_mmembed.thinking") / "templates-v1.yaml"
 
 
 def test_a_published_version_never_changes():

@@ -29,15 +29,15 @@ from hf_mmembed.training.models import weight_files
 from hf_mmembed.training.only_run import only_run
 from hf_mmembed.training.recipe_files import names_in, read_recipe, require_known, require_types, types_of
 
-from ..sft import fine_tune
-from ..templates import LATEST, load_templates
-from ..traced import traced_trainer
-from ..traces import TraceStore
-from ..unified import make_unified, open_unified
+from .sft import fine_tune
+from .templates import LATEST, load_templates
+from .traced import traced_trainer
+from .traces import TraceStore
+from .unified import make_unified, open_unified
 
 __all__ = ["VARIANTS", "ThinkingRecipe", "load_thinking_recipe", "thinking_recipe_names", "train_thinking"]
 
-_FOLDER = resources.files(__name__)
+_FOLDER = resources.files("hf_mmembed") / "recipes" / "thinking"
 VARIANTS = ("sft", "embedder", "unified")
 
 

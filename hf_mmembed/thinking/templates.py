@@ -71,7 +71,7 @@ def load_templates(version_or_path: str | Path = LATEST) -> Templates:
     Raises:
         ValueError: There is no such version, or the file lacks something.
     """
-    file: Any = resources.files(__name__) / f"v{version_or_path}.yaml"
+    file: Any = resources.files(__package__) / f"templates-v{version_or_path}.yaml"
     own = str(version_or_path).endswith((".yaml", ".yml"))
     if own:
         file = Path(version_or_path)

@@ -14,7 +14,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -256,6 +256,21 @@ def _facts_of(trainer: _SftTrainer, processor: Any) -> dict[str, Any]:
     return json.loads(json.dumps(facts, default=str))
 
 
+def _with_traces(some: Sequence[Lesson], store: TraceStore) -> list[Lesson]:
+    """The lessons with their traces, which each process reads: they are too many to be sent around.
+
+    Raises:
+        ValueError: The store of this process is not that of the first.
+    """
+    found = store.get([lesson.key for lesson in some])
+    if len(found) < len(some):
+        raise ValueError(
+            f"{store.path} lacks {len(some) - len(found)} of {len(some)} traces that the first process found; give all "
+            "processes the same file"
+        )
+    return [replace(lesson, trace=found[lesson.key].text) for lesson in some]
+
+
 def fine_tune(
     model: str | os.PathLike[str],
     pairs: Dataset,
@@ -295,10 +310,12 @@ def fine_tune(
     """
     if not resume:
         require_no_run(args.output_dir or ".")
-    # Which reads all pictures.
-    chosen = world().once(
-        partial(lessons, pairs, store, origin=origin, sides=sides, families=families, allow_gold=allow_gold)
-    )
+
+    def chosen_here() -> list[Lesson]:  # which reads all pictures
+        found = lessons(pairs, store, origin=origin, sides=sides, families=families, allow_gold=allow_gold)
+        return [replace(lesson, trace="") for lesson in found]
+
+    chosen = _with_traces(world().once(chosen_here), store)
     teacher = origin or store.origins()[0]
     templates = templates or load_templates(teacher.template_version)
     if templates.version != teacher.template_version:

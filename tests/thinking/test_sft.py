@@ -181,6 +181,24 @@ def test_the_inputs_are_read_by_the_first_process_alone(store, some_pairs, tmp_p
         fine_tune("./gone", some_pairs, store, args, tmp_path / "out")
 
 
+def test_processes_are_told_the_lessons_and_read_the_traces_themselves(store, some_pairs, tmp_path, monkeypatch):
+    """All of them can be gigabytes."""
+    told = []
+
+    def once(make):
+        told.append(make())
+        return told[-1]
+
+    monkeypatch.setattr(sft, "world", lambda: SimpleNamespace(once=once))
+    args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
+    with pytest.raises(ValueError, match="no checkpoint directory"):
+        fine_tune("./gone", some_pairs, store, args, tmp_path / "out")
+    assert len(told[0]) == 12 and {lesson.trace for lesson in told[0]} == {""}
+    with TraceStore(":memory:") as another, pytest.raises(ValueError, match="lacks 12 of 12 traces .* the same file"):
+        sft._with_traces(told[0], another)
+    assert sft._with_traces(told[0], store) == lessons(some_pairs, store)
+
+
 def test_a_new_run_is_not_mixed_with_an_earlier_one(store, some_pairs, tmp_path):
     (tmp_path / "checkpoint-1").mkdir()
     args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)

@@ -49,8 +49,9 @@ def show(
         base, of_base = base_of_adapter(path, revision=revision) or (path, revision)
         checkpoint = AutoConfig.from_pretrained(base, revision=of_base)
     if checkpoint.model_type != "mmembed":
+        what = model if base == path else base
         raise ValueError(
-            f"{model if base == path else base} is a {checkpoint.model_type!r} model, not an embedder; run `hf-mmembed convert` first."
+            f"{what} is a {checkpoint.model_type!r} model, not an embedder; run `hf-mmembed convert` first."
         )
     # As `MMEmbedder` does: PEFT saves an adapter without the files of an embedder, those of its base then hold.
     if is_sentence_transformer_model(path, revision=revision):

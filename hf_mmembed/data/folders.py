@@ -1,7 +1,8 @@
 """A folder of pictures, recursively, or one picture file.
 
 In: a directory. Out: a `FolderSource` with its picture files in the order of their relative paths. Symbolic links are
-followed, loops are not, and a folder that is there itself goes before links to it; hidden files and folders are left out; files of other kinds are counted and named in a note.
+followed, loops are not, and a folder that is there itself goes before links to it; hidden files and folders are left
+out; files of other kinds are counted and named in a note.
 """
 
 from __future__ import annotations

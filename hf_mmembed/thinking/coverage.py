@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset
+from tqdm import tqdm
 
 from hf_mmembed.data.pair_schema import without_picture
 from hf_mmembed.data.pairs import document_of, negatives_of, query_of
@@ -68,11 +69,13 @@ def _without_trace(pairs: Dataset, side: str, collator: TracedCollator) -> Itera
     if "neg_text" in pairs.column_names and "neg_image" not in pairs.column_names:
         names.append("neg_text")
     start = 0
-    for batch in pairs.select_columns(names).with_format("arrow").iter(_ROWS_AT_ONCE):
-        alone = without_picture(batch.column(f"{kind}_image"))
-        numbers = pc.indices_nonzero(alone).to_pylist()
-        for number, row in zip(numbers, batch.filter(alone).to_pylist(), strict=True):
-            items = [query_of(row)] if side == "query" else [document_of(row), *negatives_of(row)]
-            if any(collator.trace_of(side, as_messages(item), row["pos_text"]) is None for item in items):
-                yield start + number
-        start += len(batch)
+    with tqdm(total=len(pairs), unit=" rows", desc="looking up traces", delay=2, disable=None) as bar:
+        for batch in pairs.select_columns(names).with_format("arrow").iter(_ROWS_AT_ONCE):
+            alone = without_picture(batch.column(f"{kind}_image"))
+            numbers = pc.indices_nonzero(alone).to_pylist()
+            for number, row in zip(numbers, batch.filter(alone).to_pylist(), strict=True):
+                items = [query_of(row)] if side == "query" else [document_of(row), *negatives_of(row)]
+                if any(collator.trace_of(side, as_messages(item), row["pos_text"]) is None for item in items):
+                    yield start + number
+            start += len(batch)
+            bar.update(len(batch))

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -45,19 +45,35 @@ class CrampedBackward:
         raise torch.OutOfMemoryError("CUDA out of memory. Simulated.")
 
 
-@pytest.mark.parametrize("with_grad", [False, True])
-def test_out_of_memory_halves_the_chunk_and_keeps_the_batch(embedder, tmp_path, with_grad):
-    weights = []
-    for cramped in (False, True):
-        args = arguments(tmp_path, **COMPARABLE, max_steps=2)
+@pytest.fixture(scope="module")
+def in_one_process(embedder, tmp_path_factory):
+    """Weights after two steps in one process, by batches that a step accumulates."""
+
+    @cache
+    def train(accumulated):
+        args = arguments(tmp_path_factory.mktemp("one"), **COMPARABLE, **_options(accumulated))
         trainer = SaHaTrainer(embedder("qwen2_vl"), args, make_pairs(), CLUSTERS)
-        if cramped:
-            memory = Cramped(trainer.model, 1, with_grad)
         trainer.train()
-        weights.append(trained_weights(trainer.model))
+        return trained_weights(trainer.model)
+
+    return train
+
+
+def _options(accumulated):
+    return {"max_steps": 2, "gradient_accumulation_steps": accumulated, "global_batch_size": 4 * accumulated}
+
+
+@pytest.mark.parametrize("with_grad", [False, True])
+def test_out_of_memory_halves_the_chunk_and_keeps_the_batch(embedder, in_one_process, tmp_path, with_grad):
+    trainer = SaHaTrainer(
+        embedder("qwen2_vl"), arguments(tmp_path, **COMPARABLE, **_options(1)), make_pairs(), CLUSTERS
+    )
+    memory = Cramped(trainer.model, 1, with_grad)
+    trainer.train()
     assert memory.refused and trainer.loss.chunk_size == 1
-    for name, weight in weights[0].items():
-        torch.testing.assert_close(weights[1][name], weight, atol=1e-4, rtol=1e-4)
+    weights = trained_weights(trainer.model)
+    for name, weight in in_one_process(1).items():
+        torch.testing.assert_close(weights[name], weight, atol=1e-4, rtol=1e-4)
 
 
 def test_out_of_memory_keeps_accumulated_gradients(embedder, tmp_path):
@@ -92,15 +108,15 @@ def _rank_run(rank, path, directory, cramped, options):
         (partial(CrampedBackward, number=4), 2),  # the last of a step: two batches of queries and documents
     ],
 )
-def test_two_processes_train_as_one_even_when_one_runs_out_of_memory(embedder, tmp_path, cramped, accumulated):
-    path = embedder("qwen2_vl")
-    options = {"max_steps": 2, "gradient_accumulation_steps": accumulated, "global_batch_size": 4 * accumulated}
-    args = arguments(tmp_path / "one", **COMPARABLE, **options)
-    one = SaHaTrainer(path, args, make_pairs(), CLUSTERS)
-    one.train()
-    results = in_processes(_rank_run, path, tmp_path / "two", cramped, options, store=tmp_path / "store")
+def test_two_processes_train_as_one_even_when_one_runs_out_of_memory(
+    embedder, in_one_process, tmp_path, cramped, accumulated
+):
+    options, expected = _options(accumulated), in_one_process(accumulated)
+    results = in_processes(
+        _rank_run, embedder("qwen2_vl"), tmp_path / "two", cramped, options, store=tmp_path / "store"
+    )
     for weights, chunk_size in results:
         assert chunk_size == (3 if cramped is None else 1)
-        for name, weight in trained_weights(one.model).items():
+        for name, weight in expected.items():
             np.testing.assert_allclose(weights[name], weight.numpy(), atol=1e-4, rtol=1e-4)
     assert checkpoints.what_is_missing(tmp_path / "two" / "checkpoint-2") is None

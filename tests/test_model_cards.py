@@ -11,10 +11,10 @@ import pytest
 from huggingface_hub import ModelCard
 
 from hf_mmembed import tiny
-from hf_mmembed.tiny import ablation_report, reasoning_report
+from hf_mmembed.bench import ablation_report, thinking_report
+from hf_mmembed.bench.riddles import TASKS
+from hf_mmembed.bench.runs import spread
 from hf_mmembed.tiny.evaluate import markdown
-from hf_mmembed.tiny.reasoning import TASKS
-from hf_mmembed.tiny.runs import spread
 
 CARDS = Path(__file__).parents[1] / "model_cards"
 TINY = CARDS / "mmembed-tiny.md"
@@ -42,7 +42,7 @@ def test_tables_are_those_of_the_recorded_evaluation() -> None:
     assert markdown(results).strip() in card
 
 
-@pytest.mark.parametrize(("name", "report"), [("ablation", ablation_report), ("thinking", reasoning_report)])
+@pytest.mark.parametrize(("name", "report"), [("ablation", ablation_report), ("thinking", thinking_report)])
 def test_tables_of_the_experiments_are_those_of_their_results(name: str, report: ModuleType) -> None:
     folder = CARDS / "experiments"
     results = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))

@@ -54,9 +54,10 @@ RANK = {
     "judging": 10,
     "evaluation": 10,
     "tiny": 11,
+    "bench": 12,
     "scripts": 12,
-    "cli": 12,
-    "__init__": 13,
+    "cli": 13,
+    "__init__": 14,
 }
 
 

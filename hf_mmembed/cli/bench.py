@@ -61,9 +61,9 @@ def ablation(
 
     Example: hf-mmembed bench ablation --seeds 1 --steps 20 --families 20 --candidates 100
     """
+    from hf_mmembed.bench.ablation import ARMS, TEACHER, Plan, run_ablation
+    from hf_mmembed.bench.ablation_report import markdown, plot
     from hf_mmembed.files import write_atomically
-    from hf_mmembed.tiny.ablation import ARMS, TEACHER, Plan, run_ablation
-    from hf_mmembed.tiny.ablation_report import markdown, plot
 
     names = _chosen(strategies, ARMS, "--strategies")
     plan = Plan(embedder(model), steps=steps, families=families, pictures=pictures, candidates=candidates)
@@ -94,8 +94,8 @@ def distill(
 
     Example: hf-mmembed bench distill --seeds 1 --steps 5 --candidates 20
     """
+    from hf_mmembed.bench.distillation import DistillationPlan, markdown, run_distillation
     from hf_mmembed.files import write_atomically
-    from hf_mmembed.tiny.distillation import DistillationPlan, markdown, run_distillation
 
     plan = DistillationPlan(embedder(model), teacher(teacher_), steps=steps, candidates=candidates)
     table = markdown(run_distillation(out, plan, range(seeds)), plan)
@@ -131,9 +131,9 @@ def thinking(
 
     Example: hf-mmembed bench thinking --seeds 1 --steps 5 --reasoner-steps 5 --blocks 4 --queries 10
     """
+    from hf_mmembed.bench.thinking import ARMS, ThinkingPlan, run_thinking
+    from hf_mmembed.bench.thinking_report import markdown, plot
     from hf_mmembed.files import write_atomically
-    from hf_mmembed.tiny.reasoning_bench import ARMS, ThinkingPlan, run_thinking
-    from hf_mmembed.tiny.reasoning_report import markdown, plot
 
     chosen = _chosen(arms, ARMS, "--arms")
     plan = ThinkingPlan(

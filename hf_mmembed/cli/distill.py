@@ -74,6 +74,6 @@ def distill(
 
 
 def _drawn_sentences() -> Any:
-    from hf_mmembed.tiny.distillation import draw_sentences
+    from hf_mmembed.tiny.sentences import draw_sentences
 
     return draw_sentences(DRAWN_SEED, pairs=DRAWN_PAIRS)

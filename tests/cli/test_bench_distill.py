@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from hf_mmembed.bench import ablation, distillation
 from hf_mmembed.cli.bench import _ARMS
 from hf_mmembed.cli.main import main
-from hf_mmembed.tiny import ablation, distillation
 from tests.distillation.conftest import TEACHER
 
 

@@ -7,10 +7,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from hf_mmembed.bench.ablation import false_negatives
 from hf_mmembed.data.pairs import PAIR_FEATURES
 from hf_mmembed.mining import content_ids
 from hf_mmembed.tiny import pairs as module
-from hf_mmembed.tiny.ablation import false_negatives
 from hf_mmembed.tiny.pairs import DrawnPairs, draw_pairs
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hf_mmembed.bench.distillation import DistillationPlan, markdown, run_distillation
 from hf_mmembed.distillation.loss import SimilarityDistillationLoss
 from hf_mmembed.distillation.student import open_student
 from hf_mmembed.distillation.teacher import embed_with_teacher
 from hf_mmembed.distillation.trainer import DistillationArguments
-from hf_mmembed.tiny.distillation import DistillationPlan, draw_sentences, markdown, run_distillation
 from hf_mmembed.tiny.lean_training import OnePassDistillationLoss, make_lean_loss
+from hf_mmembed.tiny.sentences import draw_sentences
 from hf_mmembed.training.arguments import SaHaTrainingArguments
 from hf_mmembed.training.choices import make_loss
 from tests.distillation.conftest import TEACHER, teacher  # noqa: F401

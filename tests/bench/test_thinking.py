@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 
 from hf_mmembed import tiny
+from hf_mmembed.bench import thinking
+from hf_mmembed.bench.riddles import TASKS, as_pairs, build_riddles, draw_riddles
+from hf_mmembed.bench.thinking import ARMS, ThinkingPlan, run_thinking
+from hf_mmembed.bench.thinking_heads import HEADS, Heads
+from hf_mmembed.bench.thinking_report import harm, markdown, mean_score, plot
 from hf_mmembed.cli.main import main
 from hf_mmembed.data.captions import NUMBERS, plural_of
 from hf_mmembed.data.pairs import query_of
 from hf_mmembed.thinking.traces import Trace
-from hf_mmembed.tiny import reasoning_bench
-from hf_mmembed.tiny.reasoning import TASKS, as_pairs, build_riddles, draw_riddles
-from hf_mmembed.tiny.reasoning_bench import ARMS, ThinkingPlan, run_thinking
-from hf_mmembed.tiny.reasoning_heads import HEADS, Heads
-from hf_mmembed.tiny.reasoning_report import harm, markdown, mean_score, plot
 
 
 @pytest.fixture(scope="module")
@@ -91,17 +91,15 @@ def test_all_heads_learn_at_once_and_the_one_pass_is_the_same(riddles) -> None: 
 
 def test_an_arm_is_trained_and_measured(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     small = {task: part for task, part in build_riddles(0, queries=2).items() if task in ("composed", "caption")}
-    monkeypatch.setattr(reasoning_bench, "build_riddles", lambda *_, **__: small)
-    monkeypatch.setattr(
-        reasoning_bench, "draw_riddles", lambda seed, blocks: draw_riddles(seed, blocks=blocks, size=2)
-    )
+    monkeypatch.setattr(thinking, "build_riddles", lambda *_, **__: small)
+    monkeypatch.setattr(thinking, "draw_riddles", lambda seed, blocks: draw_riddles(seed, blocks=blocks, size=2))
     plan = ThinkingPlan(
         str(tiny.checkpoint_path()), str(tiny.generative_path()), steps=1, blocks=4, queries=2, timed=1
     )
     [result] = run_thinking(tmp_path, plan, seeds=[0], arms=["direct"])
     [row] = result["rows"]
     assert set(row["scores"]) == {"composed", "caption"} and row["tokens"] == 0 and row["milliseconds"] > 0
-    bench = reasoning_bench._Bench(tmp_path, plan, 0, small, {})
+    bench = thinking._Bench(tmp_path, plan, 0, small, {})
     assert bench._shuffled(["a", "b", "c", "d"]) == ["b", "a", "d", "c"]
     store, origin = bench._traces_of(bench.oracle)
     assert {trace.raw for trace in store.by_content(origin).values()} == {riddle.trace for riddle in bench.riddles}
@@ -127,8 +125,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
             asked.append((arm, self.seed))
             return [row_of(arm, 10.0 * ARMS.index(arm) + self.seed)]
 
-    monkeypatch.setattr(reasoning_bench, "_Bench", Bench)
-    monkeypatch.setattr(reasoning_bench, "build_riddles", lambda *_, **__: {})
+    monkeypatch.setattr(thinking, "_Bench", Bench)
+    monkeypatch.setattr(thinking, "build_riddles", lambda *_, **__: {})
     return asked
 
 

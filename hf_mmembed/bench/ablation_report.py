@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from hf_mmembed.bench.runs import spread
 from hf_mmembed.files import write_atomically
-from hf_mmembed.tiny.runs import spread
 from hf_mmembed.tiny.testset import CHANGES
 
 __all__ = ["COLUMNS", "SUBJECT", "comparisons", "markdown", "plot"]

@@ -24,6 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PrinterCallback, set_seed
 
+from hf_mmembed.bench.runs import ALL_LINEAR, check_plan
+from hf_mmembed.bench.told import ToldInfoNCELoss
+from hf_mmembed.bench.unime import SceneJudge, first_stage, judged
 from hf_mmembed.files import write_atomically
 from hf_mmembed.identity import identify, local_checkpoint
 from hf_mmembed.judging import Judge
@@ -34,10 +37,7 @@ from hf_mmembed.tiny.checkpoint import generative_path
 from hf_mmembed.tiny.evaluate import zero_shot
 from hf_mmembed.tiny.lean_training import make_lean_loss, remember_pictures
 from hf_mmembed.tiny.pairs import DrawnPairs, draw_pairs
-from hf_mmembed.tiny.runs import check_plan
 from hf_mmembed.tiny.testset import CHANGES, TestSet, build_testset
-from hf_mmembed.tiny.told import ToldInfoNCELoss
-from hf_mmembed.tiny.unime import SceneJudge, first_stage, judged
 from hf_mmembed.training.arguments import Loss, SaHaTrainingArguments
 from hf_mmembed.training.chunks import ChunkedLoss
 from hf_mmembed.training.models import open_for_training
@@ -314,7 +314,7 @@ class _Bench:
             lora_alpha=2 * plan.lora_rank,
             lora_dropout=0.0,
             use_dora=False,
-            lora_target_modules=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+            lora_target_modules=ALL_LINEAR,
             remine_every_epoch=arm.remine,
             seed=self.seed,
             logging_steps=max(1, plan.steps // 30),

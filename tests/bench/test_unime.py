@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from hf_mmembed import MMEmbedder, tiny
+from hf_mmembed.bench import unime
 from hf_mmembed.judging import Judge
-from hf_mmembed.tiny import unime
 from hf_mmembed.tiny.pairs import draw_pairs
 from hf_mmembed.tiny.truth import FIELDS
 from hf_mmembed.training.soft_labels import SoftLabelLoss

@@ -7,9 +7,9 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from hf_mmembed import MMEmbedder
+from hf_mmembed.bench.told import ToldInfoNCELoss
 from hf_mmembed.mining import content_ids
 from hf_mmembed.tiny.pairs import draw_pairs
-from hf_mmembed.tiny.told import ToldInfoNCELoss
 from hf_mmembed.training.collator import ROW, PairCollator
 from hf_mmembed.training.losses import MaskedInfoNCELoss
 

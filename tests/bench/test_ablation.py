@@ -7,10 +7,10 @@ import json
 import pytest
 from PIL import Image
 
+from hf_mmembed.bench import ablation
+from hf_mmembed.bench.ablation import ARMS, Plan, mean_score, run_ablation
+from hf_mmembed.bench.ablation_report import comparisons, markdown, plot
 from hf_mmembed.cli.main import main
-from hf_mmembed.tiny import ablation
-from hf_mmembed.tiny.ablation import ARMS, Plan, mean_score, run_ablation
-from hf_mmembed.tiny.ablation_report import comparisons, markdown, plot
 from hf_mmembed.tiny.testset import CHANGES
 
 SCORES = {"text→image R@1": 10.0, "image→text R@1": 20.0, "composed R@1": 30.0, "classify shape": 1.0}

@@ -1,6 +1,6 @@
 """What thinking before embedding brings and costs: a Markdown table, where it hurts, and a plot of quality against cost.
 
-In: results as `reasoning_bench.run_thinking` returns them. Out: mean ± standard deviation over the seeds, a line per row.
+In: results as `thinking.run_thinking` returns them. Out: mean ± standard deviation over the seeds, a line per row.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from hf_mmembed.bench.riddles import TASKS
+from hf_mmembed.bench.runs import spread
 from hf_mmembed.files import write_atomically
-from hf_mmembed.tiny.reasoning import TASKS
-from hf_mmembed.tiny.runs import spread
 
 __all__ = ["harm", "markdown", "mean_score", "plot"]
 

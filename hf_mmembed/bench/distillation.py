@@ -9,22 +9,18 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 from numpy.typing import NDArray
 from scipy.stats import spearmanr  # type: ignore[import-untyped]
 from sentence_transformers import SentenceTransformer
 
-from hf_mmembed.data.captions import caption
-from hf_mmembed.data.scenes import random_scene
+from hf_mmembed.bench.runs import ALL_LINEAR, check_plan
 from hf_mmembed.distillation.arguments import DistillationArguments
-from hf_mmembed.distillation.sentences import as_sentence_pairs
 from hf_mmembed.distillation.student import open_student
 from hf_mmembed.distillation.teacher import embed_with_teacher, open_teacher
 from hf_mmembed.distillation.trainer import DistillationTrainer
@@ -32,12 +28,12 @@ from hf_mmembed.files import write_atomically
 from hf_mmembed.sentence_transformer import MMEmbedder
 from hf_mmembed.tiny.evaluate import recall
 from hf_mmembed.tiny.lean_training import OnePassDistillationLoss
+from hf_mmembed.tiny.sentences import draw_sentences
 from hf_mmembed.tiny.testset import TestSet, build_testset
 
-__all__ = ["DistillationPlan", "draw_sentences", "markdown", "measure", "run_distillation", "train_once"]
+__all__ = ["DistillationPlan", "markdown", "measure", "run_distillation", "train_once"]
 
 TEST_SEED = 0
-LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
@@ -67,13 +63,6 @@ class DistillationPlan:
     lora_rank: int = 32
 
 
-def draw_sentences(seed: int, *, pairs: int = 1000) -> Dataset:
-    """Pairs of captions of one scene each, in different words; the same arguments give the same pairs."""
-    rng = Random(f"sentences/mine/{seed}")
-    scenes = [random_scene(rng, "mine") for _ in range(pairs)]
-    return as_sentence_pairs([caption(scene, rng) for scene in scenes for _ in range(2)])
-
-
 def run_distillation(out: Path, plan: DistillationPlan, seeds: range) -> list[dict[str, Any]]:
     """Runs what is not done yet; the first result is that of the embedder as it is.
 
@@ -86,11 +75,7 @@ def run_distillation(out: Path, plan: DistillationPlan, seeds: range) -> list[di
         ValueError: `out` holds the runs of another plan, or the teacher's vectors cannot be used.
     """
     (out / "runs").mkdir(parents=True, exist_ok=True)
-    text = json.dumps(asdict(plan), indent=1) + "\n"
-    path = out / "plan.json"
-    if path.is_file() and path.read_text(encoding="utf-8") != text:
-        raise ValueError(f"{out} holds the runs of another plan (see {path}); choose another directory or delete it")
-    write_atomically(path, text.encode())
+    check_plan(out, plan)
     done = {seed: out / "runs" / ("before.json" if seed is None else f"{seed}.json") for seed in (None, *seeds)}
     if missing := [seed for seed, path in done.items() if not path.is_file()]:
         teacher = open_teacher(plan.teacher, device="cpu")
@@ -130,7 +115,7 @@ def train_once(plan: DistillationPlan, seed: int, teacher: SentenceTransformer, 
         lora_rank=plan.lora_rank,
         lora_alpha=2 * plan.lora_rank,
         lora_dropout=0.0,
-        lora_target_modules=LAYERS,
+        lora_target_modules=ALL_LINEAR,
         seed=seed,
         save_strategy="no",
         report_to="none",

@@ -25,6 +25,17 @@ import torch
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
+from hf_mmembed.bench.riddles import (
+    DRAWN_TEMPLATES,
+    FAMILY_OF,
+    Riddle,
+    RiddleTest,
+    as_pairs,
+    build_riddles,
+    draw_riddles,
+)
+from hf_mmembed.bench.runs import ALL_LINEAR, check_plan
+from hf_mmembed.bench.thinking_heads import HEADS, Heads
 from hf_mmembed.data.pairs import query_of
 from hf_mmembed.files import write_atomically
 from hf_mmembed.inputs import as_messages
@@ -36,17 +47,6 @@ from hf_mmembed.thinking.traced import traced_trainer
 from hf_mmembed.thinking.traces import Origin, Trace, TraceStore, content_digest
 from hf_mmembed.tiny.evaluate import recall
 from hf_mmembed.tiny.lean_training import lean_loss
-from hf_mmembed.tiny.reasoning import (
-    DRAWN_TEMPLATES,
-    FAMILY_OF,
-    Riddle,
-    RiddleTest,
-    as_pairs,
-    build_riddles,
-    draw_riddles,
-)
-from hf_mmembed.tiny.reasoning_heads import HEADS, Heads
-from hf_mmembed.tiny.runs import check_plan
 from hf_mmembed.training.arguments import SaHaTrainingArguments
 from hf_mmembed.training.trainer import SaHaTrainer
 
@@ -58,7 +58,6 @@ TEST_SEED = 0
 ARMS = ("direct", "oracle", "shipped", "unified")
 """What is trained: an embedder without traces, one on the oracle's, one on those of the generative model as it is, heads."""
 
-_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _ORACLE = Origin("scene graph", "1", DRAWN_TEMPLATES.version, "{}")
 
 
@@ -245,7 +244,7 @@ class _Bench:
                 lora_alpha=2 * plan.lora_rank,
                 lora_dropout=0.0,
                 use_dora=False,
-                lora_target_modules=_LINEAR,
+                lora_target_modules=ALL_LINEAR,
                 seed=self.seed,
                 save_strategy="no",
                 report_to="none",

@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import set_seed
 
+from hf_mmembed.bench.riddles import DRAWN_TEMPLATES, Riddle
 from hf_mmembed.model.registration import UnifiedModel
 from hf_mmembed.thinking.reasoner import open_generative
 from hf_mmembed.tiny.lean_training import remember_pictures_of
-from hf_mmembed.tiny.reasoning import DRAWN_TEMPLATES, Riddle
 
 __all__ = ["HEADS", "Heads"]
 

@@ -14,7 +14,10 @@ from typing import Any
 
 from hf_mmembed.files import write_atomically
 
-__all__ = ["check_plan", "spread"]
+__all__ = ["ALL_LINEAR", "check_plan", "spread"]
+
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Layers that get an adapter: all linear ones of the language model of `mmembed-tiny`."""
 
 
 def check_plan(out: Path, plan: Any) -> None:

@@ -15,12 +15,12 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
+from hf_mmembed.bench.distillation import DistillationPlan, train_once
 from hf_mmembed.data.pairs import document_of, query_of
 from hf_mmembed.distillation.teacher import open_teacher
 from hf_mmembed.judging import Judge, judge_pairs
 from hf_mmembed.judging.candidates import Pool, mined
 from hf_mmembed.sentence_transformer import MMEmbedder
-from hf_mmembed.tiny.distillation import DistillationPlan, train_once
 from hf_mmembed.tiny.pairs import DrawnPairs
 from hf_mmembed.tiny.truth import Meaning, disagreements
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
 from hf_mmembed import tiny
 from tests.benchmarks import encode
@@ -15,6 +17,17 @@ def test_contenders_agree_and_are_listed(capsys):
     lines = capsys.readouterr().out.splitlines()[2:]  # below the title and the columns
     assert len(lines) == 1 + 3 * len(encode.workloads(3, 64, 0))
     assert all("1.00x" in line for line in lines if " ours " in line)
+
+
+def test_products_and_attention_are_counted():
+    def attend(inputs):
+        query, key = torch.randn(2, 4, 6, 8), torch.randn(2, 2, 6, 8)
+        with torch.inference_mode():
+            states = F.scaled_dot_product_attention(query, key, key, enable_gqa=True)
+            return states.flatten(2) @ torch.randn(48, 3)
+
+    attention, product = 2 * 2 * (2 * 4 * 6 * 6 * 8), 2 * (2 * 4 * 48 * 3)
+    assert encode.arithmetic({"one": attend}, []) == {"one": attention + product}
 
 
 def test_a_contender_that_embeds_something_else_is_found():

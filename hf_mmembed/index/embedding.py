@@ -31,6 +31,7 @@ from .manifest import Manifest, read_manifest, remove_leftovers, write_manifest
 from .shards import (
     Embedded,
     Shard,
+    any_finished,
     is_dataset_of,
     plan_shards,
     read_embeddings,
@@ -140,7 +141,7 @@ def embed_source(
         shards = plan_shards(source, salt=salt, size=shard_size)
         finished = {shard: None for shard in shards if shard.path(items).exists()}  # in order
         if strict and (first := next(_skipped(source, items, finished), None)):
-            raise ValueError(_stopped(first))
+            raise ValueError(_stopped(first, items))
         if not is_dataset_of(items, shards):
             manifest = manifest.changed(faiss=None)
         write_manifest(out, manifest)
@@ -159,7 +160,7 @@ def embed_source(
                 skipped: list[Unreadable] = []
                 for done, failed in _embed_shard(source, shard, encode, known):
                     if strict and failed:
-                        raise ValueError(_stopped(failed[0]))
+                        raise ValueError(_stopped(failed[0], items))
                     new += sum(row.fingerprint not in known for row in done)
                     rows += done
                     skipped += failed
@@ -357,8 +358,9 @@ def _open(numbered: tuple[int, Row | _Refused]) -> _Opened | _Refused:
     return _Opened(row, item, inputs, pixels)
 
 
-def _stopped(item: Unreadable) -> str:
-    return f"{item.name}: {item.reason} (stopped by --strict; finished shards are kept)"
+def _stopped(item: Unreadable, items: Path) -> str:
+    kept = "; finished shards are kept" if any_finished(items) else ""
+    return f"{item.name}: {item.reason} (stopped by --strict{kept})"
 
 
 def _one_line(error: ValueError) -> str:

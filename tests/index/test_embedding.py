@@ -253,7 +253,7 @@ def test_another_shard_size_reuses_every_row(many_pictures, tmp_path):
 
 
 def test_strict_stops_at_the_first_bad_file_and_keeps_what_is_finished(many_pictures, tmp_path):
-    with pytest.raises(ValueError, match="05 cut.png: .*breaks off.*--strict"):
+    with pytest.raises(ValueError, match="05 cut.png: .*breaks off.*--strict; finished shards are kept"):
         run(many_pictures, tmp_path / "out", strict=True)
     assert len(list((tmp_path / "out/items").glob("data-*.arrow"))) == 1
     assert run(many_pictures, tmp_path / "out").new == 18 - 6

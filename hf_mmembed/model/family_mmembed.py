@@ -1,5 +1,5 @@
 """The backbone family's own processor: without its parts for videos and sounds, with Pillow's pixels, for threads, and
-quicker about token types.
+quicker about tokens.
 
 In: the name of a processor class of transformers. Out: a subclass of it, which needs no torchvision. This file travels
 with the checkpoint.
@@ -14,9 +14,11 @@ from types import FunctionType
 from typing import Any
 
 import numpy as np
+import torch
 import transformers
-from transformers import AutoImageProcessor, AutoTokenizer
+from transformers import AutoImageProcessor, AutoTokenizer, BatchEncoding
 from transformers.processing_utils import ProcessorMixin
+from transformers.utils import TensorType
 
 __all__ = ["for_threads", "image_only_processor", "load_with_pillow"]
 
@@ -55,6 +57,8 @@ def image_only_processor(name: str) -> type[ProcessorMixin]:
     }
     if family.create_mm_token_type_ids is ProcessorMixin.create_mm_token_type_ids:
         body["create_mm_token_type_ids"] = types_of_tokens
+    if "replace_image_token" in vars(family):
+        body["replace_image_token"] = _counting_in_numpy(family.replace_image_token)
     return type(family.__name__, (family, WithFewerParts), body)
 
 
@@ -73,6 +77,17 @@ def _with_defaults(init: Any) -> Any:
     twin = FunctionType(init.__code__, init.__globals__, init.__name__, defaults, init.__closure__)
     twin.__kwdefaults__ = init.__kwdefaults__
     return twin
+
+
+def _counting_in_numpy(replace: Any) -> Any:
+    """`replace_image_token`, many times faster: families compute with the three numbers of each picture's grid."""
+
+    def replace_image_token(self: Any, image_inputs: Any, image_idx: int, **kwargs: Any) -> str:
+        if isinstance(grids := image_inputs.get("image_grid_thw"), torch.Tensor):
+            image_inputs = {**image_inputs, "image_grid_thw": grids.numpy()}
+        return replace(self, image_inputs, image_idx, **kwargs)
+
+    return replace_image_token
 
 
 def load_with_pillow(processor_class: type[ProcessorMixin], path: Any, **kwargs: Any) -> Any:
@@ -104,12 +119,22 @@ class _InTurn:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, text: Any, *args: Any, return_tensors: Any = None, **kwargs: Any) -> Any:
+        later = return_tensors == TensorType.PYTORCH and isinstance(text, list)  # one text gets an axis, too
         with _TOKENIZING:
-            return self._tokenizer(*args, **kwargs)
+            encoded = self._tokenizer(text, *args, return_tensors=None if later else return_tensors, **kwargs)
+        return _in_torch(encoded) if later else encoded
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
+
+
+def _in_torch(encoded: BatchEncoding) -> BatchEncoding:
+    """`encoded.convert_to_tensors("pt")`, which looks at every token in Python to see whether there is one."""
+    for name, rows in encoded.items():
+        if isinstance(rows[0], list) and rows[0] and len({len(row) for row in rows}) == 1:
+            encoded[name] = torch.tensor(rows)
+    return encoded.convert_to_tensors("pt")
 
 
 def types_of_tokens(processor: Any, input_ids: list[Any]) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""The family's processor without videos and sounds: what it leaves out, and how it tells tokens apart."""
+"""The family's processor without videos and sounds: what it leaves out, and how it counts tokens and tells them apart."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from transformers import Idefics3Processor
+import torch
+from transformers import Idefics3Processor, Qwen2VLProcessor
 from transformers.processing_utils import ProcessorMixin
 
 from hf_mmembed import MMEmbedProcessor
@@ -26,6 +28,36 @@ def test_types_of_tokens_are_the_library_s(embedder):
     rows = [[9, image, image, 9], [9], [video, 9, image]]
     expected = [[0, 1, 1, 0], [0], [2, 0, 1]]
     assert family.create_mm_token_type_ids(rows) == expected == ProcessorMixin.create_mm_token_type_ids(family, rows)
+
+
+@pytest.mark.parametrize("kind", ["pt", "np", None])
+@pytest.mark.parametrize("texts", [["a", "b c d"], ["a", "b"], "a b", ["", ""]])
+def test_tensors_of_tokens_are_the_library_s(embedder, texts, kind):
+    family = MMEmbedProcessor.from_pretrained(embedder("qwen2_vl")).backbone_processor
+    options = {"padding": True, "return_tensors": kind}
+    ours, expected = (of(texts, **options) for of in (for_threads(family).tokenizer, family.tokenizer))
+    assert list(ours) == list(expected) and type(ours["input_ids"]) is type(expected["input_ids"])
+    for name, rows in expected.items():
+        assert np.array_equal(ours[name], rows) and getattr(ours[name], "dtype", None) == getattr(rows, "dtype", None)
+
+
+def test_rows_that_make_no_tensor_get_the_library_s_advice(embedder):
+    family = MMEmbedProcessor.from_pretrained(embedder("qwen2_vl")).backbone_processor
+    with pytest.raises(ValueError, match="padding"):
+        for_threads(family).tokenizer(["a", "b c d"], return_tensors="pt")
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, list])
+def test_a_picture_has_as_many_placeholders_as_in_the_library(embedder, kind):
+    family = MMEmbedProcessor.from_pretrained(embedder("qwen2_vl")).backbone_processor
+    grids = kind([[1, 4, 6], [1, 2, 8]])
+    if kind is list:
+        grids = list(map(torch.tensor, grids))
+    inputs = {"image_grid_thw": grids, "pixel_values": None}
+    for number in range(2):
+        expected = Qwen2VLProcessor.replace_image_token(family, inputs, number)
+        assert family.replace_image_token(inputs, number) == expected == family.image_token * (6, 4)[number]
+    assert inputs["image_grid_thw"] is grids
 
 
 def test_a_family_with_types_of_its_own_keeps_them():

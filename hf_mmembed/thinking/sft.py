@@ -260,14 +260,17 @@ def _with_traces(some: Sequence[Lesson], store: TraceStore) -> list[Lesson]:
     """The lessons with their traces, which each process reads: they are too many to be sent around.
 
     Raises:
-        ValueError: The store of this process is not that of the first.
+        ValueError: The store of some process is not that of the first; on all processes.
     """
     found = store.get([lesson.key for lesson in some])
-    if len(found) < len(some):
-        raise ValueError(
-            f"{store.path} lacks {len(some) - len(found)} of {len(some)} traces that the first process found; give all "
-            "processes the same file"
+    failure = None
+    if missing := len(some) - len(found):
+        failure = (
+            f"{store.path} lacks {missing} of {len(some)} traces that the first process found; give all processes the "
+            "same file"
         )
+    if (failure := world().agree(failure)) is not None:
+        raise ValueError(failure)
     return [replace(lesson, trace=found[lesson.key].text) for lesson in some]
 
 

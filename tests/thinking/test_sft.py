@@ -174,7 +174,7 @@ def test_a_run_is_resumed_only_with_what_it_began_with(generative, store, some_p
 def test_the_inputs_are_read_by_the_first_process_alone(store, some_pairs, tmp_path, monkeypatch):
     """Each of the others would read and hash all pictures, too."""
     chosen = lessons(some_pairs, store)
-    monkeypatch.setattr(sft, "world", lambda: SimpleNamespace(once=lambda _: chosen))
+    monkeypatch.setattr(sft, "world", lambda: SimpleNamespace(once=lambda _: chosen, agree=lambda failure: failure))
     monkeypatch.setattr(sft, "thoughts_of_pairs", lambda *_, **__: pytest.fail("the inputs are read"))
     args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
     with pytest.raises(ValueError, match="no checkpoint directory"):
@@ -189,7 +189,7 @@ def test_processes_are_told_the_lessons_and_read_the_traces_themselves(store, so
         told.append(make())
         return told[-1]
 
-    monkeypatch.setattr(sft, "world", lambda: SimpleNamespace(once=once))
+    monkeypatch.setattr(sft, "world", lambda: SimpleNamespace(once=once, agree=lambda failure: failure))
     args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
     with pytest.raises(ValueError, match="no checkpoint directory"):
         fine_tune("./gone", some_pairs, store, args, tmp_path / "out")
@@ -197,6 +197,9 @@ def test_processes_are_told_the_lessons_and_read_the_traces_themselves(store, so
     with TraceStore(":memory:") as another, pytest.raises(ValueError, match="lacks 12 of 12 traces .* the same file"):
         sft._with_traces(told[0], another)
     assert sft._with_traces(told[0], store) == lessons(some_pairs, store)
+    monkeypatch.setattr(sft, "world", lambda: SimpleNamespace(agree=lambda failure: failure or "elsewhere"))
+    with pytest.raises(ValueError, match="elsewhere"):
+        sft._with_traces(told[0], store)
 
 
 def test_a_new_run_is_not_mixed_with_an_earlier_one(store, some_pairs, tmp_path):

@@ -15,7 +15,7 @@ from transformers.utils import cached_file
 
 from hf_mmembed.shipped import SHIPPED
 
-__all__ = ["invalid_json", "is_on_the_hub", "may_be_on_the_hub", "no_embedder"]
+__all__ = ["has_modules", "invalid_json", "is_on_the_hub", "may_be_on_the_hub", "no_embedder"]
 
 PREFIX = "sentence-transformers/"  # which sentence-transformers puts before a name without a slash
 
@@ -57,10 +57,24 @@ def is_on_the_hub(name: str, **where: Any) -> bool:
         name: In one part or two.
         **where: As for `no_embedder`.
     """
-    if not may_be_on_the_hub(name):
-        return False
+    return may_be_on_the_hub(name) and _has(name, "config.json", **where)
+
+
+def has_modules(name: str, **where: Any) -> bool:
+    """Whether a directory, or a model that the Hub or what was downloaded from it has, holds ``modules.json``.
+
+    Asked without sentence-transformers, which takes many seconds to import.
+
+    Args:
+        name: Directory or Hub id.
+        **where: As for `no_embedder`.
+    """
+    return (Path(name).is_dir() or may_be_on_the_hub(name)) and _has(name, "modules.json", **where)
+
+
+def _has(name: str, file: str, **where: Any) -> bool:
     quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
-    return cached_file(name, "config.json", **where, **quiet) is not None
+    return cached_file(name, file, **where, **quiet) is not None
 
 
 def may_be_on_the_hub(name: str) -> bool:

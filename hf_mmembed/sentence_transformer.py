@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.util import batch_to_device, is_sentence_transformer_model, truncate_embeddings
+from sentence_transformers.util import batch_to_device, truncate_embeddings
 from sentence_transformers.util.decorators import deprecated_kwargs
 from sentence_transformers.util.quantization import quantize_embeddings
 from torch import Tensor
@@ -37,7 +37,7 @@ from .inputs import as_messages, with_trace
 from .memory import TokenBudget, run_batches
 from .model import registration  # noqa: F401 - from here on, checkpoints open with the installed classes
 from .model.prefix_mmembed import PrefixMemory
-from .opening import invalid_json, no_embedder
+from .opening import has_modules, invalid_json, no_embedder
 from .preparation import Conversation, estimate_tokens, prepare, preparing_threads
 
 __all__ = ["MMEmbedder"]
@@ -109,12 +109,12 @@ class MMEmbedder(SentenceTransformer):
 
     def _load_default_modules(self, model_name_or_path: str, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Called for a directory without ``modules.json``: a PEFT adapter over an embedder, or no embedder at all."""
-        token, cache, local = (kwargs[name] for name in ("token", "cache_folder", "local_files_only"))
-        where = {"token": token, "cache_dir": cache, "local_files_only": local, "revision": kwargs["revision"]}
+        where = {name: kwargs[name] for name in ("token", "revision", "local_files_only")}
+        where["cache_dir"] = kwargs["cache_folder"]
         if (found := base_of_adapter(model_name_or_path, **where)) is None:
             raise no_embedder(model_name_or_path, **where)
         base, revision = found
-        if not is_sentence_transformer_model(base, token, cache, revision, local):
+        if not has_modules(base, **{**where, "revision": revision}):
             raise no_embedder(base, **{**where, "revision": revision})
         modules, module_kwargs = self._load_config_modules(base, **{**kwargs, "revision": revision})
         transformer = next(iter(modules.values()))

@@ -37,12 +37,12 @@ def show(
 
     Example: hf-mmembed prompt show mmembed-tiny --task query "a red circle"
     """
-    from sentence_transformers.util import is_sentence_transformer_model
     from transformers import AutoConfig
 
     from hf_mmembed.adapters import base_of_adapter, naming_a_lost_base
     from hf_mmembed.model import MMEmbedProcessor
     from hf_mmembed.model.rows_mmembed import rows_of_lists
+    from hf_mmembed.opening import has_modules
 
     path = embedder(model)
     with naming_a_lost_base(path):
@@ -54,7 +54,7 @@ def show(
             f"{what} is a {checkpoint.model_type!r} model, not an embedder; run `hf-mmembed convert` first."
         )
     # As `MMEmbedder` does: PEFT saves an adapter without the files of an embedder, those of its base then hold.
-    if is_sentence_transformer_model(path, revision=revision):
+    if has_modules(path, revision=revision):
         processor = MMEmbedProcessor.from_pretrained(path, revision=revision)
     else:
         processor = MMEmbedProcessor.from_pretrained(base, revision=of_base)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,13 @@ def test_the_string_and_its_tokens(embedder, capsys):
     lines = re.findall(r"^ +\d+ +(\d+)  '.*?'(?:  x (\d+))?(?:  <- pooled)?$", shown, flags=re.MULTILINE)
     assert [int(token) for token, count in lines for _ in range(int(count or 1))] == ids
     assert shown.rstrip().endswith("<- pooled")
+
+
+@pytest.mark.parametrize("path", [tiny.checkpoint_path(), tiny.saha_path()], ids=["embedder", "adapter"])
+def test_sentence_transformers_is_not_imported(path, monkeypatch):
+    """It would double the seconds that the command takes."""
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    assert run("prompt", "show", path, "a") == 0
 
 
 def test_a_run_of_image_tokens_is_one_line(embedder, tmp_path, capsys):

@@ -84,7 +84,7 @@ def _counting_in_numpy(replace: Any) -> Any:
 
     def replace_image_token(self: Any, image_inputs: Any, image_idx: int, **kwargs: Any) -> str:
         if isinstance(grids := image_inputs.get("image_grid_thw"), torch.Tensor):
-            image_inputs = {**image_inputs, "image_grid_thw": grids.numpy()}
+            image_inputs = {**image_inputs, "image_grid_thw": grids.numpy(force=True)}  # may be on a GPU
         return replace(self, image_inputs, image_idx, **kwargs)
 
     return replace_image_token

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 from hf_mmembed.files import write_atomically
+from hf_mmembed.lock import LOCK
 from hf_mmembed.shipped import SHIPPED
 
 __all__ = ["checkpoint_path", "generative_path", "saha_path"]
@@ -54,13 +55,13 @@ def checkpoint_path() -> Path:
     cache = cached_assets_path("hf_mmembed", namespace=SHIPPED, subfolder=digest.hexdigest()[:16])
     embedder = cache / "embedder"
     if not (embedder / "config.json").is_file():
+        from filelock import FileLock
+
         from hf_mmembed.model.convert import convert
 
-        try:
-            convert(generative, embedder, dtype="float32")  # the fastest type on a CPU, where it mostly runs
-        except OSError:
-            if not (embedder / "config.json").is_file():  # unless another process was faster
-                raise
+        with FileLock(cache / LOCK):  # processes of one job ask together, and all but the first find it made
+            if not (embedder / "config.json").is_file():
+                convert(generative, embedder, dtype="float32")  # the fastest type on a CPU, where it mostly runs
     return embedder
 
 

@@ -48,7 +48,7 @@ def brute_force(queries, documents, teacher, rows, *, temperature, direction, di
     return [(divergence(i) + divergence(len(rows) + i)) / 2 for i in range(len(rows))]
 
 
-@pytest.mark.parametrize(("direction", "diagonal"), product(DIRECTIONS, DIAGONALS))
+@pytest.mark.parametrize(("direction", "diagonal"), [*product(DIRECTIONS, DIAGONALS)])
 @settings(max_examples=15)
 @given(st.integers(1, 5), st.integers(0, 999))
 def test_equals_the_definition(direction, diagonal, n, seed):

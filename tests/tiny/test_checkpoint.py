@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 from hf_mmembed.sentence_transformer import MMEmbedder
 from hf_mmembed.tiny import checkpoint, checkpoint_path, generative_path, saha_path
 from hf_mmembed.tiny.architecture import build_image_processor
+from tests.forks import exit_codes
 
 
 @pytest.fixture
@@ -33,6 +35,17 @@ def test_the_embedder_is_converted_once_and_has_unit_embeddings(shipped: Path) -
     assert (first / "model.safetensors").stat().st_mtime_ns == written
     embedding = MMEmbedder(str(first), device="cpu").encode_query("a red star", convert_to_tensor=True)
     torch.testing.assert_close(embedding.norm(), torch.tensor(1.0))
+
+
+def test_processes_that_come_first_together_wait_for_one_of_them(shipped: Path) -> None:
+    start = multiprocessing.get_context("fork").Barrier(4)
+
+    def ask() -> None:
+        start.wait()
+        checkpoint_path()
+
+    assert exit_codes(ask, *[()] * 4) == [0] * 4
+    assert (checkpoint_path() / "config.json").is_file()
 
 
 def test_changed_weights_are_converted_anew(shipped: Path) -> None:

@@ -20,13 +20,27 @@ settings.register_profile("any-machine", deadline=None, derandomize=True)
 settings.load_profile("any-machine")
 
 
+# What takes a worker many seconds to start, and the tests that use it.
+STARTED_ONCE = {
+    "the running Space": ("tests/spaces/",),
+    "the fresh interpreter": (
+        "tests/hub/test_export.py",
+        "tests/model/test_remote_code.py",
+        "tests/sentence_transformer/test_plain.py",
+        "tests/test_hash_seed.py",
+        "tests/thinking/test_unified.py",
+    ),
+}
+
+
 def pytest_xdist_make_scheduler(config, log):
-    """Workers take whole files, and one of them all that ask the running Space, which takes half a minute to start."""
+    """Workers take whole files, and one of them all that share something started once."""
     from xdist.scheduler import LoadFileScheduling
 
     class Files(LoadFileScheduling):
         def _split_scope(self, nodeid):
-            return "tests/spaces" if nodeid.startswith("tests/spaces/") else super()._split_scope(nodeid)
+            shared = (name for name, files in STARTED_ONCE.items() if nodeid.startswith(files))
+            return next(shared, super()._split_scope(nodeid))
 
     return Files(config, log)
 
@@ -47,6 +61,17 @@ def embedder(generative, tmp_path_factory) -> Callable[..., Path]:
     return cache(
         lambda family, **choices: convert(generative(family), tmp_path_factory.mktemp("embedder") / family, **choices)
     )
+
+
+@pytest.fixture(scope="session")
+def fresh_interpreter(tmp_path_factory):
+    """`fresh_interpreter(script, *arguments, cwd=...)` is what the script prints where this package is not imported."""
+    from tests.fresh import FreshInterpreter
+
+    # The hashes of the tests' own process have a random seed.
+    interpreter = FreshInterpreter(tmp_path_factory.mktemp("fresh"), PYTHONHASHSEED="1")
+    yield interpreter.run
+    interpreter.close()
 
 
 @pytest.fixture

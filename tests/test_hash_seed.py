@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -26,8 +24,6 @@ def orders() -> dict[str, list]:
     }
 
 
-def test_the_seed_decides_and_no_order_of_a_process():
+def test_the_seed_decides_and_no_order_of_a_process(fresh_interpreter):
     code = "import json\nfrom tests.test_hash_seed import orders\nprint(json.dumps(orders()))"
-    environment = {**os.environ, "PYTHONHASHSEED": "1"}  # that of this process is random
-    other = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert json.loads(other.stdout) == orders()
+    assert json.loads(fresh_interpreter(code, cwd=Path(__file__).parents[1]).splitlines()[-1]) == orders()

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
+import shutil
 
 import numpy as np
 import pytest
 
+from tests.fresh import FreshInterpreter
 from tests.hub.hub_server import TOKEN, running_hub
 
 OWNER = """
@@ -103,41 +101,40 @@ assert np.allclose(embed(pinned, processor), np.load(out / "adapter.npy"), atol=
 """
 
 
-def run(code: str, *args: str, endpoint: str, home: Path) -> None:
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(home),
-        "HF_TOKEN": TOKEN,
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", code, *args], env=environment, cwd=home, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+@pytest.fixture(scope="module")
+def computer(tmp_path_factory):
+    """A Hub, an interpreter that asks it, and the interpreter's home."""
+    home = tmp_path_factory.mktemp("home")
+    with running_hub() as hub:
+        interpreter = FreshInterpreter(
+            home,
+            HF_ENDPOINT=hub.endpoint,
+            HF_HOME=str(home),
+            HF_TOKEN=TOKEN,
+            HF_HUB_DISABLE_XET="1",
+            HF_HUB_OFFLINE="0",
+            HF_HUB_DISABLE_TELEMETRY="1",
+        )
+        yield hub, interpreter, home
+        interpreter.close()
 
 
 @pytest.fixture(scope="module")
-def published(embedder, tmp_path_factory):
+def published(embedder, computer, tmp_path_factory):
     """The Hub after the owner has pushed and deleted everything, and the folder with the embeddings to expect."""
-    import shutil
-
+    hub, interpreter, home = computer
     folder = tmp_path_factory.mktemp("owner")
     local = shutil.copytree(embedder("qwen2_vl"), folder / "local")
-    (folder / "home").mkdir()
-    with running_hub() as hub:
-        run(OWNER, str(local), str(folder), endpoint=hub.endpoint, home=folder / "home")
-        assert not local.exists()
-        yield hub, folder
+    interpreter.run(OWNER, str(local), str(folder), cwd=folder)
+    assert not local.exists()
+    shutil.rmtree(home / "hub")
+    return hub, folder
 
 
-def test_a_stranger_opens_everything_by_id_with_the_same_numbers(published, tmp_path):
+def test_a_stranger_opens_everything_by_id_with_the_same_numbers(published, computer, tmp_path):
     hub, folder = published
-    sha = hub.repos["org/pushed"].branches["main"]
-    run(STRANGER, str(folder), sha, endpoint=hub.endpoint, home=tmp_path)
+    _, interpreter, _ = computer
+    interpreter.run(STRANGER, str(folder), hub.repos["org/pushed"].branches["main"], cwd=tmp_path)
 
 
 def test_no_way_to_push_uploads_a_machine_path_a_token_or_a_pickle(published):

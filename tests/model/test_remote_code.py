@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -64,19 +62,14 @@ for first, second in json.loads(sys.argv[1]):
 
 
 @pytest.fixture(scope="module")
-def visited(embedder, tmp_path_factory):
+def visited(embedder, fresh_interpreter, tmp_path_factory):
     """Directories that a process without the package has opened and saved again, one per family."""
     folder = tmp_path_factory.mktemp("stranger")
     pairs = []
     for family in FAMILIES:
         shutil.copytree(embedder(family), folder / f"{family}-first")
         pairs.append((str(folder / f"{family}-first"), str(folder / f"{family}-second")))
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules")}
-    process = subprocess.run(
-        [sys.executable, "-c", STRANGER, json.dumps(pairs)],
-        cwd=folder, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr[-4000:]
+    fresh_interpreter(STRANGER, json.dumps(pairs), cwd=folder)
     return {family: Path(second) for family, (_, second) in zip(FAMILIES, pairs, strict=True)}
 
 

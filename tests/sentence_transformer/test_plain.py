@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -155,7 +153,7 @@ def test_control_tokens_in_text_are_words(plain):
     assert np.isfinite(rows).all() and np.abs(rows[0] - rows[2]).max() > 1e-4
 
 
-def test_opens_where_the_package_is_not_installed(directory, plain, tmp_path):
+def test_opens_where_the_package_is_not_installed(directory, plain, fresh_interpreter, tmp_path):
     script = """
 import sys
 sys.modules["hf_mmembed"] = None  # importing it fails
@@ -165,8 +163,7 @@ model = SentenceTransformer(sys.argv[1], trust_remote_code=True, device="cpu")
 model.save_pretrained(sys.argv[2])
 np.save(sys.argv[3], model.encode_query(["a red circle", "b"]))
 """
-    arguments = [directory, str(tmp_path / "saved"), str(tmp_path / "rows.npy")]
-    subprocess.run([sys.executable, "-c", script, *arguments], check=True, cwd=tmp_path)
+    fresh_interpreter(script, directory, str(tmp_path / "saved"), str(tmp_path / "rows.npy"), cwd=tmp_path)
     rows = np.load(tmp_path / "rows.npy")
     np.testing.assert_allclose(rows, plain.encode_query(["a red circle", "b"]), atol=TOLERANCE)
     again = MMEmbedder(str(tmp_path / "saved"), device="cpu")

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import inspect
 import shutil
-import subprocess
-import sys
 import threading
 from functools import cache
 
@@ -179,15 +177,11 @@ print(output.trace_ids.tolist(), *(f"{value:.5f}" for value in output.embeddings
 """
 
 
-def test_opens_where_this_package_is_not_installed(unified, tmp_path):
+def test_opens_where_this_package_is_not_installed(unified, fresh_interpreter, tmp_path):
     directory = unified("qwen2_vl", "self_init")
     model, processor = opened(directory)
     expected = model.think_and_embed(**processor(text=["a disc"], return_tensors="pt"), max_new_tokens=5)
-    done = subprocess.run(
-        [sys.executable, "-c", ALONE, str(directory)], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    ids, _, numbers = done.stdout.strip().splitlines()[-1].partition("]] ")
+    ids, _, numbers = fresh_interpreter(ALONE, str(directory), cwd=tmp_path).strip().splitlines()[-1].partition("]] ")
     assert f"{ids}]]" == str(expected.trace_ids.tolist())
     assert torch.allclose(torch.tensor([float(n) for n in numbers.split()]), expected.embeddings[0], atol=1e-4)
 

@@ -44,6 +44,7 @@ def checkpoint_path() -> Path:
 
     Raises:
         FileNotFoundError: As in `generative_path`.
+        OSError: The cache cannot be written.
     """
     generative = generative_path()
     from huggingface_hub import cached_assets_path
@@ -52,16 +53,22 @@ def checkpoint_path() -> Path:
     digest = hashlib.sha256()
     for source in sources:
         digest.update(source.name.encode() + b"\0" + hashlib.sha256(source.read_bytes()).digest())
-    cache = cached_assets_path("hf_mmembed", namespace=SHIPPED, subfolder=digest.hexdigest()[:16])
-    embedder = cache / "embedder"
-    if not (embedder / "config.json").is_file():
-        from filelock import FileLock
+    try:
+        cache = cached_assets_path("hf_mmembed", namespace=SHIPPED, subfolder=digest.hexdigest()[:16])
+        embedder = cache / "embedder"
+        if not (embedder / "config.json").is_file():
+            from filelock import FileLock
 
-        from hf_mmembed.model.convert import convert
+            from hf_mmembed.model.convert import convert
 
-        with FileLock(cache / LOCK):  # processes of one job ask together, and all but the first find it made
-            if not (embedder / "config.json").is_file():
-                convert(generative, embedder, dtype="float32")  # the fastest type on a CPU, where it mostly runs
+            with FileLock(cache / LOCK):  # processes of one job ask together, and all but the first find it made
+                if not (embedder / "config.json").is_file():
+                    convert(generative, embedder, dtype="float32")  # the fastest type on a CPU, where it mostly runs
+    except OSError as error:
+        raise OSError(
+            f"the shipped model cannot be converted into the cache ({error}): set HF_ASSETS_CACHE to a directory that "
+            "can be written"
+        ) from error
     return embedder
 
 

@@ -48,6 +48,15 @@ def test_processes_that_come_first_together_wait_for_one_of_them(shipped: Path) 
     assert (checkpoint_path() / "config.json").is_file()
 
 
+def test_a_cache_that_cannot_be_written_says_which_and_what_to_do(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = str(tmp_path / ("long" * 100))
+    monkeypatch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", cache)
+    with pytest.raises(OSError, match="the shipped model.*too long.*HF_ASSETS_CACHE"):
+        checkpoint_path()
+
+
 def test_changed_weights_are_converted_anew(shipped: Path) -> None:
     before = checkpoint_path()
     (shipped / "generation_config.json").write_text("{}\n")

@@ -31,7 +31,7 @@ _HITS = 5
 _FAMILIES, _STEPS = 100, 120  # of the fine-tuning: some four minutes on two cores
 _ABOUT_RELATIONS = (
     "Shown as it comes out. A summary in one word gathers which shapes and colours are there, not which stands above "
-    "which (`hf-mmembed tiny evaluate` measures it), and minutes of fine-tuning need not change that. The mirror image, "
+    "which (hf-mmembed tiny evaluate measures it), and minutes of fine-tuning need not change that. The mirror image, "
     "the square above the triangle, is in the folder too."
 )
 

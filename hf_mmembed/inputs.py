@@ -22,6 +22,7 @@ from .model.rows_mmembed import image_source
 __all__ = ["as_messages", "check_unicode", "height_and_width", "pictures", "texts", "with_trace"]
 
 KEYS = ("text", "image", "instruction")
+UNDECODED = {"bytes", "path"}  # a cell of a column `datasets.Image(decode=False)`
 IMAGE_TYPES = (Image.Image, np.ndarray, torch.Tensor)
 
 Messages = list[dict[str, Any]]
@@ -33,7 +34,8 @@ def as_messages(item: Any, *, index: int = 0, instruction: str | None = None) ->
     Args:
         item: A ``str`` (always text), a picture (PIL image, ``np.ndarray`` or ``torch.Tensor`` of three axes), a dict
             with some of the keys ``text``, ``image`` and ``instruction``, where ``image`` is a picture, a local path,
-            the bytes of an image file or a list of these, or chat messages (one ``{"role", "content"}`` dict or a list
+            the bytes of an image file or a list of these, an undecoded picture of `datasets` (``{"bytes", "path"}``; a
+            value of ``image``, too), or chat messages (one ``{"role", "content"}`` dict or a list
             of them), whose pictures may also be called ``path``, ``url`` or ``image_url``. A key whose value is None
             counts as absent. An empty string is a valid text: the model reads its prompt with nothing in it.
         index: The position of ``item`` among the inputs, for error messages.
@@ -164,6 +166,8 @@ def height_and_width(picture: Any) -> tuple[int, int] | None:
 
 
 def _from_mapping(item: Mapping[str, Any], index: int, instruction: str | None) -> Messages:
+    if item.keys() == UNDECODED:
+        return _conversation(None, [_checked_image(item, index)], instruction)
     unknown = sorted(set(map(str, item)) - set(KEYS))
     if unknown:
         raise ValueError(f"inputs[{index}] has the unknown keys {unknown}; an input may have the keys {list(KEYS)}.")
@@ -207,6 +211,8 @@ def _checked_part(part: Mapping[str, Any], index: int) -> Mapping[str, Any]:
 
 
 def _checked_image(image: Any, index: int) -> Any:
+    if isinstance(image, Mapping) and image.keys() == UNDECODED:
+        image = image["path"] if image["bytes"] is None else image["bytes"]
     if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim not in (2, 3):
         raise ValueError(
             f"inputs[{index}] holds an array of shape {tuple(image.shape)}; a picture has the axes (height, width), "

@@ -54,6 +54,14 @@ def test_paths_go_into_the_image_field():
     assert list(pictures(messages)) == ["a.png", "b.png"]
 
 
+def test_undecoded_pictures_of_datasets():
+    stored, linked = {"bytes": b"png", "path": "a.png"}, {"bytes": None, "path": "b.png"}
+    assert list(pictures(as_messages(stored))) == [b"png"]
+    assert as_messages({"text": "a", "image": [linked, stored]}) == as_messages(
+        {"text": "a", "image": ["b.png", b"png"]}
+    )
+
+
 @pytest.mark.parametrize(
     "item, instruction",
     [
@@ -93,6 +101,7 @@ def test_the_input_s_own_instruction_wins(item, instruction):
         ({"image": 5}, "int '5' for a picture"),
         ({"image": [PICTURE, None]}, "None for a picture"),
         ({"image": {"bytes": b""}}, "dict"),
+        ({"bytes": None, "path": None}, "None for a picture"),
         (np.zeros((2, 3, 20, 30)), r"shape \(2, 3, 20, 30\).*list of inputs"),
         (np.zeros(5), r"shape \(5,\)"),
         ({"role": "user", "content": None}, "neither text nor parts"),

@@ -55,9 +55,16 @@ def read_csv(path: Path) -> dict[str, Column]:
         table = csv.read_csv(path, read_options=read, parse_options=parse, convert_options=convert)
     except ValueError as error:  # pyarrow's errors are ValueErrors
         foreign = isinstance(error, UnicodeDecodeError) or "invalid UTF8" in str(error)
-        advice = "; save it as UTF-8" if foreign else ""
+        advice = "; save it as UTF-8" if foreign else _advice_on_separators(path)
         raise ValueError(f"cannot read {path}: {error}{advice}") from error
     return {name: Column(_ArrowCells(table.column(name)), "text") for name in names}
+
+
+def _advice_on_separators(path: Path) -> str:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        header = file.readline(_CSV_BLOCK)
+    found = next((mark for mark in (";", "\t") if mark in header and "," not in header), None)
+    return f"; its header holds {found!r} and no comma: save it with commas between the columns" if found else ""
 
 
 def read_jsonl(path: Path) -> dict[str, Column]:

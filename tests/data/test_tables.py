@@ -214,6 +214,7 @@ def test_fingerprints_follow_texts_and_picture_files(pictures):
         ("t.csv", "", "cannot read .*t.csv"),
         ("t.csv", "text,text\na,b\n", "several columns are called 'text'"),
         ("t.csv", "text\na,b\n", "cannot read .*t.csv"),
+        ("t.csv", "text;image\na, b;c\nd;e\n", "cannot read .*t.csv.*holds ';' and no comma: save it with commas"),
         ("t.csv", "text\nü\n".encode("latin-1"), "cannot read .*t.csv.*; save it as UTF-8"),
         ("t.csv", "tëxt\na\n".encode("latin-1"), "cannot read .*t.csv.*; save it as UTF-8"),
         ("t.jsonl", '{"text": "ü"}\n'.encode("latin-1"), "line 1 is not UTF-8; save it as UTF-8"),

@@ -5,6 +5,7 @@ In: all the text that a drawing will hold, so that one font serves it. Out: line
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -12,6 +13,8 @@ from functools import cache
 from PIL import ImageFont
 
 __all__ = ["Typesetter"]
+
+logger = logging.getLogger(__name__)
 
 # Pillow's own font covers ASCII and little else; these cover more, where the system has them.
 _WIDE_FONTS = ("NotoSansCJK-Regular.ttc", "NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
@@ -27,7 +30,13 @@ class Typesetter:
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._plain = all(text.translate(_OURS).isascii() for text in texts)
+        foreign = {sign for text in texts for sign in text.translate(_OURS) if not sign.isascii()}
+        self._plain = not foreign
+        if foreign and (boxes := _missing(foreign, self.font(20))):
+            logger.warning(
+                "no font here has %s: boxes are drawn in their place. Install one that does, such as Noto Sans CJK, or "
+                "write a page (HTML), for which the browser has its own", " ".join(sorted(boxes)[:10])
+            )  # fmt: skip
 
     def font(self, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
         """The font in a size, in pixels."""
@@ -78,6 +87,12 @@ class Typesetter:
 def _fitting(most: int, fits: Callable[[int], bool]) -> int:
     """The largest number below `most` that fits, where all smaller ones do too; 0 if none does."""
     return max(0, bisect_left(range(most), True, key=lambda size: not fits(size)) - 1)
+
+
+def _missing(signs: Iterable[str], font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> set[str]:
+    """Those of the signs for which the font draws what it draws for U+FFFF, which is no character."""
+    box = bytes(font.getmask("\uffff"))
+    return {sign for sign in signs if sign.isprintable() and bytes(font.getmask(sign)) == box}
 
 
 @cache

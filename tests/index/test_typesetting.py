@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_mmembed.index import typesetting
 from hf_mmembed.index.typesetting import Typesetter
 
 SETTER = Typesetter(["plain"])
@@ -40,6 +41,16 @@ def test_one_font_for_all_text_of_a_drawing():
     plain, wide = Typesetter(["a", "b …"]), Typesetter(["a", "caf\u00e9"])
     assert plain.font(20) is SETTER.font(20)
     assert wide.font(20) is Typesetter(["\u6f22"]).font(20)
+
+
+def test_signs_that_no_font_has_are_named(monkeypatch, caplog):
+    monkeypatch.setattr(typesetting, "_WIDE_FONTS", ())
+    typesetting._font.cache_clear()
+    Typesetter(["a", "b \u2026"])
+    assert not caplog.messages
+    Typesetter(["a \u6f22\u5b57", "caf\u00e9"])
+    assert [message.partition(":")[0] for message in caplog.messages] == ["no font here has \u00e9 \u5b57 \u6f22"]
+    typesetting._font.cache_clear()
 
 
 def test_a_very_long_word_takes_no_time_beyond_its_lines():

@@ -8,8 +8,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from transformers import AutoModel, AutoProcessor
 
 from hf_mmembed import MMEmbedder
@@ -153,11 +159,33 @@ def test_control_tokens_in_text_are_words(plain):
     assert np.isfinite(rows).all() and np.abs(rows[0] - rows[2]).max() > 1e-4
 
 
+def test_the_trainer_reads_a_column_as_queries_where_it_is_told_to(plain, tmp_path):
+    rows = Dataset.from_dict({"query": ["a red circle"], "positive": ["b"]})
+
+    def read(**options) -> list[list[int]]:
+        arguments = SentenceTransformerTrainingArguments(str(tmp_path), report_to=[], **options)
+        trainer = SentenceTransformerTrainer(plain, arguments, rows, loss=MultipleNegativesRankingLoss(plain))
+        batch = trainer.data_collator(list(rows))
+        return [batch[f"{column}_input_ids"][0].tolist() for column in rows.column_names]
+
+    def tokens(text: str, task: str) -> list[int]:
+        return plain[0].processor(text=[text], task=task)["input_ids"][0]
+
+    expected = [tokens("a red circle", "query"), tokens("b", "document")]
+    assert read(router_mapping={"query": "query", "positive": "document"}) == expected
+    assert read() == [tokens("a red circle", "document"), expected[1]]  # what README warns of
+
+
 def test_opens_where_the_package_is_not_installed(directory, plain, fresh_interpreter, tmp_path):
     script = """
 import sys
 sys.modules["hf_mmembed"] = None  # importing it fails
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 import numpy as np
 model = SentenceTransformer(sys.argv[1], trust_remote_code=True, device="cpu")
 model.save_pretrained(sys.argv[2])

@@ -139,6 +139,8 @@ def convert(
         backbone, readout=readout, pooling=pooling, embedding_dim=embedding_dim, **origin
     )
     with staged(out) as written:
+        # Of a group of processes the first alone would write the model, whoever converts.
+        model.should_save_on_this_rank = lambda is_main_process: is_main_process
         model.save_pretrained(written)
         processor.save_pretrained(written)
         (written / "README.md").write_text(_readme(out.resolve().name, model.config, prompt, commit), encoding="utf-8")

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, BertConfig, LlamaConfig
 
 from hf_mmembed import HierarchicalPrompt, MMEmbedProcessor, convert
+from tests.forks import in_processes
 
 FILES = {
     "README.md",    "chat_template.jinja", "checkpoint_mmembed.py", "config.json", "config_sentence_transformers.json", "configuration_mmembed.py",
@@ -129,6 +130,16 @@ def test_a_failure_leaves_nothing_behind(base, tmp_path, monkeypatch):
         with pytest.raises(OSError, match="No space left"):
             convert(base, out)
         assert list(target.iterdir()) == []
+
+
+def _converted_by_every_process(rank: int, base: Path, folder: Path) -> bool:
+    opened = AutoModel.from_pretrained(convert(base, folder / f"of-process-{rank}"))
+    return opened.config.model_type == "mmembed"
+
+
+def test_every_process_of_a_group_may_convert(base, tmp_path):
+    """transformers saves models on the first process alone, also for a caller who says that another is to do it."""
+    assert in_processes(_converted_by_every_process, base, tmp_path, store=tmp_path / "store") == [True, True]
 
 
 def test_what_a_killed_conversion_left_is_replaced(base, tmp_path):

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hf_mmembed.files import write_atomically
@@ -53,22 +56,17 @@ def checkpoint_path() -> Path:
     digest = hashlib.sha256()
     for source in sources:
         digest.update(source.name.encode() + b"\0" + hashlib.sha256(source.read_bytes()).digest())
-    try:
+    with _advising():
         cache = cached_assets_path("hf_mmembed", namespace=SHIPPED, subfolder=digest.hexdigest()[:16])
         embedder = cache / "embedder"
         if not (embedder / "config.json").is_file():
-            from filelock import FileLock
-
             from hf_mmembed.model.convert import convert
 
-            with FileLock(cache / LOCK):  # processes of one job ask together, and all but the first find it made
+            with _one_at_a_time(cache):
                 if not (embedder / "config.json").is_file():
+                    if embedder.exists():
+                        shutil.rmtree(embedder)  # half of one, of an earlier version
                     convert(generative, embedder, dtype="float32")  # the fastest type on a CPU, where it mostly runs
-    except OSError as error:
-        raise OSError(
-            f"the shipped model cannot be converted into the cache ({error}): set HF_ASSETS_CACHE to a directory that "
-            "can be written"
-        ) from error
     return embedder
 
 
@@ -79,20 +77,45 @@ def saha_path() -> Path:
 
     Raises:
         FileNotFoundError: As in `generative_path`.
+        OSError: The cache cannot be written.
     """
     base = checkpoint_path()
     digest = hashlib.sha256((_SAHA / "adapter_model.safetensors").read_bytes()).hexdigest()
     adapter = base.with_name(f"saha-{digest[:16]}")
     if not (adapter / "adapter_config.json").is_file():
-        adapter.mkdir(exist_ok=True)
-        beside = [
-            file for file in base.iterdir() if file.name not in ("config.json", "model.safetensors", "README.md")
-        ]
-        for file in (*beside, *_SAHA.iterdir()):
-            if file.name != "adapter_config.json":
-                write_atomically(adapter / file.name, file.read_bytes())
-        settings = json.loads((_SAHA / "adapter_config.json").read_text(encoding="utf-8"))
-        settings["base_model_name_or_path"] = str(base)
-        # Written last: where it is, everything is.
-        write_atomically(adapter / "adapter_config.json", json.dumps(settings, indent=2).encode())
+        with _advising(), _one_at_a_time(base.parent):
+            if not (adapter / "adapter_config.json").is_file():
+                _join(base, adapter)
     return adapter
+
+
+def _join(base: Path, adapter: Path) -> None:
+    adapter.mkdir(exist_ok=True)
+    beside = [file for file in base.iterdir() if file.name not in ("config.json", "model.safetensors", "README.md")]
+    for file in (*beside, *_SAHA.iterdir()):
+        if file.name != "adapter_config.json":
+            write_atomically(adapter / file.name, file.read_bytes())
+    settings = json.loads((_SAHA / "adapter_config.json").read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = str(base)
+    # Written last: where it is, everything is.
+    write_atomically(adapter / "adapter_config.json", json.dumps(settings, indent=2).encode())
+
+
+@contextmanager
+def _one_at_a_time(cache: Path) -> Iterator[None]:
+    """Processes and threads of one job ask together: the first fills the cache, and the others find it filled."""
+    from filelock import FileLock
+
+    with FileLock(cache / LOCK):
+        yield
+
+
+@contextmanager
+def _advising() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"the shipped model cannot be put into the cache ({error}): set HF_ASSETS_CACHE to a directory that can be "
+            "written"
+        ) from error

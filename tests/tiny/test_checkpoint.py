@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -48,6 +50,25 @@ def test_processes_that_come_first_together_wait_for_one_of_them(shipped: Path) 
     assert (checkpoint_path() / "config.json").is_file()
 
 
+def test_threads_that_come_first_together_wait_for_one_of_them(shipped: Path) -> None:
+    checkpoint_path()
+    start = Barrier(8)
+
+    def ask(_: int) -> Path:
+        start.wait()
+        return saha_path()
+
+    with ThreadPoolExecutor(8) as threads:
+        (adapter,) = set(threads.map(ask, range(8)))
+    assert (adapter / "adapter_config.json").is_file()
+
+
+def test_what_is_left_of_a_broken_conversion_is_replaced(shipped: Path) -> None:
+    embedder = checkpoint_path()
+    (embedder / "config.json").unlink()
+    assert (checkpoint_path() / "config.json").is_file()
+
+
 def test_a_cache_that_cannot_be_written_says_which_and_what_to_do(
     shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,6 +76,16 @@ def test_a_cache_that_cannot_be_written_says_which_and_what_to_do(
     monkeypatch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", cache)
     with pytest.raises(OSError, match="the shipped model.*too long.*HF_ASSETS_CACHE"):
         checkpoint_path()
+
+
+def test_a_cache_that_takes_no_adapter_says_what_to_do(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path, data: bytes) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    checkpoint_path()
+    monkeypatch.setattr(checkpoint, "write_atomically", refused)
+    with pytest.raises(OSError, match="the shipped model.*Permission denied.*HF_ASSETS_CACHE"):
+        saha_path()
 
 
 def test_changed_weights_are_converted_anew(shipped: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from .embedding import ITEMS, SKIPPED
 from .manifest import Manifest
-from .shards import dataset_files, read_row
+from .shards import read_dataset, read_row
 
 __all__ = ["Items"]
 
@@ -22,14 +22,21 @@ __all__ = ["Items"]
 class Items:
     """The rows of a finished directory.
 
+    Attributes:
+        fingerprint: Of the dataset that the rows are in; see `dataset_fingerprint`.
+
     Raises:
-        ValueError: The list of its files, or that of the rows without an embedding, is missing or damaged.
+        ValueError: The list of its files, or that of the rows without an embedding, is missing, damaged or not that of
+            `manifest`.
     """
 
     def __init__(self, directory: Path, manifest: Manifest) -> None:
         self._size = manifest.shard_size
         try:
-            self._files = dataset_files(directory / ITEMS)
+            self._files, self.fingerprint = read_dataset(directory / ITEMS)
+            needed = -(-manifest.rows // manifest.shard_size)
+            if len(self._files) != needed:
+                raise ValueError(f"it lists {len(self._files)} files, and {manifest.rows} rows need {needed}")
             self._before_skipped = _before_skipped(directory / SKIPPED, manifest)
         except (ValueError, OSError) as error:
             raise ValueError(

@@ -34,7 +34,8 @@ class Manifest:
         embedded: Rows that have an embedding.
         skipped: Rows that could not be embedded; `skipped.jsonl` names them.
         complete: False while the embedding runs, and after it was interrupted.
-        faiss: Kind and settings of the FAISS index over the embeddings; None when there is none.
+        faiss: Kind and settings of the FAISS index over the embeddings, and the fingerprint of the items it is of (not in
+            manifests of before); None when there is none.
     """
 
     model: ModelIdentity

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_mmembed.data import Source, open_source
+from hf_mmembed.data.folders import FolderSource
+from hf_mmembed.data.rows import Listing
 from hf_mmembed.identity import ModelIdentity
 from hf_mmembed.lock import only_writer
 from hf_mmembed.model.images_mmembed import open_image
@@ -24,9 +26,10 @@ from . import vectors
 from .embedding import ITEMS, Report
 from .items import Items
 from .manifest import Manifest, read_manifest, write_manifest
-from .shards import read_embeddings
+from .shards import dataset_fingerprint, is_dataset_of, read_embeddings
 
 if TYPE_CHECKING:
+    import faiss
     from PIL.Image import Image
 
     from hf_mmembed.sentence_transformer import MMEmbedder
@@ -70,17 +73,21 @@ def build_index(out: Path, report: Report, *, kind: vectors.Kind | None = None) 
         kind: See `vectors.build`. Defaults to flat up to 200,000 rows.
 
     Raises:
-        ValueError: Another process is writing to `out`.
+        ValueError: Another process is writing to `out`, or has changed it since.
     """
-    index, info = vectors.build(
-        lambda: read_embeddings(out / ITEMS, report.shards),
-        rows=report.manifest.embedded,
-        dim=report.manifest.model.dimension,
-        kind=kind,
-    )
-    manifest = report.manifest.changed(faiss=info)
     with only_writer(out):
+        if read_manifest(out).changed(faiss=None) != report.manifest.changed(faiss=None) or not is_dataset_of(
+            out / ITEMS, report.shards
+        ):
+            raise ValueError(f"{out} was changed by another run meanwhile: run the same command again")
+        index, info = vectors.build(
+            lambda: read_embeddings(out / ITEMS, report.shards),
+            rows=report.manifest.embedded,
+            dim=report.manifest.model.dimension,
+            kind=kind,
+        )
         vectors.save(index, out / _FAISS)
+        manifest = report.manifest.changed(faiss={**info, "items": dataset_fingerprint(report.shards)})
         write_manifest(out, manifest)
     return manifest
 
@@ -131,31 +138,43 @@ def make_query(
 class Index:
     """A finished index on the disk, opened for searching.
 
+    All that says which vector is of which item is read at once: were it read later, the directory could have been indexed
+    again meanwhile.
+
     Raises:
-        ValueError: The directory is no index, is unfinished, or holds embeddings without a FAISS index.
+        ValueError: The directory is no index, is unfinished, holds embeddings without a FAISS index, or is being indexed
+            again.
     """
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
-        self.manifest = read_manifest(self.directory)
-        again = _index_command(self.manifest, self.directory)
-        if not self.manifest.complete:
-            raise ValueError(f"{directory} is unfinished; this goes on where it stopped: {again}")
-        if self.manifest.faiss is None:
-            if (self.manifest.task, self.manifest.instruction) != ("document", None):
-                raise ValueError(
-                    f"{directory} holds embeddings of task {self.manifest.task!r} and instruction "
-                    f"{self.manifest.instruction!r}, which are not to be searched; index into another directory."
-                )
-            raise ValueError(f"{directory} holds embeddings without an index; this adds it: {again}")
-        self._faiss = vectors.load(self.directory / _FAISS)
+        opened = self._open() or self._open()
+        if opened is None:
+            again = _index_command(read_manifest(self.directory), self.directory)
+            raise ValueError(
+                f"{directory} is being indexed again by another process, or was not indexed to the end: its "
+                f"{_FAISS} and its {ITEMS} do not belong together. Search when that has finished; if nothing is running, "
+                f"this builds the index anew: {again}"
+            )
+        self.manifest, self._faiss, self._items = opened
+
+    def _open(self) -> tuple[Manifest, faiss.Index, Items] | None:
+        """What the directory holds; None if the parts do not belong together, as when it was just indexed again."""
+        manifest = read_manifest(self.directory)
+        indexed = _faiss_part(manifest, self.directory)
+        try:
+            index = vectors.load(self.directory / _FAISS)
+            items = Items(self.directory, manifest)
+        except ValueError:
+            if read_manifest(self.directory) != manifest:
+                return None
+            raise
+        # Manifests of before do not name the items.
+        fit = index.ntotal == manifest.embedded and indexed.get("items", items.fingerprint) == items.fingerprint
+        return (manifest, index, items) if fit and read_manifest(self.directory) == manifest else None
 
     def __len__(self) -> int:
         return self.manifest.embedded
-
-    @cached_property
-    def _items(self) -> Items:
-        return Items(self.directory, self.manifest)
 
     @cached_property
     def _source(self) -> Source:
@@ -209,17 +228,49 @@ class Index:
         """The picture of a hit, read again from the input; None when it has none.
 
         Raises:
-            ValueError: It is gone, or the input has changed since it was indexed.
+            ValueError: It is gone, or the input has changed since it was indexed. Of a picture file that a table named,
+                only the former is noticed.
         """
         if hit.path is not None:
-            return open_image(Path(hit.path))
+            image = open_image(Path(hit.path))
+            if self._is_replaced(hit):
+                raise ValueError(f"{hit.path} has changed since it was indexed")
+            return image
         if self.manifest.input["image_column"] is None:
             return None
         indexed = self._items.read(hit.row)["fingerprint"]
         if len(self._source) <= hit.row or self._source.fingerprint(hit.row) != indexed:
             raise ValueError(f"{self.manifest.input['path']} has changed since it was indexed")
-        image = self._source[hit.row].image
-        return None if image is None else open_image(image)
+        stored = self._source[hit.row].image
+        return None if stored is None else open_image(stored)
+
+    def _is_replaced(self, hit: Hit) -> bool:
+        """Whether the picture file of the hit is another by now; not known where a table named it."""
+        path, kind = Path(str(self.manifest.input["path"])), self.manifest.input["kind"]
+        if kind not in ("file", "folder"):
+            return False
+        # Not from the folder as it is now: a file that was added since moves the rows behind it.
+        alone = FolderSource(kind, path, path.parent if kind == "file" else path, [hit.name], Listing())
+        return alone.fingerprint(0) != self._items.read(hit.row)["fingerprint"]
+
+
+def _faiss_part(manifest: Manifest, directory: Path) -> dict[str, Any]:
+    """What the manifest says of the FAISS index.
+
+    Raises:
+        ValueError: The directory is unfinished or has no FAISS index; the message says what to do.
+    """
+    again = _index_command(manifest, directory)
+    if not manifest.complete:
+        raise ValueError(f"{directory} is unfinished; this goes on where it stopped: {again}")
+    if manifest.faiss is None:
+        if (manifest.task, manifest.instruction) != ("document", None):
+            raise ValueError(
+                f"{directory} holds embeddings of task {manifest.task!r} and instruction {manifest.instruction!r}, which "
+                "are not to be searched; index into another directory."
+            )
+        raise ValueError(f"{directory} holds embeddings without an index; this adds it: {again}")
+    return manifest.faiss
 
 
 def _index_command(manifest: Manifest, directory: Path) -> str:

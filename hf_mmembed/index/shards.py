@@ -28,9 +28,10 @@ __all__ = [
     "Embedded",
     "Shard",
     "any_finished",
-    "dataset_files",
+    "dataset_fingerprint",
     "is_dataset_of",
     "plan_shards",
+    "read_dataset",
     "read_embeddings",
     "read_row",
     "read_skipped",
@@ -175,16 +176,21 @@ def is_dataset_of(directory: Path, shards: Sequence[Shard]) -> bool:
     return path.exists() and path.read_bytes() == _state(directory, shards)
 
 
-def dataset_files(directory: Path) -> list[Path]:
-    """The files of the dataset in `directory`, in row order."""
+def dataset_fingerprint(shards: Iterable[Shard]) -> str:
+    """Stands for a dataset made of these shards; `read_dataset` gives it too."""
+    return hash_parts(*(shard.digest for shard in shards))
+
+
+def read_dataset(directory: Path) -> tuple[list[Path], str]:
+    """The files of the dataset in `directory`, in row order, and its fingerprint."""
     state = json.loads((directory / _STATE).read_bytes())
-    return [directory / file["filename"] for file in state["_data_files"]]
+    return [directory / file["filename"] for file in state["_data_files"]], state["_fingerprint"]
 
 
 def _state(directory: Path, shards: Sequence[Shard]) -> bytes:
     state: dict[str, Any] = {
         "_data_files": [{"filename": shard.path(directory).name} for shard in shards],
-        "_fingerprint": hash_parts(*(shard.digest for shard in shards)),
+        "_fingerprint": dataset_fingerprint(shards),
         "_format_columns": None,
         "_format_kwargs": {},
         "_format_type": None,

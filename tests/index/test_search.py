@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import datasets
@@ -164,6 +165,28 @@ def test_pictures_stored_in_a_table_are_read_again(tmp_path, fake):
         Index(out).picture(hits[0])
     table.select([1, 0]).to_parquet(tmp_path / "t.parquet")
     with pytest.raises(ValueError, match="has changed since it was indexed"):
+        Index(out).picture(hits[0])
+
+
+@pytest.mark.parametrize("source", [".", "a.png"])
+def test_a_picture_file_replaced_since_is_not_shown(tmp_path, fake, source):
+    folder = tmp_path / "pictures"
+    (folder / "sub").mkdir(parents=True)
+    for name, colour in (("a.png", "red"), ("sub/b.png", "blue")):
+        Image.new("RGB", (6, 6), colour).save(folder / name)
+    out = tmp_path / "out"
+    build_index(out, embed_source(open_source(folder / source), fake, identity(), out))
+    hits = Index(out).search(embed_query(fake, image=folder / "a.png"), k=2)
+    Image.new("RGB", (6, 6), "lime").save(folder / "0.png")  # moves the rows of the folder
+    for hit, colour in zip(hits, ((255, 0, 0), (0, 0, 255)), strict=False):
+        assert Index(out).picture(hit).getpixel((0, 0)) == colour
+    for hit in hits:
+        Image.new("RGB", (7, 7), "lime").save(hit.path)
+        os.utime(hit.path, ns=(0, 0))
+        with pytest.raises(ValueError, match=f"{hit.name} has changed since it was indexed"):
+            Index(out).picture(hit)
+    (folder / "a.png").unlink()
+    with pytest.raises(ValueError, match="there is no file"):
         Index(out).picture(hits[0])
 
 

@@ -6,8 +6,9 @@ when asked for), ``manifest.json`` and ``skipped.jsonl``. Exit code 1 when somet
 
 from __future__ import annotations
 
+import errno
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -76,6 +77,7 @@ RevisionOption = Annotated[
 ]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Stop at the first item that cannot be read.")]
 
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)  # where the same command ends in the same way
 _SHOWN = 20  # skipped items listed on the screen; the file has them all
 
 
@@ -148,7 +150,7 @@ def load(model: str, device: str | None = None, *, revision: str | None = None) 
 
     if device:
         _check_device(device)
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         disable_progress_bar()
     name = None if Path(model).is_dir() else model
     return open_identified(resolve(model), name=name, device=device, revision=revision)
@@ -215,21 +217,46 @@ def embed_input(
     return report, embedder, identity
 
 
+def _any_shard(out: Path) -> bool:
+    from hf_mmembed.index.embedding import ITEMS
+    from hf_mmembed.index.shards import any_finished
+
+    return any_finished(out / ITEMS)
+
+
 @contextmanager
-def keeping(out: Path) -> Iterator[None]:
-    """Says how to go on where work is interrupted or a disk is full, if a shard is finished."""
-    kept = f"finished shards are kept in {out}: the same command goes on from there"
+def keeping(out: Path, what: str = "shards", any_kept: Callable[[Path], bool] = _any_shard) -> Iterator[None]:
+    """Says how to go on where work is interrupted or a disk is full, if something is finished.
+
+    Args:
+        out: Where the work writes to.
+        what: What is kept there.
+        any_kept: Whether there is any of it in `out`.
+
+    Raises:
+        KeyboardInterrupt: Work was interrupted.
+        OSError: It could not go on; where `out` may not be written to, the message says so.
+    """
+    kept = f"finished {what} are kept in {out}: the same command goes on from there"
     try:
         yield
-    except (KeyboardInterrupt, OSError) as error:
-        from hf_mmembed.index.embedding import ITEMS
-        from hf_mmembed.index.shards import any_finished
-
-        if not any_finished(out / ITEMS):
+    except KeyboardInterrupt:
+        if not any_kept(out):
             raise
-        if isinstance(error, OSError):
-            raise OSError(f"{error}; {kept}") from error
         raise KeyboardInterrupt(kept) from None
+    except OSError as error:
+        if error.errno in _REFUSED:
+            if not _is_on_the_way(error.filename, out):
+                raise
+            raise OSError(f"{error}; make it writable, or choose another directory than {out}") from error
+        if not any_kept(out):
+            raise
+        raise OSError(f"{error}; {kept}") from error
+
+
+def _is_on_the_way(name: object, out: Path) -> bool:
+    """Whether a file is in `out`, or `out` is to be in it."""
+    return name is not None and (Path(str(name)).is_relative_to(out) or out.is_relative_to(str(name)))
 
 
 def _revision_of(out: Path, model: str) -> str | None:

@@ -14,7 +14,7 @@ import typer
 
 from .columns import ColumnOption, assignment, columns_named
 from .config import ConfigOption
-from .embed import BatchSizeOption, DeviceOption, ModelArgument
+from .embed import BatchSizeOption, DeviceOption, ModelArgument, keeping, load
 
 if TYPE_CHECKING:
     from hf_mmembed.mining import FilterRules
@@ -98,14 +98,18 @@ def mine(
         label_subsets[name or item] = answers[answer] if equals else True
 
     from hf_mmembed.mining import mine_pairs
+    from hf_mmembed.mining.held import held
     from hf_mmembed.mining.report import write_report
+    from hf_mmembed.mining.store import any_embedded
     from hf_mmembed.processes import world
 
-    from .embed import load
+    def report() -> None:
+        _tell(write_report(pairs, mined, out, seed=seed), mined.clusters.rows.shape[1], out)
+        _tell_skipped(mined.skipped, out)
 
     process = world()
     embedder, identity = load(model, device or process.device)
-    try:
+    with keeping(out, "embeddings", lambda out: any_embedded(out / "embeddings")), held(out):
         mined = mine_pairs(
             pairs,
             embedder,
@@ -122,16 +126,7 @@ def mine(
             shard_size=shard_size,
             device=embedder.device,
         )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"finished embeddings are kept in {out}: the same command goes on from there"
-        ) from None
-
-    def report() -> None:
-        _tell(write_report(pairs, mined, out, seed=seed), mined.clusters.rows.shape[1], out)
-        _tell_skipped(mined.skipped, out)
-
-    process.once(report)
+        process.once(report)
     if mined.skipped:
         raise typer.Exit(1)
 

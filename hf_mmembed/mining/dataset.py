@@ -107,7 +107,8 @@ def mine_pairs(
 
     Raises:
         OSError: The clusters cannot be written.
-        ValueError: An argument is out of range, a subset is not there, or nothing can be embedded.
+        ValueError: An argument is out of range, a subset is not there, nothing can be embedded, or another run embeds
+            into the directory.
     """
     out = Path(out)
     ids = ids or content_ids(pairs, canonical_instruction=canonical_instruction)

@@ -30,9 +30,10 @@ from hf_mmembed.files import write_atomically
 from hf_mmembed.processes import world
 from hf_mmembed.transient import is_transient
 
+from .held import held
 from .ids import ContentIds
 
-__all__ = ["Embedder", "Embeddings", "embed_contents"]
+__all__ = ["Embedder", "Embeddings", "any_embedded", "embed_contents"]
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,8 @@ def embed_contents(
 
     Raises:
         RuntimeError: The model gave an embedding that is not finite.
-        ValueError: Not one content can be embedded, or the embedder does not know its dimension.
+        ValueError: Not one content can be embedded, the embedder does not know its dimension, or another job writes to
+            the directory.
     """
     dim = embedder.get_embedding_dimension()
     if dim is None:
@@ -133,31 +135,34 @@ def embed_contents(
         "shard_size": shard_size,
         "shards": [path.name for path in paths],
     }
-    if process.main:
-        _write_manifest(folder, manifest, complete=False)
     encode = embedder.encode_query if side == "queries" else embedder.encode_document
-    own = list(zip(starts, paths, strict=True))[process.rank :: process.size]
-    done = sum(min(shard_size, len(rows) - start) for start, path in own if path.exists())
-    total = sum(min(shard_size, len(rows) - start) for start, _ in own)
-    with tqdm(total=total, initial=done, unit=" inputs", desc=f"embedding {side}", disable=None, smoothing=0.1) as bar:
-        for start, path in own:
-            if path.exists():
-                continue
-            inputs = _inputs(pairs, ids, rows[start : start + shard_size], side)
-            vectors, reasons, transient = _embed(inputs, encode, batch_size, dim)
-            skipped = {start + place: reason for place, reason in reasons.items()}
-            written = _for_now(path) if transient else path
-            # First the reasons, then the vectors: a shard counts as finished when these are there.
-            write_atomically(written.with_suffix(".json"), json.dumps(skipped, ensure_ascii=False).encode("utf-8"))
-            _write_npy(written, vectors)
-            bar.update(len(inputs))
-    process.wait()
-    stale = [_for_now(path) for path in paths if path.exists()]
-    paths = [path if path.exists() else _for_now(path) for path in paths]
-    if process.main:
-        _write_manifest(folder, {**manifest, "shards": [path.name for path in paths]}, complete=True)
-        for stray in [*folder.glob(".*.tmp"), *stale, *(path.with_suffix(".json") for path in stale)]:
-            stray.unlink(missing_ok=True)
+    with held(folder, directory):
+        if process.main:
+            _write_manifest(folder, manifest, complete=False)
+        own = list(zip(starts, paths, strict=True))[process.rank :: process.size]
+        done = sum(min(shard_size, len(rows) - start) for start, path in own if path.exists())
+        total = sum(min(shard_size, len(rows) - start) for start, _ in own)
+        with tqdm(
+            total=total, initial=done, unit=" inputs", desc=f"embedding {side}", disable=None, smoothing=0.1
+        ) as bar:
+            for start, path in own:
+                if path.exists():
+                    continue
+                inputs = _inputs(pairs, ids, rows[start : start + shard_size], side)
+                vectors, reasons, transient = _embed(inputs, encode, batch_size, dim)
+                skipped = {start + place: reason for place, reason in reasons.items()}
+                written = _for_now(path) if transient else path
+                # First the reasons, then the vectors: a shard counts as finished when these are there.
+                write_atomically(written.with_suffix(".json"), json.dumps(skipped, ensure_ascii=False).encode("utf-8"))
+                _write_npy(written, vectors)
+                bar.update(len(inputs))
+        process.wait()
+        stale = [_for_now(path) for path in paths if path.exists()]
+        paths = [path if path.exists() else _for_now(path) for path in paths]
+        if process.main:
+            _write_manifest(folder, {**manifest, "shards": [path.name for path in paths]}, complete=True)
+            for stray in [*folder.glob(".*.tmp"), *stale, *(path.with_suffix(".json") for path in stale)]:
+                stray.unlink(missing_ok=True)
     reasons_by_id = [json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) for path in paths]
     skipped = {int(number): why for found in reasons_by_id for number, why in found.items()}
     if len(skipped) == len(rows):
@@ -165,6 +170,11 @@ def embed_contents(
             path.unlink()  # it may not be the inputs that are at fault: the next run tries again
         raise ValueError(f"none of {len(rows)} {side} can be embedded; the first: {skipped[0]}")
     return Embeddings([_map_npy(path) for path in paths], skipped)
+
+
+def any_embedded(directory: Path) -> bool:
+    """Whether a shard of a side is finished, of whatever it was made."""
+    return any(directory.glob("*/shard-*.npy"))
 
 
 def _path(folder: Path, salt: str, digests: np.ndarray, instructions: list[str], start: int) -> Path:

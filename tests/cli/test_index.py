@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -59,6 +60,14 @@ def test_search_prints_a_table_of_scores_and_paths(index, pictures, capsys):
     assert lines[0].split() == ["rank", "score", "item"] and len(lines) == 4
     rank, score, path = lines[1].split(None, 2)
     assert (rank, len(score)) == ("1", 6) and path.strip().startswith(str(pictures))
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_search_with_a_closed_stream_shows_the_rest(index, tmp_path, monkeypatch, closed):
+    """As `>&-` leaves it."""
+    monkeypatch.setattr(f"sys.{closed}", None)
+    assert run("search", index, "--text", "x", "--html", tmp_path / "s.html", "--device", "cpu") == 0
+    assert (tmp_path / "s.html").is_file()
 
 
 def test_search_as_json_with_sheets(index, pictures, tmp_path, capsys):
@@ -160,6 +169,22 @@ def test_what_ends_a_run_says_how_to_go_on(
     shutil.copytree(index, tmp_path / "out")
     assert run("embed", model, pictures, tmp_path / "out", "--device", "cpu") == code
     assert f"{message}; finished shards are kept in {tmp_path}/out: the same command" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_directory_that_may_not_be_written_to_is_called_that(index, model, pictures, monkeypatch, capsys, code):
+    """The same command would not go on from there."""
+
+    def refused(*arguments, **options):
+        raise OSError(code, "no", str(place))
+
+    monkeypatch.setattr("hf_mmembed.index.embed_source", refused)
+    advice = "; make it writable, or choose another directory than"
+    for place, advised in ((index / ".lock", True), (index.parent, True), (pictures / "0.png", False)):
+        assert run("index", model, pictures, index, "--device", "cpu") == 1
+        shown = capsys.readouterr().err
+        assert f"no: '{place}'" in shown and "are kept" not in shown
+        assert (f"{advice} {index}" in shown) == advised
 
 
 def test_the_table_shows_what_can_be_shown(model, tmp_path, capsys):

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from hf_mmembed.cli.main import main
-from hf_mmembed.mining import Clusters
+from hf_mmembed.lock import only_writer
+from hf_mmembed.mining import Clusters, held, report
 
 
 def run(*words) -> int:
@@ -45,13 +46,59 @@ def test_clusters_report_and_what_was_skipped(pairs, embedder, tmp_path, capsys)
     assert skipped["row"] == 11
 
 
-def test_ctrl_c_says_how_to_go_on(pairs, embedder, tmp_path, monkeypatch, capsys):
-    def interrupted(*arguments, **options):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [(KeyboardInterrupt(), 130, "stopped"), (OSError(28, "No space left on device", "a.npy"), 1, "'a.npy'")],
+)
+def test_what_ends_a_run_says_how_to_go_on(pairs, embedder, tmp_path, monkeypatch, capsys, error, code, message):
+    def stopped(*arguments, **options):
+        raise error
 
-    monkeypatch.setattr("hf_mmembed.mining.mine_pairs", interrupted)
-    assert run("mine", embedder("qwen2_vl"), pairs, tmp_path, "--device", "cpu") == 130
-    assert f"stopped; finished embeddings are kept in {tmp_path}: the same" in capsys.readouterr().err
+    monkeypatch.setattr("hf_mmembed.mining.mine_pairs", stopped)
+    words = ("mine", embedder("qwen2_vl"), pairs, tmp_path, "--device", "cpu")
+    assert run(*words) == code
+    shown = capsys.readouterr().err
+    assert message in shown and "are kept" not in shown  # there are none yet
+    (tmp_path / "embeddings" / "queries").mkdir(parents=True)
+    (tmp_path / "embeddings" / "queries" / "shard-000000000-0.npy").touch()
+    assert run(*words) == code
+    assert f"{message}; finished embeddings are kept in {tmp_path}: the same" in capsys.readouterr().err
+
+
+def test_a_directory_is_held_until_the_report_is_written(pairs, embedder, tmp_path, monkeypatch, capsys):
+    """Or two runs would write the clusters of one and the report of the other."""
+    words = ("mine", embedder("qwen2_vl"), pairs, tmp_path / "out", "-k", 2, "--device", "cpu")
+    codes = []
+
+    def second_run(*_):
+        codes.append(run(*words))
+
+    monkeypatch.setattr(report, "_plot", second_run)
+    assert run(*words) == 1  # a row was skipped
+    assert codes == [1] and (tmp_path / "out" / "report.html").is_file()
+    assert f"error: another process is writing to {tmp_path}/out: wait until it has" in capsys.readouterr().err
+    with only_writer(tmp_path / "out"):
+        pass
+
+
+def test_where_another_run_writes_nothing_is_touched(pairs, embedder, tmp_path, capsys):
+    with only_writer(tmp_path):
+        assert run("mine", embedder("qwen2_vl"), pairs, tmp_path, "--device", "cpu") == 1
+    assert f"another process is writing to {tmp_path}" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_directory_that_may_not_be_written_to_is_called_that(pairs, embedder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "embeddings" / "queries").mkdir(parents=True)
+    (tmp_path / "embeddings" / "queries" / "shard-000000000-0.npy").touch()
+
+    def refused(*_):
+        raise PermissionError(13, "Permission denied", str(tmp_path / ".lock"))
+
+    monkeypatch.setattr(held, "only_writer", refused)
+    assert run("mine", embedder("qwen2_vl"), pairs, tmp_path, "--device", "cpu") == 1
+    shown = capsys.readouterr().err
+    assert ".lock'; make it writable, or choose another directory" in shown and "are kept" not in shown
 
 
 def test_flags_win_over_the_file(pairs, embedder, tmp_path):

@@ -7,9 +7,11 @@ import json
 import os
 
 import numpy as np
+import pytest
 from datasets import Dataset
 
 from hf_mmembed.data.pairs import read_pairs
+from hf_mmembed.lock import only_writer
 from hf_mmembed.mining import mine_pairs
 from hf_mmembed.model.images_mmembed import ImageError
 from tests.index.fake_embedder import FakeEmbedder
@@ -65,3 +67,17 @@ def test_the_number_of_files_is_not_bound_by_the_limit_of_open_files(tmp_path):
     places = np.array([7, 19, 0, 7])
     stored = [np.load(path) for path in sorted((tmp_path / "embeddings/queries").glob("*.npy"))]
     np.testing.assert_array_equal(mined.queries.take(places), np.concatenate(stored)[places])
+
+
+def test_temporary_files_of_a_run_that_still_writes_are_left_alone(tmp_path):
+    pairs, queries = rows(20), tmp_path / "embeddings/queries"
+    queries.mkdir(parents=True)
+    (queries / ".shard.npy.0.tmp").touch()
+    with (
+        only_writer(queries),
+        pytest.raises(ValueError, match=f"another process is writing to {tmp_path}/embeddings:"),
+    ):
+        mine_pairs(pairs, FakeEmbedder(), tmp_path, model=MODEL, k=1)
+    assert {path.name for path in queries.iterdir()} == {".lock", ".shard.npy.0.tmp"}
+    mine_pairs(pairs, FakeEmbedder(), tmp_path, model=MODEL, k=1)
+    assert not list(queries.glob("*.tmp"))

@@ -7,6 +7,7 @@ Keep torch, transformers and the like out of the top of the command file.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -97,6 +98,7 @@ def main(args: Sequence[str] | None = None) -> None:
         SystemExit: Always, with the exit code.
     """
     try:
+        _require_working_directory()
         app(args=None if args is None else list(args), prog_name="hf-mmembed")
     except (ValueError, OSError, ImportError) as error:
         logger.debug("where it happened", exc_info=True)
@@ -108,6 +110,14 @@ def main(args: Sequence[str] | None = None) -> None:
         if isinstance(interrupt, KeyboardInterrupt):
             typer.echo("; ".join(["\nstopped", *map(str, interrupt.args)]), err=True)
         raise
+
+
+def _require_working_directory() -> None:
+    """Or it would be missed later, by something that does not say what is missing."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise FileNotFoundError("the working directory is gone: cd to one that exists") from None
 
 
 def _one_line(error: Exception) -> str:

@@ -140,8 +140,8 @@ def _print_table(hits: Sequence[Hit]) -> None:
         text = text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
         cells = [str(hit.rank), f"{hit.score:.4f}", hit.path or hit.name, *([text] if has_text else [])]
         table.add_row(*(Text(printable(cell)) for cell in cells))
-    # Into a pipe or a file, lines are neither broken nor filled up.
-    console = Console(width=None if sys.stdout.isatty() else 100_000)
+    # Into a pipe or a file, lines are neither broken nor filled up. Where stdout is closed, there is none.
+    console = Console(width=None if sys.stdout is not None and sys.stdout.isatty() else 100_000)
     with console.capture() as captured:
         console.print(table)
     typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))

@@ -74,6 +74,15 @@ def test_expected_errors_are_one_line_and_code_1(error, failing_command, capsys)
     assert lines[0].startswith("error: ") and str(error) in lines[0]
 
 
+def test_a_working_directory_that_is_gone_is_called_that(failing_command, tmp_path, monkeypatch, capsys):
+    failing_command(FileNotFoundError(2, "No such file or directory"))
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert run([]) == 1
+    assert capsys.readouterr().err == "error: the working directory is gone: cd to one that exists\n"
+
+
 def test_line_breaks_of_an_error_are_folded(failing_command, capsys):
     failing_command(ValueError("first\n  second"))
     assert run([]) == 1

@@ -254,9 +254,12 @@ def keeping(out: Path, what: str = "shards", any_kept: Callable[[Path], bool] = 
         raise OSError(f"{error}; {kept}") from error
 
 
-def _is_on_the_way(name: object, out: Path) -> bool:
+def _is_on_the_way(name: str | None, out: Path) -> bool:
     """Whether a file is in `out`, or `out` is to be in it."""
-    return name is not None and (Path(str(name)).is_relative_to(out) or out.is_relative_to(str(name)))
+    if name is None:
+        return False
+    file, directory = Path(name).absolute(), out.absolute()  # the lock names its file in full
+    return file.is_relative_to(directory) or directory.is_relative_to(file)
 
 
 def _revision_of(out: Path, model: str) -> str | None:

@@ -180,11 +180,12 @@ def test_a_directory_that_may_not_be_written_to_is_called_that(index, model, pic
 
     monkeypatch.setattr("hf_mmembed.index.embed_source", refused)
     advice = "; make it writable, or choose another directory than"
+    monkeypatch.chdir(index.parent)
     for place, advised in ((index / ".lock", True), (index.parent, True), (pictures / "0.png", False)):
-        assert run("index", model, pictures, index, "--device", "cpu") == 1
+        assert run("index", model, pictures, index.name, "--device", "cpu") == 1
         shown = capsys.readouterr().err
         assert f"no: '{place}'" in shown and "are kept" not in shown
-        assert (f"{advice} {index}" in shown) == advised
+        assert (f"{advice} {index.name}" in shown) == advised
 
 
 def test_the_table_shows_what_can_be_shown(model, tmp_path, capsys):

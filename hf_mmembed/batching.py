@@ -1,17 +1,18 @@
 """Which inputs share a batch, and getting the next batch ready while the model runs.
 
 In: an estimated number of tokens per input. Out: batches of indices that hold a bounded number of tokens after
-padding (`plan_batches`), and their prepared features one after the other (`prefetch`).
+padding (`plan_batches`), and their prepared features one after the other (`prefetch`), as far ahead as `Lookahead` says.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import TypeVar
 
-__all__ = ["TOKEN_BUDGET", "plan_batches", "prefetch", "text_tokens"]
+__all__ = ["TOKEN_BUDGET", "Lookahead", "plan_batches", "prefetch", "text_tokens"]
 
 TOKEN_BUDGET = 16_384
 """Tokens in a batch unless someone asks for another number, text and visual, padding included."""
@@ -20,6 +21,22 @@ BYTES_PER_TOKEN = 4
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Lookahead:
+    """How `prefetch` works ahead of its consumer.
+
+    Attributes:
+        threads: That prepare; with 0, each item is prepared when it is asked for, in the consumer's own thread.
+        items: How many results may wait or be in the making beyond the one being consumed; bounds the memory.
+        in_turns: Threads and consumer take turns: nothing is in the making while the consumer has an item, and then
+            ``items + 1`` are made at once. Faster where the consumer keeps all cores busy by itself.
+    """
+
+    threads: int
+    items: int
+    in_turns: bool = False
 
 
 def text_tokens(text: str) -> int:
@@ -73,9 +90,9 @@ def plan_batches(tokens: Sequence[int], *, batch_size: int, token_budget: int, b
 
 
 def prefetch(
-    prepare: Callable[[Item], Result], items: Iterable[Item], *, workers: int, ahead: int
+    prepare: Callable[[Item], Result], items: Iterable[Item], lookahead: Lookahead
 ) -> Generator[tuple[Item, Result], None, None]:
-    """Yield ``(item, prepare(item))`` in order, prepared in threads at most ``ahead`` items early.
+    """Yield ``(item, prepare(item))`` in order, prepared in threads ahead of the consumer.
 
     An exception of ``prepare`` is raised here, at the item it belongs to. When the consumer stops early, by an
     exception of its own, Ctrl-C or a closed generator, nothing more is started and the threads end.
@@ -83,27 +100,31 @@ def prefetch(
     Args:
         prepare: Called in a worker thread.
         items: What to prepare; taken as needed, so it may be a generator.
-        workers: Number of threads; with 0, each item is prepared when it is asked for, in the caller's own thread.
-        ahead: How many results may wait or be in the making beyond the one being consumed; bounds the memory.
+        lookahead: How many threads, how far they are ahead, and whether they work while the consumer does.
 
     Example:
-        >>> list(prefetch(str.upper, ["a", "b"], workers=2, ahead=1))
+        >>> list(prefetch(str.upper, ["a", "b"], Lookahead(threads=2, items=1)))
         [('a', 'A'), ('b', 'B')]
     """
-    if workers == 0:
+    if lookahead.threads == 0:
         yield from ((item, prepare(item)) for item in items)
         return
     pending: deque[tuple[Item, Future[Result]]] = deque()
-    with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="hf_mmembed-prefetch") as pool:
+
+    def finished(left: int) -> Generator[tuple[Item, Result], None, None]:
+        if lookahead.in_turns:
+            wait([future for _, future in pending])
+        while len(pending) > left:
+            done, future = pending.popleft()
+            yield done, future.result()
+
+    with ThreadPoolExecutor(max_workers=lookahead.threads, thread_name_prefix="hf_mmembed-prefetch") as pool:
         try:
             for item in items:
                 pending.append((item, pool.submit(prepare, item)))
-                if len(pending) > ahead:
-                    done, future = pending.popleft()
-                    yield done, future.result()
-            while pending:
-                done, future = pending.popleft()
-                yield done, future.result()
+                if len(pending) > lookahead.items:
+                    yield from finished(left=0 if lookahead.in_turns else lookahead.items)
+            yield from finished(left=0)
         finally:
             for _, future in pending:
                 future.cancel()

@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 
-from .batching import TOKEN_BUDGET, plan_batches, prefetch
+from .batching import TOKEN_BUDGET, Lookahead, plan_batches, prefetch
 
 __all__ = ["TokenBudget", "run_batches"]
 
@@ -43,7 +43,7 @@ def run_batches(
     batch_size: int,
     budget: TokenBudget,
     batch_cost: int,
-    threads: int,
+    lookahead: Lookahead,
 ) -> Generator[tuple[list[int], Result], None, None]:
     """Yield each batch of `plan_batches` and what ``run(prepare(batch))`` gives for it.
 
@@ -54,14 +54,14 @@ def run_batches(
         batch_size: At most this many inputs in a batch.
         budget: Of tokens in a batch.
         batch_cost: As for `plan_batches`.
-        threads: How many prepare, and how many batches wait at most; with 0, the caller's own does.
+        lookahead: How many threads prepare, and how far ahead of the model.
 
     Raises:
         torch.OutOfMemoryError: A single input does not fit.
 
     Example:
-        >>> results = run_batches([5, 9], len, str, batch_size=8, budget=TokenBudget(), batch_cost=9, threads=1)
-        >>> list(results)
+        >>> options = {"batch_size": 8, "budget": TokenBudget(), "batch_cost": 9, "lookahead": Lookahead(1, 1)}
+        >>> list(run_batches([5, 9], len, str, **options))
         [([1, 0], '2')]
     """
     left = list(range(len(tokens)))
@@ -70,9 +70,9 @@ def run_batches(
             [tokens[place] for place in left], batch_size=batch_size, token_budget=budget.tokens, batch_cost=batch_cost
         )
         batches = [[left[place] for place in batch] for batch in plan]
-        workers = min(threads, len(batches) - 1)
+        ahead = lookahead if len(batches) > 1 else replace(lookahead, threads=0)
         done: set[int] = set()
-        with closing(prefetch(prepare, batches, workers=workers, ahead=threads)) as prepared:
+        with closing(prefetch(prepare, batches, ahead)) as prepared:
             for batch, features in prepared:
                 try:
                     result = run(features)

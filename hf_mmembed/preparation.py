@@ -15,7 +15,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .batching import text_tokens
+import torch
+
+from .batching import Lookahead, text_tokens
 from .inputs import height_and_width, pictures, texts
 from .model.images_mmembed import ImageError, open_image
 from .model.registration import MMEmbedProcessor
@@ -23,7 +25,7 @@ from .model.registration import MMEmbedProcessor
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Conversation", "Reader", "estimate_tokens", "prepare", "preparing_threads"]
+__all__ = ["Conversation", "Reader", "estimate_tokens", "lookahead_beside", "prepare"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +40,8 @@ _PICTURE_LOCKS = [threading.Lock() for _ in range(64)]
 _PIXELS_OF_TOKEN, _MOST_TOKENS = 28 * 28, 1024
 
 
-# On a CPU the model needs the cores, and is slower than two threads are at decoding. More than four would hold gigabytes of
-# pixels ready.
-_THREADS_BESIDE_A_CPU, _MOST_THREADS = 2, 4
+# Batches that are ready or in the making at once: a batch can be hundreds of megabytes of pixels.
+_MOST_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -123,16 +124,22 @@ def _visual_tokens(family: Any, sizes: list[tuple[int, int]], options: Mapping[s
     return [min(high * wide // _PIXELS_OF_TOKEN + 1, _MOST_TOKENS) for high, wide in sizes]
 
 
-def preparing_threads(device_type: str) -> int:
-    """How many threads prepare batches while a device of this type computes; as many batches wait at most.
+def lookahead_beside(device_type: str) -> Lookahead:
+    """How batches are prepared for a model that computes on a device of this type.
+
+    A model on a CPU with a core of its own for each of torch's threads is not disturbed: threads that decode pictures
+    beside it cost it more time than they save, since its products wait for the slowest core.
 
     Example:
-        >>> preparing_threads("cpu"), 2 <= preparing_threads("cuda") <= 4
-        (2, True)
+        >>> lookahead_beside("cuda").in_turns
+        False
     """
-    if device_type == "cpu":
-        return _THREADS_BESIDE_A_CPU
-    return max(_THREADS_BESIDE_A_CPU, min(_MOST_THREADS, os.cpu_count() or 1))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    spare = cores - torch.get_num_threads() if device_type == "cpu" else cores
+    if spare <= 0:
+        return Lookahead(threads=min(_MOST_BATCHES, cores), items=_MOST_BATCHES - 1, in_turns=True)
+    threads = min(_MOST_BATCHES, max(2, spare))  # one is often slower than the model
+    return Lookahead(threads, items=threads)
 
 
 def prepare(

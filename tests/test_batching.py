@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_mmembed.batching import plan_batches, prefetch, text_tokens
+from hf_mmembed.batching import Lookahead, plan_batches, prefetch, text_tokens
 
 
 @given(
@@ -46,13 +46,16 @@ def test_text_tokens_takes_any_string():
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.parametrize("ahead", [0, 1, 5])
-def test_prefetch_keeps_the_order(workers, ahead):
-    assert list(prefetch(lambda x: x * x, range(20), workers=workers, ahead=ahead)) == [(x, x * x) for x in range(20)]
+@pytest.mark.parametrize("in_turns", [False, True])
+def test_prefetch_keeps_the_order(workers, ahead, in_turns):
+    squares = prefetch(lambda x: x * x, range(20), Lookahead(workers, ahead, in_turns))
+    assert list(squares) == [(x, x * x) for x in range(20)]
 
 
-def test_prefetch_prepares_no_more_than_asked_ahead():
+@pytest.mark.parametrize("in_turns", [False, True])
+def test_prefetch_prepares_no_more_than_asked_ahead(in_turns):
     started = []
-    results = prefetch(lambda x: started.append(x), range(100), workers=4, ahead=3)
+    results = prefetch(lambda x: started.append(x), range(100), Lookahead(4, 3, in_turns))
     for consumed, _ in enumerate(results, start=1):
         assert len(started) <= consumed + 3
         if consumed == 10:
@@ -69,14 +72,27 @@ def test_prefetch_prepares_while_the_consumer_works():
             prepared.set()
         return item
 
-    with_the_first_in_hand = prefetch(prepare, [0, 1], workers=1, ahead=1)
+    with_the_first_in_hand = prefetch(prepare, [0, 1], Lookahead(threads=1, items=1))
     next(with_the_first_in_hand)
     assert prepared.wait(timeout=10)
     assert list(with_the_first_in_hand) == [(1, 1)]
 
 
+def test_prefetch_in_turns_prepares_together_and_never_while_the_consumer_works():
+    together, making = threading.Barrier(3), []
+
+    def prepare(item: int) -> int:
+        making.append(item)
+        together.wait(timeout=10)
+        return making.pop()
+
+    for _ in prefetch(prepare, range(9), Lookahead(threads=3, items=2, in_turns=True)):
+        assert not making
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-def test_prefetch_raises_at_the_item_it_belongs_to(workers):
+@pytest.mark.parametrize("in_turns", [False, True])
+def test_prefetch_raises_at_the_item_it_belongs_to(workers, in_turns):
     def prepare(item: int) -> int:
         if item == 3:
             raise OSError("picture 3 is broken")
@@ -84,15 +100,16 @@ def test_prefetch_raises_at_the_item_it_belongs_to(workers):
 
     seen = []
     with pytest.raises(OSError, match="picture 3"):
-        for item, _ in prefetch(prepare, range(10), workers=workers, ahead=2):
+        for item, _ in prefetch(prepare, range(10), Lookahead(workers, 2, in_turns)):
             seen.append(item)
     assert seen == [0, 1, 2]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_prefetch_ends_its_threads_when_the_consumer_stops(error):
+@pytest.mark.parametrize("in_turns", [False, True])
+def test_prefetch_ends_its_threads_when_the_consumer_stops(error, in_turns):
     started = []
-    results = prefetch(lambda x: started.append(x), range(1000), workers=2, ahead=2)
+    results = prefetch(lambda x: started.append(x), range(1000), Lookahead(2, 2, in_turns))
     with pytest.raises(error):
         try:
             for item, _ in results:
@@ -113,7 +130,7 @@ def test_what_waits_is_not_prepared_when_the_consumer_stops():
             closing.wait(timeout=10)
             threading.Event().wait(timeout=0.01)  # the others are called off meanwhile
 
-    results = prefetch(prepare, range(200), workers=1, ahead=100)
+    results = prefetch(prepare, range(200), Lookahead(threads=1, items=100))
     next(results)
     closing.set()
     results.close()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hf_mmembed.batching import Lookahead
 from hf_mmembed.memory import TokenBudget, run_batches
 
 
-def run_in(memory: int, tokens: list[int], tried: list[list[int]], **options: int):
+def run_in(memory: int, tokens: list[int], tried: list[list[int]], **options: Any):
     """All results of a device that takes so many tokens."""
 
     def run(batch: list[int]) -> list[int]:
@@ -19,7 +22,7 @@ def run_in(memory: int, tokens: list[int], tried: list[list[int]], **options: in
             raise torch.OutOfMemoryError("CUDA out of memory. Simulated.")
         return [tokens[place] for place in batch]
 
-    options = {"batch_size": 16, "batch_cost": 10_000, "threads": 2} | options
+    options = {"batch_size": 16, "batch_cost": 10_000, "lookahead": Lookahead(2, 2)} | options
     budget = TokenBudget()
     return list(run_batches(tokens, list, run, budget=budget, **options)), budget
 
@@ -28,10 +31,10 @@ def run_in(memory: int, tokens: list[int], tried: list[list[int]], **options: in
     tokens=st.lists(st.integers(1, 100), max_size=40),
     memory=st.integers(100, 4_000),
     batch_size=st.integers(1, 16),
-    threads=st.integers(0, 3),
+    lookahead=st.builds(Lookahead, st.integers(0, 3), st.integers(0, 3), st.booleans()),
 )
-def test_every_input_is_done_once_in_whatever_memory_one_fits(tokens, memory, batch_size, threads):
-    results, _ = run_in(memory, tokens, [], batch_size=batch_size, threads=threads)
+def test_every_input_is_done_once_in_whatever_memory_one_fits(tokens, memory, batch_size, lookahead):
+    results, _ = run_in(memory, tokens, [], batch_size=batch_size, lookahead=lookahead)
     done = [place for batch, _ in results for place in batch]
     assert sorted(done) == list(range(len(tokens)))
     assert all(result == [tokens[place] for place in batch] for batch, result in results)
@@ -48,7 +51,7 @@ def test_what_follows_is_as_small_from_the_start_and_finished_work_stays(caplog)
 
 def test_a_budget_that_was_lowered_stays_so_for_the_next_call():
     budget, sizes = TokenBudget(50), []
-    options = {"batch_size": 16, "batch_cost": 10_000, "threads": 0}
+    options = {"batch_size": 16, "batch_cost": 10_000, "lookahead": Lookahead(0, 0)}
     list(run_batches([10] * 12, list, lambda batch: sizes.append(len(batch)), budget=budget, **options))
     assert sizes == [5, 5, 2]
 
@@ -63,4 +66,6 @@ def test_other_errors_are_the_caller_s():
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
-        list(run_batches([1, 2], list, run, batch_size=2, budget=TokenBudget(), batch_cost=9, threads=1))
+        list(
+            run_batches([1, 2], list, run, budget=TokenBudget(), batch_size=2, batch_cost=9, lookahead=Lookahead(1, 1))
+        )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from hf_mmembed.batching import prefetch
+from hf_mmembed.batching import Lookahead, prefetch
 from hf_mmembed.data import Row, Source, Unreadable
 from hf_mmembed.data.rows import hash_parts
 from hf_mmembed.files import replacing, write_atomically
@@ -56,7 +56,7 @@ SKIPPED = "skipped.jsonl"
 _NPY = "embeddings.npy"
 _OPEN_PIXELS = 64_000_000  # decoded pictures held at once, about 200 MB; and as much again in the making
 _OPEN_ROWS = 256
-_OPEN_WORKERS = 4
+_OPENING = Lookahead(threads=4, items=8)
 
 
 @dataclass(frozen=True)
@@ -321,7 +321,7 @@ def _open_in_groups(source: Source, rows: list[int]) -> Iterator[tuple[list[_Ope
     """Opens pictures in threads and hands them on in groups of a bounded number of pixels, always the same ones."""
     group: list[_Opened] = []
     failed: list[Unreadable] = []
-    for row, opened in prefetch(_open, _read_rows(source, rows), workers=_OPEN_WORKERS, ahead=2 * _OPEN_WORKERS):
+    for row, opened in prefetch(_open, _read_rows(source, rows), _OPENING):
         if isinstance(opened, _Refused):
             kind = _UnreadableNow if opened.transient else Unreadable
             failed.append(kind(row[0], source.name(row[0]), opened.reason))

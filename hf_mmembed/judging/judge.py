@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers.util import get_device_name
 
+from hf_mmembed.batching import Lookahead
 from hf_mmembed.data.rows import hash_parts
 from hf_mmembed.identity import local_checkpoint
 from hf_mmembed.inputs import as_messages
@@ -119,7 +120,7 @@ class Judge:
             batch_size=self.batch_size,
             budget=self._budget,
             batch_cost=self._batch_cost,
-            threads=1,
+            lookahead=Lookahead(threads=1, items=1),
         )
         scores = np.empty(len(rows))
         for batch, of_batch in scored:

@@ -29,6 +29,7 @@ from transformers import (
     StopStringCriteria,
 )
 
+from hf_mmembed.batching import Lookahead
 from hf_mmembed.identity import local_checkpoint
 from hf_mmembed.inputs import as_messages, check_unicode
 from hf_mmembed.memory import TokenBudget, run_batches
@@ -217,7 +218,7 @@ class LocalReasoner:
                 budget=self._budget,
                 # One more batch is up to `max_new_tokens` more steps, dearer than all padding that the budget admits.
                 batch_cost=sys.maxsize,
-                threads=0,  # the tokenizer takes traces apart meanwhile
+                lookahead=Lookahead(threads=0, items=0),  # the tokenizer takes traces apart meanwhile
             )
             for batch, made in written:
                 traces.update(zip(batch, made, strict=True))

@@ -25,7 +25,7 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
 from hf_mmembed.batching import plan_batches, prefetch
-from hf_mmembed.preparation import Conversation, estimate_tokens, prepare, preparing_threads
+from hf_mmembed.preparation import Conversation, estimate_tokens, lookahead_beside, prepare
 from hf_mmembed.sentence_transformer import MMEmbedder
 
 from .gather import gather_numbers, gather_rows
@@ -218,8 +218,7 @@ class ChunkedLoss(CachedLossMixin, nn.Module):
         chunks = sentence_feature["chunks"]
         chosen = [chunks[begin] for begin, _ in ranges] if ranges is not None else chunks
         prepare_chunk = partial(self._prepare, sentence_feature["conversations"], {"task": side.task})
-        threads = preparing_threads(self._device.type)
-        with closing(prefetch(prepare_chunk, chosen, workers=threads, ahead=threads)) as prepared:
+        with closing(prefetch(prepare_chunk, chosen, lookahead_beside(self._device.type))) as prepared:
             for index, (_, features) in enumerate(prepared):
                 features = batch_to_device(features, self._device)
                 with random_states[index] if random_states else nullcontext(), torch.set_grad_enabled(with_grad):

@@ -7,13 +7,14 @@ import threading
 from functools import partial
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from hf_mmembed import MMEmbedder
-from hf_mmembed.batching import prefetch
+from hf_mmembed.batching import Lookahead, prefetch
 from hf_mmembed.inputs import as_messages
 from hf_mmembed.model.pixels_mmembed import QuickQwenPixels
-from hf_mmembed.preparation import Conversation, prepare
+from hf_mmembed.preparation import Conversation, lookahead_beside, prepare
 from tests.sentence_transformer.reference import assert_same, noise
 
 
@@ -62,5 +63,23 @@ def test_pictures_are_prepared_side_by_side(model, monkeypatch):
         lambda self, images, **kw: meeting.wait() and None or patches(self, images, **kw),
     )
     conversations = [Conversation(n, as_messages(noise(n))) for n in range(2)]
-    batches = list(prefetch(partial(prepare, model, conversations, {}), [[0], [1]], workers=2, ahead=2))
+    batches = list(prefetch(partial(prepare, model, conversations, {}), [[0], [1]], Lookahead(2, 2)))
     assert [batch for batch, _ in batches] == [[0], [1]]
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "busy", "expected"),
+    [
+        ("cpu", 2, 2, Lookahead(threads=2, items=3, in_turns=True)),
+        ("cpu", 1, 1, Lookahead(threads=1, items=3, in_turns=True)),
+        ("cpu", 64, 64, Lookahead(threads=4, items=3, in_turns=True)),
+        ("cpu", 2, 1, Lookahead(threads=2, items=2)),
+        ("cpu", 64, 32, Lookahead(threads=4, items=4)),
+        ("cuda", 1, 1, Lookahead(threads=2, items=2)),
+        ("cuda", 64, 64, Lookahead(threads=4, items=4)),
+    ],
+)
+def test_batches_are_prepared_beside_the_model_where_cores_are_free(monkeypatch, device, cores, busy, expected):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    monkeypatch.setattr("torch.get_num_threads", lambda: busy)
+    assert lookahead_beside(device) == expected

@@ -1,7 +1,7 @@
-"""Three ways to embed the same inputs with the same backbone and the same prompt, behind one call.
+"""Four ways to embed the same inputs with the same backbone and the same prompt, behind one call.
 
 In: a generative checkpoint. Out: functions from a list of ``{"text", "image"}`` dicts to an array ``(inputs, dim)``.
-All three read the same rendered string, so their vectors agree; the speed command checks that before it measures.
+All read the same rendered string, so their vectors agree; the speed command checks that before it measures.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from transformers import (
 from hf_mmembed import MMEmbedder, convert, load_prompt
 from hf_mmembed.model.family_mmembed import image_only_processor
 
-__all__ = ["Encode", "count_tokens", "ours", "plain_sentence_transformers", "research_loop"]
+__all__ = ["Encode", "batched_loop", "count_tokens", "ours", "plain_sentence_transformers", "research_loop"]
 
 Encode = Callable[[list[dict[str, Any]]], np.ndarray]
 
@@ -101,7 +101,21 @@ def plain_sentence_transformers(base: Path, folder: Path, batch_size: int) -> En
 
 
 def research_loop(base: Path, batch_size: int) -> Encode:
-    """The loop of the field's research code: batches in the given order, all logits, all hidden states."""
+    """The loop of the field's research code: batches in the given order, all logits, all hidden states.
+
+    The processor reads one input at a time, as in VLM2Vec's ``Qwen2_VL_process_fn`` (src/model/processor.py) and in what
+    was made from it, SaHa's code among them: processors of the time could not take inputs with and without pictures
+    in one call.
+    """
+    return _loop(base, batch_size, _one_by_one)
+
+
+def batched_loop(base: Path, batch_size: int) -> Encode:
+    """The same with one call of the processor for a whole batch: the least that such a loop needs today."""
+    return _loop(base, batch_size, _batch)
+
+
+def _loop(base: Path, batch_size: int, prepare: Callable[[Qwen2VLProcessor, list[dict[str, Any]]], Any]) -> Encode:
     model = Qwen2VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32).eval()
     processor = _processor(base)
     processor.tokenizer.padding_side = "left"
@@ -110,7 +124,7 @@ def research_loop(base: Path, batch_size: int) -> Encode:
     def encode(inputs: list[dict[str, Any]]) -> np.ndarray:
         vectors = []
         for start in range(0, len(inputs), batch_size):
-            batch = _batch(processor, inputs[start : start + batch_size])
+            batch = prepare(processor, inputs[start : start + batch_size])
             states = model(**batch, output_hidden_states=True, return_dict=True).hidden_states[-1]
             vectors.append(torch.nn.functional.normalize(states[:, -1].float(), dim=-1).numpy())
         return np.concatenate(vectors)
@@ -136,3 +150,15 @@ def _batch(processor: Qwen2VLProcessor, inputs: list[dict[str, Any]]) -> Any:
         texts.append(processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
         images += [item["image"]] if "image" in item else []
     return processor(text=texts, images=images or None, padding=True, return_tensors="pt")
+
+
+def _one_by_one(processor: Qwen2VLProcessor, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    rows = [_batch(processor, [item]) for item in inputs]
+    batch = dict(
+        processor.tokenizer.pad({"input_ids": [row["input_ids"][0].tolist() for row in rows]}, return_tensors="pt")
+    )
+    batch["mm_token_type_ids"] = (batch["input_ids"] == processor.image_token_id).int()
+    for name in ("pixel_values", "image_grid_thw"):
+        if parts := [row[name] for row in rows if name in row]:
+            batch[name] = torch.cat(parts)
+    return batch

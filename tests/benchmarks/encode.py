@@ -1,4 +1,4 @@
-"""Encoding speed: ours, plain sentence-transformers and the research loop, in one run (``make bench``).
+"""Encoding speed: ours, plain sentence-transformers and the loop of research code, in one run (``make bench``).
 
 In: the shipped tiny model and a random Qwen2-VL of about 60 million parameters. Out: a table of items/s and tokens/s
 per workload, by the clock and per second of CPU time, with the ratios, the arithmetic each contender does and the share
@@ -28,7 +28,7 @@ from hf_mmembed import tiny
 from hf_mmembed.data.captions import caption
 from hf_mmembed.data.scenes import draw, random_scene
 
-from .contenders import Encode, count_tokens, ours, plain_sentence_transformers, research_loop
+from .contenders import Encode, batched_loop, count_tokens, ours, plain_sentence_transformers, research_loop
 from .models import write_random_qwen2_vl
 
 __all__ = ["main", "workloads"]
@@ -134,6 +134,7 @@ def run(
             "ours": ours(base, Path(folder), batch_size),
             "sentence-transformers": plain_sentence_transformers(base, Path(folder), batch_size),
             "research loop": research_loop(base, batch_size),
+            "batched loop": batched_loop(base, batch_size),
         }
         print(f"\n{title}: {items} distinct inputs per workload, batch size {batch_size}, best of {repeats}")
         columns = (

@@ -15,7 +15,7 @@ def test_contenders_agree_and_are_listed(capsys):
     options = {"items": 3, "largest_side": 64, "batch_size": 2, "repeats": 1, "seed": 0, "rate": 1e9}
     encode.run("tiny", tiny.generative_path(), **options)
     lines = capsys.readouterr().out.splitlines()[2:]  # below the title and the columns
-    assert len(lines) == 1 + 3 * len(encode.workloads(3, 64, 0))
+    assert len(lines) == 1 + 4 * len(encode.workloads(3, 64, 0))
     assert all("1.00x" in line for line in lines if " ours " in line)
 
 

@@ -98,9 +98,9 @@ def mine(
         label_subsets[name or item] = answers[answer] if equals else True
 
     from hf_mmembed.mining import mine_pairs
-    from hf_mmembed.mining.held import held
     from hf_mmembed.mining.report import write_report
     from hf_mmembed.mining.store import any_embedded
+    from hf_mmembed.only_run import only_run
     from hf_mmembed.processes import world
 
     def report() -> None:
@@ -109,7 +109,7 @@ def mine(
 
     process = world()
     embedder, identity = load(model, device or process.device)
-    with keeping(out, "embeddings", lambda out: any_embedded(out / "embeddings")), held(out):
+    with keeping(out, "embeddings", lambda out: any_embedded(out / "embeddings")), only_run(out):
         mined = mine_pairs(
             pairs,
             embedder,

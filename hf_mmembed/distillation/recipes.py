@@ -14,8 +14,8 @@ from typing import Any, get_type_hints
 from datasets import Dataset
 
 from hf_mmembed.data.pairs import read_pairs
+from hf_mmembed.only_run import only_run
 from hf_mmembed.processes import world
-from hf_mmembed.training.only_run import only_run
 from hf_mmembed.training.recipe_files import read_recipe, require_types, types_of, with_overrides
 from hf_mmembed.training.recipes import FOLDER
 

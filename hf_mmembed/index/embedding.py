@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
     from hf_mmembed.sentence_transformer import MMEmbedder
 
-__all__ = ["ITEMS", "SKIPPED", "Report", "check_directory", "embed_source", "write_npy"]
+__all__ = ["ITEMS", "SKIPPED", "Report", "check_directory", "embed_source", "unchanged_since", "write_npy"]
 
 logger = logging.getLogger(__name__)
 
@@ -175,12 +176,31 @@ def embed_source(
         return _finish(source, out, manifest, shards, new, seconds)
 
 
+@contextmanager
+def unchanged_since(report: Report, out: Path) -> Iterator[None]:
+    """Holds a directory for adding to what `embed_source` made of it.
+
+    Raises:
+        ValueError: Another process is writing to it, or has changed it since.
+    """
+    with only_writer(out):
+        same = read_manifest(out).changed(faiss=None) == report.manifest.changed(faiss=None)
+        if not (same and is_dataset_of(out / ITEMS, report.shards)):
+            raise ValueError(f"{out} was changed by another run meanwhile: run the same command again")
+        yield
+
+
 def write_npy(report: Report, out: Path) -> Path:
-    """Writes all embeddings as `embeddings.npy`, shape ``(rows, dim)``, float32, in the order of the Arrow dataset."""
+    """Writes all embeddings as `embeddings.npy`, shape ``(rows, dim)``, float32, in the order of the Arrow dataset.
+
+    Raises:
+        OSError: The file cannot be written.
+        ValueError: Another process is writing to `out`, or has changed it since.
+    """
     path = out / _NPY
     shape = (report.manifest.embedded, report.manifest.model.dimension)
     # Not through a memory map: on a full disk, writing to one kills the process.
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with unchanged_since(report, out), replacing(path) as temporary, temporary.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
         for block in read_embeddings(out / ITEMS, report.shards):
             file.write(block.astype("<f4").tobytes())

@@ -19,14 +19,13 @@ from hf_mmembed.data import Source, open_source
 from hf_mmembed.data.folders import FolderSource
 from hf_mmembed.data.rows import Listing
 from hf_mmembed.identity import ModelIdentity
-from hf_mmembed.lock import only_writer
 from hf_mmembed.model.images_mmembed import open_image
 
 from . import vectors
-from .embedding import ITEMS, Report
+from .embedding import ITEMS, Report, unchanged_since
 from .items import Items
 from .manifest import Manifest, read_manifest, write_manifest
-from .shards import dataset_fingerprint, is_dataset_of, read_embeddings
+from .shards import dataset_fingerprint, read_embeddings
 
 if TYPE_CHECKING:
     import faiss
@@ -75,11 +74,7 @@ def build_index(out: Path, report: Report, *, kind: vectors.Kind | None = None) 
     Raises:
         ValueError: Another process is writing to `out`, or has changed it since.
     """
-    with only_writer(out):
-        if read_manifest(out).changed(faiss=None) != report.manifest.changed(faiss=None) or not is_dataset_of(
-            out / ITEMS, report.shards
-        ):
-            raise ValueError(f"{out} was changed by another run meanwhile: run the same command again")
+    with unchanged_since(report, out):
         index, info = vectors.build(
             lambda: read_embeddings(out / ITEMS, report.shards),
             rows=report.manifest.embedded,

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from hf_mmembed.data.pairs import NEGATIVE_FEATURES, document_of, query_of
 from hf_mmembed.data.rows import hash_parts
 from hf_mmembed.files import write_atomically
+from hf_mmembed.only_run import only_run
 from hf_mmembed.processes import world
 from hf_mmembed.staging import replaced
 
@@ -91,38 +92,42 @@ def judge_pairs(
 
     Raises:
         OSError: The result cannot be written; as below.
-        ValueError: An input cannot be judged. Scores that were made before are kept.
+        ValueError: An input cannot be judged, or another run writes to the directory. Scores that were made before are
+            kept.
     """
-    folder = out / "scores"
-    folder.mkdir(parents=True, exist_ok=True)
-    process = world()
-    starts = range(0, len(pairs), rows_per_file)
-    paths = [folder / name for name in process.once(lambda: _names(pairs, judge.identity, pool, starts))]
-    with tqdm(total=len(pairs), unit=" pairs", desc="judging", delay=2, disable=None) as bar:
-        for number, (start, path) in enumerate(zip(starts, paths, strict=True)):
-            rows, places = _part(pairs, pool, start, rows_per_file)
-            if number % process.size == process.rank and not path.exists():
-                try:
-                    _save(path, _judged(judge, rows, places, pool))
-                except ValueError as error:
-                    raise ValueError(f"rows {start} to {start + len(rows) - 1} cannot be judged: {error}") from error
-            bar.update(len(rows))
-    process.wait()
-    # A file is in the order of the questions, but may have been written when rows had more candidates or gaps elsewhere.
-    kept = [np.load(path) for path in paths]
-    scores = _in_places(np.concatenate([file[~np.isnan(file)] for file in kept]), pool.places)
-    chosen = [sampled(row[1:], row[0], margin=margin, keep=keep, stride=stride) for row in scores]
-    process.once(partial(_write, out / "pairs", pairs, pool, scores, chosen))
-    answers = np.isfinite(scores[:, 1:]) & (scores[:, 1:] > scores[:, :1] - margin)
-    without = sum(len(own) == 0 for own in chosen)
-    if without:
-        logger.warning(
-            "%d of %d rows are left without a negative and will teach nothing: the judge takes all of their candidates "
-            "for answers, or they had none",
-            without,
-            len(pairs),
-        )
-    return Judged(Dataset.load_from_disk(str(out / "pairs")), scores, int(answers.sum()), without)
+    with only_run(out):
+        folder = out / "scores"
+        folder.mkdir(parents=True, exist_ok=True)
+        process = world()
+        starts = range(0, len(pairs), rows_per_file)
+        paths = [folder / name for name in process.once(lambda: _names(pairs, judge.identity, pool, starts))]
+        with tqdm(total=len(pairs), unit=" pairs", desc="judging", delay=2, disable=None) as bar:
+            for number, (start, path) in enumerate(zip(starts, paths, strict=True)):
+                rows, places = _part(pairs, pool, start, rows_per_file)
+                if number % process.size == process.rank and not path.exists():
+                    try:
+                        _save(path, _judged(judge, rows, places, pool))
+                    except ValueError as error:
+                        raise ValueError(
+                            f"rows {start} to {start + len(rows) - 1} cannot be judged: {error}"
+                        ) from error
+                bar.update(len(rows))
+        process.wait()
+        # A file is in the order of the questions, but may have been written when rows had more candidates or gaps elsewhere.
+        kept = [np.load(path) for path in paths]
+        scores = _in_places(np.concatenate([file[~np.isnan(file)] for file in kept]), pool.places)
+        chosen = [sampled(row[1:], row[0], margin=margin, keep=keep, stride=stride) for row in scores]
+        process.once(partial(_write, out / "pairs", pairs, pool, scores, chosen))
+        answers = np.isfinite(scores[:, 1:]) & (scores[:, 1:] > scores[:, :1] - margin)
+        without = sum(len(own) == 0 for own in chosen)
+        if without:
+            logger.warning(
+                "%d of %d rows are left without a negative and will teach nothing: the judge takes all of their candidates "
+                "for answers, or they had none",
+                without,
+                len(pairs),
+            )
+        return Judged(Dataset.load_from_disk(str(out / "pairs")), scores, int(answers.sum()), without)
 
 
 def _part(pairs: Dataset, pool: Pool, start: int, number: int) -> tuple[Dataset, NDArray[np.int64]]:

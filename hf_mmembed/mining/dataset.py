@@ -19,6 +19,7 @@ import torch
 from datasets import Dataset
 
 from hf_mmembed.files import write_atomically
+from hf_mmembed.only_run import only_run
 from hf_mmembed.processes import world
 
 from .clusters import Clusters
@@ -107,8 +108,8 @@ def mine_pairs(
 
     Raises:
         OSError: The clusters cannot be written.
-        ValueError: An argument is out of range, a subset is not there, nothing can be embedded, or another run embeds
-            into the directory.
+        ValueError: An argument is out of range, a subset is not there, nothing can be embedded, or another run
+            writes to the directory.
     """
     out = Path(out)
     ids = ids or content_ids(pairs, canonical_instruction=canonical_instruction)
@@ -116,53 +117,58 @@ def mine_pairs(
         raise ValueError(
             f"no subset {unknown[0]!r} to take for labels or not; there are {', '.join(sorted(ids.subsets))}"
         )
-    options: dict[str, Any] = {"model": model, "batch_size": batch_size, "shard_size": shard_size}
-    queries = embed_contents(pairs, ids, embedder, out / "embeddings", "queries", **options)
-    documents = embed_contents(pairs, ids, embedder, out / "embeddings", "documents", **options)
-    skipped = {
-        row: queries.skipped.get(query) or documents.skipped[document]
-        for row, (query, document) in enumerate(zip(ids.query_ids.tolist(), ids.document_ids.tolist(), strict=True))
-        if query in queries.skipped or document in documents.skipped
-    }
-
-    def save_clusters() -> None:
-        lines = [json.dumps({"row": row, "reason": why}, ensure_ascii=False) + "\n" for row, why in skipped.items()]
-        write_atomically(out / "skipped.jsonl", "".join(lines).encode("utf-8"))
-        usable = np.setdiff1d(np.arange(len(pairs)), np.fromiter(skipped, np.int64, len(skipped)))
-        if not len(usable):
-            raise ValueError(f"none of {len(pairs)} rows has both sides embedded: see {out / 'skipped.jsonl'}")
-        if strategy == "random":
-            rows = usable[shuffled(len(usable), k, seed)]
-            counts = {"rows": len(usable), "left_over": len(usable) - rows.size}
-            clusters = Clusters(rows, strategy, {"k": k, "seed": seed}, counts)
-        else:
-            chosen = {"strategy": strategy, "k": k, "mult": mult, "seed": seed, "rules": rules, "device": device}
-            of_subset = {name: usable[ids.subset_ids[usable] == subset] for subset, name in enumerate(ids.subsets)}
-            labels = {name: are_labels(ids.document_ids[rows]) for name, rows in of_subset.items()}
-            labels |= label_subsets or {}
-            telling = [rows for name, rows in of_subset.items() if not labels[name]]
-            groups = same_things(ids, np.concatenate([usable[:0], *telling]))
-            parts = {
-                name: _mine_subset(name, rows, ids, queries, documents, groups, labels[name], chosen)
-                for name, rows in of_subset.items()
-                if len(rows)
-            }
-            clusters = _joined(parts, strategy)
-        if not len(clusters):
-            logger.warning(
-                "no cluster of %d came of %d pairs, so batches will be random: k needs more pairs, or be smaller",
-                k + 1,
-                len(usable),
+    with only_run(out):
+        options: dict[str, Any] = {"model": model, "batch_size": batch_size, "shard_size": shard_size}
+        queries = embed_contents(pairs, ids, embedder, out / "embeddings", "queries", **options)
+        documents = embed_contents(pairs, ids, embedder, out / "embeddings", "documents", **options)
+        skipped = {
+            row: queries.skipped.get(query) or documents.skipped[document]
+            for row, (query, document) in enumerate(
+                zip(ids.query_ids.tolist(), ids.document_ids.tolist(), strict=True)
             )
-        # A digest of its files says enough, without that of each.
-        miner = {name: value for name, value in model.items() if name != "files"}
-        settings = {**clusters.settings, "data": ids.fingerprint, "miner": miner}
-        if canonical_instruction is not None:  # to which the digest of the data is blind
-            settings["canonical_instruction"] = canonical_instruction
-        replace(clusters, settings=settings).save(out)
+            if query in queries.skipped or document in documents.skipped
+        }
 
-    world().once(save_clusters)
-    return Mined(Clusters.load(out), ids, queries, documents, skipped)
+        def save_clusters() -> None:
+            lines = [
+                json.dumps({"row": row, "reason": why}, ensure_ascii=False) + "\n" for row, why in skipped.items()
+            ]
+            write_atomically(out / "skipped.jsonl", "".join(lines).encode("utf-8"))
+            usable = np.setdiff1d(np.arange(len(pairs)), np.fromiter(skipped, np.int64, len(skipped)))
+            if not len(usable):
+                raise ValueError(f"none of {len(pairs)} rows has both sides embedded: see {out / 'skipped.jsonl'}")
+            if strategy == "random":
+                rows = usable[shuffled(len(usable), k, seed)]
+                counts = {"rows": len(usable), "left_over": len(usable) - rows.size}
+                clusters = Clusters(rows, strategy, {"k": k, "seed": seed}, counts)
+            else:
+                chosen = {"strategy": strategy, "k": k, "mult": mult, "seed": seed, "rules": rules, "device": device}
+                of_subset = {name: usable[ids.subset_ids[usable] == subset] for subset, name in enumerate(ids.subsets)}
+                labels = {name: are_labels(ids.document_ids[rows]) for name, rows in of_subset.items()}
+                labels |= label_subsets or {}
+                telling = [rows for name, rows in of_subset.items() if not labels[name]]
+                groups = same_things(ids, np.concatenate([usable[:0], *telling]))
+                parts = {
+                    name: _mine_subset(name, rows, ids, queries, documents, groups, labels[name], chosen)
+                    for name, rows in of_subset.items()
+                    if len(rows)
+                }
+                clusters = _joined(parts, strategy)
+            if not len(clusters):
+                logger.warning(
+                    "no cluster of %d came of %d pairs, so batches will be random: k needs more pairs, or be smaller",
+                    k + 1,
+                    len(usable),
+                )
+            # A digest of its files says enough, without that of each.
+            miner = {name: value for name, value in model.items() if name != "files"}
+            settings = {**clusters.settings, "data": ids.fingerprint, "miner": miner}
+            if canonical_instruction is not None:  # to which the digest of the data is blind
+                settings["canonical_instruction"] = canonical_instruction
+            replace(clusters, settings=settings).save(out)
+
+        world().once(save_clusters)
+        return Mined(Clusters.load(out), ids, queries, documents, skipped)
 
 
 def _mine_subset(

@@ -27,10 +27,10 @@ from tqdm import tqdm
 from hf_mmembed.data.pairs import document_of, query_of
 from hf_mmembed.data.rows import hash_parts
 from hf_mmembed.files import write_atomically
+from hf_mmembed.only_run import only_run
 from hf_mmembed.processes import world
 from hf_mmembed.transient import is_transient
 
-from .held import held
 from .ids import ContentIds
 
 __all__ = ["Embedder", "Embeddings", "any_embedded", "embed_contents"]
@@ -136,7 +136,7 @@ def embed_contents(
         "shards": [path.name for path in paths],
     }
     encode = embedder.encode_query if side == "queries" else embedder.encode_document
-    with held(folder, directory):
+    with only_run(folder, directory):
         if process.main:
             _write_manifest(folder, manifest, complete=False)
         own = list(zip(starts, paths, strict=True))[process.rank :: process.size]

@@ -22,11 +22,11 @@ from transformers import TrainingArguments
 from hf_mmembed.data.pairs import read_pairs
 from hf_mmembed.mining import Clusters
 from hf_mmembed.model.unified_mmembed import UnifiedConfig
+from hf_mmembed.only_run import only_run
 from hf_mmembed.opening import is_on_the_hub
 from hf_mmembed.processes import world
 from hf_mmembed.training.arguments import SaHaTrainingArguments, bf16_here
 from hf_mmembed.training.models import weight_files
-from hf_mmembed.training.only_run import only_run
 from hf_mmembed.training.recipe_files import names_in, read_recipe, require_known, require_types, types_of
 
 from .sft import fine_tune

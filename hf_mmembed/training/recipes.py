@@ -30,13 +30,13 @@ from hf_mmembed.mining import (
     mine_pairs,
 )
 from hf_mmembed.model.presets import load_prompt
+from hf_mmembed.only_run import only_run
 from hf_mmembed.processes import world
 from hf_mmembed.sentence_transformer import MMEmbedder
 
 from .arguments import SaHaTrainingArguments
 from .checkpoints import last_complete, require_no_run
 from .models import open_embedder, open_for_training
-from .only_run import only_run
 from .recipe_files import names_in, read_recipe, require_types, types_of
 from .run_file import digests_of
 from .trainer import SaHaTrainer

@@ -36,6 +36,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from hf_mmembed.data.pairs import require_pairs
 from hf_mmembed.files import saving, write_atomically
 from hf_mmembed.mining import Clusters, ContentIds, content_ids
+from hf_mmembed.only_run import only_run
 from hf_mmembed.processes import world
 from hf_mmembed.sentence_transformer import MMEmbedder
 
@@ -47,7 +48,6 @@ from .chunks import NonFiniteLossError
 from .collator import PairCollator, numbered
 from .gather import any_process
 from .models import open_for_training, save_embedder, save_result
-from .only_run import only_run
 from .plot import plot_training
 from .publishing import publish_result, require_public_base
 from .random_state import random_state, set_random_state

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from hf_mmembed import only_run
 from hf_mmembed.cli.main import main
 from hf_mmembed.lock import only_writer
-from hf_mmembed.mining import Clusters, held, report
+from hf_mmembed.mining import Clusters, report
 
 
 def run(*words) -> int:
@@ -71,7 +73,9 @@ def test_a_directory_is_held_until_the_report_is_written(pairs, embedder, tmp_pa
     codes = []
 
     def second_run(*_):
-        codes.append(run(*words))
+        other = threading.Thread(target=lambda: codes.append(run(*words)))
+        other.start()
+        other.join()
 
     monkeypatch.setattr(report, "_plot", second_run)
     assert run(*words) == 1  # a row was skipped
@@ -95,7 +99,7 @@ def test_a_directory_that_may_not_be_written_to_is_called_that(pairs, embedder, 
     def refused(*_):
         raise PermissionError(13, "Permission denied", str(tmp_path / ".lock"))
 
-    monkeypatch.setattr(held, "only_writer", refused)
+    monkeypatch.setattr(only_run, "only_writer", refused)
     assert run("mine", embedder("qwen2_vl"), pairs, tmp_path, "--device", "cpu") == 1
     shown = capsys.readouterr().err
     assert ".lock'; make it writable, or choose another directory" in shown and "are kept" not in shown

@@ -18,6 +18,7 @@ from hf_mmembed.judging.pairs import _digest
 from hf_mmembed.mining.candidates import nearest_documents
 from hf_mmembed.training.soft_labels import SoftLabelLoss
 from tests.forks import in_processes
+from tests.test_only_run import is_held
 from tests.training.conftest import make_pairs
 
 
@@ -107,7 +108,7 @@ def test_pictures_become_negatives(tmp_path, monkeypatch, rows_at_once):
     for row, places in zip(judged.pairs, pool.places, strict=True):
         assert negatives_of(row) == pool.inputs(places)
     assert any(image for row in judged.pairs for image in row["neg_image"])
-    assert {path.name for path in tmp_path.iterdir()} == {"pairs", "scores", "queries", "documents"}
+    assert {path.name for path in tmp_path.iterdir()} == {"pairs", "scores", "queries", "documents", ".lock"}
 
 
 def test_a_killed_run_goes_on_and_another_judge_starts_anew(tmp_path):
@@ -233,3 +234,17 @@ def test_two_processes_share_the_questions_and_return_the_same(tmp_path):
 def test_nothing_to_judge_is_an_error():
     with pytest.raises(ValueError, match="name an embedder that mines"):
         of_pairs(make_pairs(2))
+
+
+def test_a_directory_is_held_until_the_result_is_read(tmp_path, monkeypatch):
+    held = []
+
+    def load(*arguments):
+        held.append(is_held(tmp_path))
+        return read(*arguments)
+
+    read = Dataset.load_from_disk
+    monkeypatch.setattr(Dataset, "load_from_disk", load)
+    pairs = _with_negatives(["a", "bb"])
+    judge_pairs(pairs, Formula(), of_pairs(pairs), tmp_path)
+    assert held == [True] and not is_held(tmp_path)

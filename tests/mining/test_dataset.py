@@ -14,11 +14,12 @@ from datasets import Dataset, concatenate_datasets
 from PIL import Image
 
 from hf_mmembed.data.pairs import read_pairs
-from hf_mmembed.mining import Clusters, FilterRules, mine_pairs
+from hf_mmembed.mining import Clusters, FilterRules, dataset, mine_pairs
 from hf_mmembed.mining.dataset import are_labels
 from hf_mmembed.mining.report import hardness, write_report
 from tests.forks import exit_code, in_processes
 from tests.index.fake_embedder import FakeEmbedder
+from tests.test_only_run import is_held
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = {"name": "fake"}
@@ -248,3 +249,19 @@ class ToRGB(FakeEmbedder):
 
 def with_integer_keys(items):
     return {int(key) if key.isdigit() else key: value for key, value in items.items()}
+
+
+def test_a_directory_is_held_from_the_first_embedding_to_the_last_cluster(fake, tmp_path, monkeypatch):
+    held = []
+
+    def watched(*arguments):
+        held.append(is_held(tmp_path))
+        return write(*arguments)
+
+    write = dataset.write_atomically
+    monkeypatch.setattr(dataset, "write_atomically", watched)
+    monkeypatch.setattr(
+        fake, "encode_query", lambda *a, **k: held.append(is_held(tmp_path)) or fake.encode_document(*a, **k)
+    )
+    mine_pairs(rows(8), fake, tmp_path, model=MODEL, k=3)
+    assert set(held) == {True} and len(held) > 1 and not is_held(tmp_path)

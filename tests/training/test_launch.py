@@ -18,6 +18,7 @@ import yaml
 from datasets import Dataset
 from transformers import TrainingArguments
 
+from hf_mmembed import only_run
 from hf_mmembed.data.pairs import read_pairs
 from hf_mmembed.hub import PushError
 from hf_mmembed.judging import judge_pairs
@@ -27,7 +28,7 @@ from hf_mmembed.mining import dataset as mining
 from hf_mmembed.mining import mine_pairs
 from hf_mmembed.processes import PATIENCE, World, world
 from hf_mmembed.thinking import recipes as thinking
-from hf_mmembed.training import models, only_run, publishing, run_file, trainer
+from hf_mmembed.training import models, publishing, run_file, trainer
 from hf_mmembed.training.arguments import SaHaTrainingArguments
 from tests.forks import in_processes
 from tests.index.fake_embedder import FakeEmbedder

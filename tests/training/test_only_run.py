@@ -1,8 +1,7 @@
-"""Two runs never write into one directory."""
+"""Two trainings never write into one directory."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,30 +9,12 @@ import pytest
 from hf_mmembed.distillation import recipes as distillation
 from hf_mmembed.distillation.recipes import DistillationRecipe
 from hf_mmembed.lock import only_writer
-from hf_mmembed.processes import World
 from hf_mmembed.thinking import recipes as thinking
-from hf_mmembed.training import only_run as module
 from hf_mmembed.training import recipes
-from hf_mmembed.training.only_run import only_run
 from hf_mmembed.training.trainer import SaHaTrainer
+from tests.test_only_run import is_held
 from tests.training.conftest import make_pairs
 from tests.training.runs import arguments
-
-
-def is_held(directory):
-    try:
-        with only_writer(Path(directory)):
-            return False
-    except ValueError:
-        return True
-
-
-def test_a_directory_is_held_until_the_outermost_has_ended(tmp_path):
-    with only_run(tmp_path / "run"):
-        with only_run(tmp_path / "x" / ".." / "run"):
-            assert is_held(tmp_path / "run")
-        assert is_held(tmp_path / "run")
-    assert not is_held(tmp_path / "run")
 
 
 def test_training_where_another_run_writes_is_refused(embedder, tmp_path):
@@ -41,14 +22,6 @@ def test_training_where_another_run_writes_is_refused(embedder, tmp_path):
     with only_writer(tmp_path), pytest.raises(ValueError, match=f"another process is writing to {tmp_path}"):
         trainer.train()
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
-
-
-def test_the_other_processes_are_refused_too(monkeypatch, tmp_path):
-    monkeypatch.setattr(World, "share", lambda *_: (None, ValueError("another process is writing")))
-    monkeypatch.setattr(module, "world", lambda: World(rank=1, size=2))
-    with pytest.raises(ValueError, match="another process"), only_run(tmp_path):
-        pass
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("command", ["train", "distill", "think-train"])

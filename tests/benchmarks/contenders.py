@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from PIL import Image
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import transformer as st_transformer
 from transformers import (
@@ -148,7 +149,7 @@ def _batch(processor: Qwen2VLProcessor, inputs: list[dict[str, Any]]) -> Any:
             {"role": "user", "content": content},
         ]
         texts.append(processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        images += [item["image"]] if "image" in item else []
+        images += [_opened(item["image"])] if "image" in item else []
     return processor(text=texts, images=images or None, padding=True, return_tensors="pt")
 
 
@@ -162,3 +163,7 @@ def _one_by_one(processor: Qwen2VLProcessor, inputs: list[dict[str, Any]]) -> di
         if parts := [row[name] for row in rows if name in row]:
             batch[name] = torch.cat(parts)
     return batch
+
+
+def _opened(image: Image.Image | str) -> Image.Image:
+    return Image.open(image).convert("RGB") if isinstance(image, str) else image

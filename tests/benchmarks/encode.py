@@ -45,13 +45,15 @@ def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, *
 ATTENTION_ON_A_CPU = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
 
 
-def workloads(items: int, largest_side: int, seed: int) -> dict[str, list[dict[str, Any]]]:
-    """Distinct inputs of every kind: short and long texts, pictures of mixed sizes, a mixture, and two small calls.
+def workloads(items: int, largest_side: int, seed: int, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Distinct inputs of every kind: short and long texts, pictures of mixed sizes, in memory and in files (JPEG, two to
+    four times as large), a mixture, and two small calls.
 
     Args:
-        items: Inputs per workload, but for the small calls.
+        items: Inputs per workload, but for the small calls; half as many files.
         largest_side: Longest picture side in pixels; the shortest is a quarter of it.
         seed: Seed of everything drawn.
+        folder: For the files.
     """
     rng = Random(seed)
 
@@ -67,6 +69,12 @@ def workloads(items: int, largest_side: int, seed: int) -> dict[str, list[dict[s
         sides = [rng.randint(largest_side // 4, largest_side) for _ in range(2)]
         return draw(random_scene(rng, None), rng, pixels=largest_side).resize(sides)
 
+    def file(number: int) -> str:
+        path = folder / f"{number}.jpg"
+        sides = [rng.randint(2 * largest_side, 4 * largest_side) for _ in range(2)]
+        draw(random_scene(rng, None), rng, pixels=largest_side).resize(sides).save(path)
+        return str(path)
+
     kinds = [
         lambda number: {"text": short(number)},
         lambda number: {"text": long(number)},
@@ -80,6 +88,7 @@ def workloads(items: int, largest_side: int, seed: int) -> dict[str, list[dict[s
         "mixed": [rng.choice(kinds)(n) for n in range(items)],
         "16 texts": [kinds[0](n) for n in range(16)],
         "one image": [kinds[2](0)],
+        "files": [{"image": file(n)} for n in range(items // 2)],
     }
 
 
@@ -148,7 +157,7 @@ def run(
             "of the rate",
         )
         print(f"{'workload':<12} {'contender':<22} " + " ".join(f"{column:>11}" for column in columns))
-        for workload, inputs in workloads(items, largest_side, seed).items():
+        for workload, inputs in workloads(items, largest_side, seed, Path(folder)).items():
             tokens = count_tokens(base, inputs)
             work = arithmetic(contenders, inputs)
             best = measure(contenders, inputs, repeats)

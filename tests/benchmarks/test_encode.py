@@ -11,11 +11,11 @@ from hf_mmembed import tiny
 from tests.benchmarks import encode
 
 
-def test_contenders_agree_and_are_listed(capsys):
-    options = {"items": 3, "largest_side": 64, "batch_size": 2, "repeats": 1, "seed": 0, "rate": 1e9}
+def test_contenders_agree_and_are_listed(tmp_path, capsys):
+    options = {"items": 4, "largest_side": 64, "batch_size": 2, "repeats": 1, "seed": 0, "rate": 1e9}
     encode.run("tiny", tiny.generative_path(), **options)
     lines = capsys.readouterr().out.splitlines()[2:]  # below the title and the columns
-    assert len(lines) == 1 + 4 * len(encode.workloads(3, 64, 0))
+    assert len(lines) == 1 + 4 * len(encode.workloads(4, 64, 0, tmp_path))
     assert all("1.00x" in line for line in lines if " ours " in line)
 
 

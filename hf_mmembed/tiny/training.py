@@ -42,6 +42,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2VLForConditionalGeneration
 
 from hf_mmembed.data.questions import TOPICS
+from hf_mmembed.lock import only_writer
 from hf_mmembed.tiny.architecture import build_image_processor, build_model, build_tokenizer
 from hf_mmembed.tiny.batches import (
     ATTRIBUTE_WORDS,
@@ -117,24 +118,23 @@ def train(
         device: Defaults to the best there is. A run may go on on another device than it was begun on.
 
     Raises:
-        ValueError: `out` holds the state of another recipe.
+        ValueError: `out` holds the state of another recipe, or another process trains there.
         FloatingPointError: The loss is not finite.
     """
     recipe = recipe or Recipe()
     out.mkdir(parents=True, exist_ok=True)
-    _check_recipe(out, recipe)
-    torch.set_num_threads(threads or os.cpu_count() or 1)
-    torch.set_flush_denormal(True)
-    tokenizer = _tokenizer(out, recipe.seed)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    run = _Run(out, recipe, tokenizer, build_model(tokenizer, seed=recipe.seed).to(device))
-    run.resume()
-    run.finish()
-    model = run.model
-    model.generation_config.max_new_tokens = 32
-    model.to(torch.bfloat16).save_pretrained(out / "model")
-    tokenizer.save_pretrained(out / "model")
-    build_image_processor().save_pretrained(out / "model")
+    with only_writer(out):
+        _check_recipe(out, recipe)
+        torch.set_num_threads(threads or os.cpu_count() or 1)
+        torch.set_flush_denormal(True)
+        tokenizer = _tokenizer(out, recipe.seed)
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        run = _Run(out, recipe, tokenizer, build_model(tokenizer, seed=recipe.seed).to(device))
+        run.resume()
+        run.finish()
+        run.model.generation_config.max_new_tokens = 32
+        for part in (run.model.to(torch.bfloat16), tokenizer, build_image_processor()):
+            part.save_pretrained(out / "model")
     return out / "model"
 
 

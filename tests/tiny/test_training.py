@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
+from hf_mmembed.lock import only_writer
 from hf_mmembed.tiny import training
 from hf_mmembed.tiny.batches import picture_batch, text_batch
 from hf_mmembed.tiny.training import Recipe, train
@@ -85,6 +86,12 @@ def test_another_recipe_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text(json.dumps({"seed": 1}))
     with pytest.raises(ValueError, match="learning_rate.*seed"):
         train(tmp_path, RECIPE)
+
+
+def test_where_another_process_trains_nothing_is_written(tmp_path: Path) -> None:
+    with only_writer(tmp_path), pytest.raises(ValueError, match=f"another process is writing to {tmp_path}"):
+        train(tmp_path, RECIPE, threads=1)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 @pytest.mark.usefixtures("threads_make_batches")

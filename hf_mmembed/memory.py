@@ -86,6 +86,8 @@ def run_batches(
                         budget.tokens,
                     )
                     break
+                finally:
+                    del features  # the next ones may be in the making before this name is theirs
                 done.update(batch)
                 yield batch, result
         left = [place for place in left if place not in done]

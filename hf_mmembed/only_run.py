@@ -44,3 +44,4 @@ def only_run(directory: str | Path, out: str | Path | None = None) -> Iterator[N
         world().once(hold)
         stack.callback(_held.reset, _held.set(_held.get() | {place}))
         yield
+        world().wait()  # or another run could begin while some of this one still read

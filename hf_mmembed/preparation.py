@@ -25,7 +25,7 @@ from .model.registration import MMEmbedProcessor
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Conversation", "Reader", "estimate_tokens", "lookahead_beside", "prepare"]
+__all__ = ["Conversation", "Reader", "allows_urls", "estimate_tokens", "lookahead_beside", "prepare"]
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +114,11 @@ def _processor(reader: Any) -> Any:
     return next((part.processor for part in reader.modules() if hasattr(part, "processor")), None)
 
 
+def allows_urls(reader: Any) -> bool:
+    """Whether the reader's processor fetches pictures that are given by their addresses."""
+    return getattr(_processor(reader), "allow_urls", False)
+
+
 def _visual_tokens(family: Any, sizes: list[tuple[int, int]], options: Mapping[str, Any]) -> list[int]:
     """Tokens of a picture of each size ``(height, width)``, or about so many."""
     if hasattr(family, "_get_num_multimodal_tokens"):
@@ -124,11 +129,15 @@ def _visual_tokens(family: Any, sizes: list[tuple[int, int]], options: Mapping[s
     return [min(high * wide // _PIXELS_OF_TOKEN + 1, _MOST_TOKENS) for high, wide in sizes]
 
 
-def lookahead_beside(device_type: str) -> Lookahead:
+def lookahead_beside(device_type: str, *, downloads: bool = False) -> Lookahead:
     """How batches are prepared for a model that computes on a device of this type.
 
-    A model on a CPU with a core of its own for each of torch's threads is not disturbed: threads that decode pictures
-    beside it cost it more time than they save, since its products wait for the slowest core.
+    A model on a CPU that has a core for each of torch's threads, and no more, is not disturbed: threads that decode
+    pictures beside it cost it more time than they save, since its products wait for the slowest core.
+
+    Args:
+        device_type: Of the model.
+        downloads: Whether pictures may be fetched, which takes time but no core. Defaults to `False`.
 
     Example:
         >>> lookahead_beside("cuda").in_turns
@@ -136,7 +145,7 @@ def lookahead_beside(device_type: str) -> Lookahead:
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     spare = cores - torch.get_num_threads() if device_type == "cpu" else cores
-    if spare <= 0:
+    if spare <= 0 and not downloads:
         return Lookahead(threads=min(_MOST_BATCHES, cores), items=_MOST_BATCHES - 1, in_turns=True)
     threads = min(_MOST_BATCHES, max(2, spare))  # one is often slower than the model
     return Lookahead(threads, items=threads)
@@ -160,8 +169,7 @@ def prepare(
         ValueError: An input cannot be read; the message names it.
     """
     chosen = [conversations[place] for place in batch]
-    allow_urls = getattr(_processor(embedder), "allow_urls", False)
-    opened = [_with_pictures(conversation, allow_urls=allow_urls) for conversation in chosen]
+    opened = [_with_pictures(conversation, allow_urls=allows_urls(embedder)) for conversation in chosen]
     with nullcontext() if isinstance(getattr(embedder, "processor", None), MMEmbedProcessor) else _OTHER_PROCESSORS:
         try:
             return embedder[0].preprocess(opened, **options)

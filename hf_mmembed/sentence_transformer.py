@@ -38,7 +38,7 @@ from .memory import TokenBudget, run_batches
 from .model import registration  # noqa: F401 - from here on, checkpoints open with the installed classes
 from .model.prefix_mmembed import PrefixMemory
 from .opening import has_modules, invalid_json, no_embedder
-from .preparation import Conversation, estimate_tokens, lookahead_beside, prepare
+from .preparation import Conversation, allows_urls, estimate_tokens, lookahead_beside, prepare
 
 __all__ = ["MMEmbedder"]
 
@@ -344,7 +344,7 @@ class MMEmbedder(SentenceTransformer):
                 batch_size=batch_size,
                 budget=self._budgets.setdefault(token_budget, TokenBudget(token_budget)),
                 batch_cost=BATCH_COST_ON_CPU if of_type == "cpu" else BATCH_COST_ELSEWHERE,
-                lookahead=lookahead_beside(of_type),
+                lookahead=lookahead_beside(of_type, downloads=allows_urls(self)),
             )
             for batch, of_batch in embedded:
                 for index, row in zip(batch, of_batch, strict=True):

@@ -84,7 +84,10 @@ def test_prefetch_in_turns_prepares_together_and_never_while_the_consumer_works(
     def prepare(item: int) -> int:
         making.append(item)
         together.wait(timeout=10)
-        return making.pop()
+        if item % 3:  # the first of three is ready before the others
+            threading.Event().wait(timeout=0.02)
+        making.remove(item)
+        return item
 
     for _ in prefetch(prepare, range(9), Lookahead(threads=3, items=2, in_turns=True)):
         assert not making

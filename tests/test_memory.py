@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -69,3 +70,15 @@ def test_other_errors_are_the_caller_s():
         list(
             run_batches([1, 2], list, run, budget=TokenBudget(), batch_size=2, batch_cost=9, lookahead=Lookahead(1, 1))
         )
+
+
+@pytest.mark.parametrize("lookahead", [Lookahead(2, 2), Lookahead(2, 3, in_turns=True)])
+def test_no_more_batches_are_in_memory_than_the_lookahead_says(lookahead):
+    class Features:
+        def __init__(self, batch: list[int]) -> None:
+            alive.add(self)
+            most.append(len(alive))
+
+    alive, most = weakref.WeakSet(), []
+    list(run_batches([1] * 12, Features, id, budget=TokenBudget(), batch_size=1, batch_cost=9, lookahead=lookahead))
+    assert max(most) <= lookahead.items + 1

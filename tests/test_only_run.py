@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,21 @@ def test_a_directory_is_held_until_the_outermost_has_ended(tmp_path):
             assert is_held(tmp_path / "run")
         assert is_held(tmp_path / "run")
     assert not is_held(tmp_path / "run")
+    with only_run(tmp_path / "run"):  # what was held once is not taken for held
+        assert is_held(tmp_path / "run")
+
+
+def test_a_directory_is_held_until_the_last_process_has_left(tmp_path):
+    def left(rank):
+        with only_run(tmp_path / "out"):
+            if rank == 1:
+                for _ in range(20):
+                    assert is_held(tmp_path / "out")
+                    time.sleep(0.01)
+        return True
+
+    assert in_processes(left, store=tmp_path / "store") == [True] * 2
+    assert not is_held(tmp_path / "out")
 
 
 def test_another_thread_is_another_run(tmp_path):

@@ -258,7 +258,7 @@ def _is_on_the_way(name: str | None, out: Path) -> bool:
     """Whether a file is in `out`, or `out` is to be in it."""
     if name is None:
         return False
-    file, directory = Path(name).absolute(), out.absolute()  # the lock names its file in full
+    file, directory = Path(name).resolve(), out.resolve()  # the lock names its file in full, without links
     return file.is_relative_to(directory) or directory.is_relative_to(file)
 
 

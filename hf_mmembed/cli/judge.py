@@ -51,7 +51,6 @@ def judge(
     from hf_mmembed.data.pairs import read_pairs
     from hf_mmembed.judging import Judge, judge_pairs
     from hf_mmembed.judging.candidates import mined, of_pairs
-    from hf_mmembed.only_run import only_run
     from hf_mmembed.processes import world
 
     from .models import generative
@@ -59,20 +58,19 @@ def judge(
     process = world()
     device = device or process.device
     pairs = read_pairs(data, columns=columns_named(column), split=split)
-    with only_run(out):
-        if miner is None:
-            pool = of_pairs(pairs)
-        else:
-            opened, identity = load(miner, device)
-            pool = mined(
-                pairs, opened, out / "embeddings", model=identity.as_dict(), depth=depth, cap=cap, device=opened.device
-            )
-            del opened  # before the judge needs the memory
-        asked = Judge(
-            generative(model), revision=revision, words=(yes, no), batch_size=batch_size, longest_edge=longest_edge,
-            device=device,
-        )  # fmt: skip
-        judged = judge_pairs(pairs, asked, pool, out, margin=margin, keep=keep, stride=stride)
+    if miner is None:
+        pool = of_pairs(pairs)
+    else:
+        opened, identity = load(miner, device)
+        pool = mined(
+            pairs, opened, out / "embeddings", model=identity.as_dict(), depth=depth, cap=cap, device=opened.device
+        )
+        del opened  # before the judge needs the memory
+    asked = Judge(
+        generative(model), revision=revision, words=(yes, no), batch_size=batch_size, longest_edge=longest_edge,
+        device=device,
+    )  # fmt: skip
+    judged = judge_pairs(pairs, asked, pool, out, margin=margin, keep=keep, stride=stride)
     if process.main:
         typer.echo(
             f"{len(pairs)} pairs, {int((pool.places >= 0).sum())} candidates, {judged.false_negatives} of them taken for "

@@ -172,7 +172,9 @@ def test_what_ends_a_run_says_how_to_go_on(
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS])
-def test_a_directory_that_may_not_be_written_to_is_called_that(index, model, pictures, monkeypatch, capsys, code):
+def test_a_directory_that_may_not_be_written_to_is_called_that(
+    index, model, pictures, tmp_path, monkeypatch, capsys, code
+):
     """The same command would not go on from there."""
 
     def refused(*arguments, **options):
@@ -186,6 +188,10 @@ def test_a_directory_that_may_not_be_written_to_is_called_that(index, model, pic
         shown = capsys.readouterr().err
         assert f"no: '{place}'" in shown and "are kept" not in shown
         assert (f"{advice} {index.name}" in shown) == advised
+    (tmp_path / "link").symlink_to(index)
+    place = index / ".lock"
+    assert run("index", model, pictures, tmp_path / "link", "--device", "cpu") == 1
+    assert f"{advice} {tmp_path}/link" in capsys.readouterr().err
 
 
 def test_the_table_shows_what_can_be_shown(model, tmp_path, capsys):

@@ -83,3 +83,19 @@ def test_batches_are_prepared_beside_the_model_where_cores_are_free(monkeypatch,
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)), raising=False)
     monkeypatch.setattr("torch.get_num_threads", lambda: busy)
     assert lookahead_beside(device) == expected
+    assert not lookahead_beside(device, downloads=True).in_turns
+
+
+@pytest.mark.parametrize("allow_urls", [False, True])
+def test_encoding_takes_turns_where_no_core_is_free(model, monkeypatch, allow_urls):
+    used = []
+
+    def prefetch_and_tell(prepare, batches, lookahead):
+        used.append(lookahead.in_turns)
+        return prefetch(prepare, batches, lookahead)
+
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0}, raising=False)
+    monkeypatch.setattr("hf_mmembed.memory.prefetch", prefetch_and_tell)
+    monkeypatch.setattr(model.processor, "allow_urls", allow_urls)
+    model.encode(["a", "b", "c"], batch_size=1)
+    assert used == [not allow_urls]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -13,14 +12,7 @@ from hf_mmembed.lock import only_writer
 from hf_mmembed.only_run import only_run
 from hf_mmembed.processes import World, world
 from tests.forks import in_processes
-
-
-def is_held(directory: Path) -> bool:
-    try:
-        with only_writer(directory):
-            return False
-    except ValueError:
-        return True
+from tests.holding import is_held, watch
 
 
 def test_a_directory_is_held_until_the_outermost_has_ended(tmp_path):
@@ -33,17 +25,11 @@ def test_a_directory_is_held_until_the_outermost_has_ended(tmp_path):
         assert is_held(tmp_path / "run")
 
 
-def test_a_directory_is_held_until_the_last_process_has_left(tmp_path):
-    def left(rank):
-        with only_run(tmp_path / "out"):
-            if rank == 1:
-                for _ in range(20):
-                    assert is_held(tmp_path / "out")
-                    time.sleep(0.01)
-        return True
-
-    assert in_processes(left, store=tmp_path / "store") == [True] * 2
-    assert not is_held(tmp_path / "out")
+def test_a_directory_is_held_until_the_last_process_has_left(tmp_path, monkeypatch):
+    waiting = watch(monkeypatch, World, "wait", tmp_path)
+    with only_run(tmp_path):
+        assert not waiting
+    assert waiting == [True] and not is_held(tmp_path)
 
 
 def test_another_thread_is_another_run(tmp_path):

@@ -18,7 +18,7 @@ from hf_mmembed.judging.pairs import _digest
 from hf_mmembed.mining.candidates import nearest_documents
 from hf_mmembed.training.soft_labels import SoftLabelLoss
 from tests.forks import in_processes
-from tests.test_only_run import is_held
+from tests.holding import is_held, watch
 from tests.training.conftest import make_pairs
 
 
@@ -237,14 +237,7 @@ def test_nothing_to_judge_is_an_error():
 
 
 def test_a_directory_is_held_until_the_result_is_read(tmp_path, monkeypatch):
-    held = []
-
-    def load(*arguments):
-        held.append(is_held(tmp_path))
-        return read(*arguments)
-
-    read = Dataset.load_from_disk
-    monkeypatch.setattr(Dataset, "load_from_disk", load)
+    reading = watch(monkeypatch, Dataset, "load_from_disk", tmp_path)
     pairs = _with_negatives(["a", "bb"])
     judge_pairs(pairs, Formula(), of_pairs(pairs), tmp_path)
-    assert held == [True] and not is_held(tmp_path)
+    assert reading == [True] and not is_held(tmp_path)

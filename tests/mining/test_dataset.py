@@ -18,8 +18,8 @@ from hf_mmembed.mining import Clusters, FilterRules, dataset, mine_pairs
 from hf_mmembed.mining.dataset import are_labels
 from hf_mmembed.mining.report import hardness, write_report
 from tests.forks import exit_code, in_processes
+from tests.holding import is_held, watch
 from tests.index.fake_embedder import FakeEmbedder
-from tests.test_only_run import is_held
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = {"name": "fake"}
@@ -252,16 +252,8 @@ def with_integer_keys(items):
 
 
 def test_a_directory_is_held_from_the_first_embedding_to_the_last_cluster(fake, tmp_path, monkeypatch):
-    held = []
-
-    def watched(*arguments):
-        held.append(is_held(tmp_path))
-        return write(*arguments)
-
-    write = dataset.write_atomically
-    monkeypatch.setattr(dataset, "write_atomically", watched)
-    monkeypatch.setattr(
-        fake, "encode_query", lambda *a, **k: held.append(is_held(tmp_path)) or fake.encode_document(*a, **k)
-    )
+    embedding = watch(monkeypatch, fake, "encode_query", tmp_path)
+    writing = watch(monkeypatch, dataset, "write_atomically", tmp_path)
+    reading = watch(monkeypatch, Clusters, "load", tmp_path)
     mine_pairs(rows(8), fake, tmp_path, model=MODEL, k=3)
-    assert set(held) == {True} and len(held) > 1 and not is_held(tmp_path)
+    assert embedding == writing == reading == [True] and not is_held(tmp_path)

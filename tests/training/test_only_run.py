@@ -12,7 +12,7 @@ from hf_mmembed.lock import only_writer
 from hf_mmembed.thinking import recipes as thinking
 from hf_mmembed.training import recipes
 from hf_mmembed.training.trainer import SaHaTrainer
-from tests.test_only_run import is_held
+from tests.holding import is_held
 from tests.training.conftest import make_pairs
 from tests.training.runs import arguments
 

@@ -388,6 +388,8 @@ class SaHaTrainer(SentenceTransformerTrainer):
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Any] | None = None) -> None:
+        if not self.args.should_save:  # transformers calls this on every process
+            return
         directory = Path(output_dir or self.args.output_dir)
         directory.mkdir(parents=True, exist_ok=True)
         save_embedder(self.model, directory)

@@ -106,14 +106,14 @@ def test_a_huge_file_is_refused(page, tmp_path):
 
 def test_prompt_lab_shows_prompts_and_moves(page):
     page.get_by_role("tab", name="Prompt lab").click()
-    page.wait_for_selector("#chart svg")
-    assert page.locator("#chart svg image").count() == 18
+    page.wait_for_selector("#chart svg.bump")
+    assert page.locator("#chart svg.bump image").count() == 18
     boxes = page.locator("#prompts pre").all_inner_texts()
     assert boxes[0] == "a green heart" and "helpful assistant" in boxes[1] and "one word" in boxes[2]
-    before = shown(page, "#chart svg")
+    before = shown(page, "#chart svg.bump")
     page.locator("#lab-query textarea").fill("a <|im_end|> <b>red</b> star")
     page.locator("#lab-go").click()
-    wait_for_other(page, "#chart svg", before)
+    wait_for_other(page, "#chart svg.bump", before)
     page.locator("#prompts pre", has_text="< |im_end|> <b>red</b> star").last.wait_for()
     shoot(page, "prompt-lab")
 

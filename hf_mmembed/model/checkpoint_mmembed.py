@@ -2,7 +2,7 @@
 
 In: a directory or Hub id, or a model. Out: a model with all its weights, or a directory that sentence-transformers
 opens as well. This file travels with the checkpoint, so it imports nothing but torch, transformers,
-safetensors and its neighbour.
+safetensors and its neighbours.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from .configuration_mmembed import attention_of_backbone
+from .product_mmembed import quicken_products
 
 __all__ = ["SENTENCE_TRANSFORMERS_FILES", "EmbeddingModel", "require_safetensors"]
 
@@ -116,6 +117,8 @@ class EmbeddingModel(PreTrainedModel):
         except SafetensorError as error:
             raise OSError(f"{path}: the weights cannot be read ({error}); download or copy them again.") from error
         _require_complete(path, info["missing_keys"], info["mismatched_keys"], "config.json")
+        # Not before: who quantises while loading knows torch's linear layers only.
+        quicken_products(model)
         return (model, info) if with_info else model
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .product_mmembed import QuickLinear
+
 __all__ = ["is_plain", "library_name", "rotated"]
 
 
@@ -21,7 +23,7 @@ def library_name(module: nn.Module) -> str:
 def is_plain(layer: nn.Module) -> bool:
     """Whether a call of the layer is its matrix product: it has no adapter, and no hook, as offloaded layers have."""
     hooked = "forward" in vars(layer) or layer._forward_pre_hooks or layer._forward_hooks
-    return type(layer) is nn.Linear and not hooked
+    return type(layer) in (nn.Linear, QuickLinear) and not hooked
 
 
 def rotated(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:

@@ -26,6 +26,7 @@ from .configuration_mmembed import MMEmbedConfig
 from .language_mmembed import blocks_without_padding, lean_language
 from .pooled_mmembed import blocks_for_pooled, last_real_token, only_pooled, told_about_rows
 from .prefix_mmembed import PrefixMemory, states_with_shared_prefix
+from .product_mmembed import quicken_products
 from .vision_mmembed import lean_vision
 
 __all__ = ["MMEmbedModel", "MMEmbedOutput", "pool"]
@@ -153,6 +154,7 @@ class MMEmbedModel(EmbeddingModel):
             model = cls(config)
         model.backbone = backbone
         model._read_backbone()
+        quicken_products(model)
         return model.eval()
 
     def get_input_embeddings(self) -> nn.Module:

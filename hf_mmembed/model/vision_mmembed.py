@@ -18,6 +18,7 @@ from transformers.activations import QuickGELUActivation
 
 from .lean_mmembed import is_plain, library_name, rotated
 from .overlay_mmembed import Overlay, lay_over
+from .product_mmembed import product
 
 __all__ = ["AttentionByLength", "InPlaceQuickGELU", "LinearPatchConv", "OnePassFeedForward", "lean_vision"]
 
@@ -59,8 +60,8 @@ class LinearPatchConv(nn.Conv3d):
         """`(patches, channels, time, height, width)` → `(patches, dim, 1, 1, 1)`."""
         if patches.shape[2:] != self.weight.shape[2:]:
             return super().forward(patches)
-        product = F.linear(patches.flatten(1), self.weight.flatten(1), self.bias)
-        return product.view(-1, self.out_channels, 1, 1, 1)
+        states = product(patches.flatten(1), self.weight.flatten(1), self.bias)
+        return states.view(-1, self.out_channels, 1, 1, 1)
 
 
 class InPlaceQuickGELU(QuickGELUActivation):
@@ -76,7 +77,7 @@ class InPlaceQuickGELU(QuickGELUActivation):
 class OnePassFeedForward(Overlay, nn.Module):
     """Qwen2-VL's `VisionMlp`, whose activation passes over its input once instead of three times.
 
-    `x * sigmoid(1.702 * x)` is `silu(1.702 * x) / 1.702`; the matrix products before and after it take the factors.
+    `x * sigmoid(1.702 * x)` is `silu(1.702 * x) / 1.702`; the factors go to the narrow states before and after the matrix products.
     """
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
@@ -85,8 +86,8 @@ class OnePassFeedForward(Overlay, nn.Module):
         second: Any = self.fc2
         if torch.is_grad_enabled() or not (is_plain(first) and is_plain(second)):
             return super().forward(states)
-        wide = torch.addmm(1.702 * first.bias, states, first.weight.t(), alpha=1.702)
-        return torch.addmm(second.bias, F.silu(wide, inplace=True), second.weight.t(), alpha=1 / 1.702)
+        wide = product(1.702 * states, first.weight, 1.702 * first.bias)
+        return torch.add(second.bias, product(F.silu(wide, inplace=True), second.weight), alpha=1 / 1.702)
 
 
 class AttentionByLength(Overlay, nn.Module):

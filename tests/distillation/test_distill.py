@@ -102,7 +102,7 @@ def test_distilled_killed_resumed_and_opened(generative, pairs, tmp_path, load_i
     # The same from the checkpoint in the middle, with the teacher's vectors from the disk.
     trainer = prepare_distillation(recipe, pairs=pairs)
     layers = {type(m.base_layer).__name__ for m in trainer.model.modules() if hasattr(m, "base_layer")}
-    assert layers == {"Linear4bit" if load_in_4bit else "Linear"}
+    assert (layers == {"Linear4bit"}) is load_in_4bit
     trainer.train(str(tmp_path / "run" / "checkpoint-2"))
     kept = json.loads((tmp_path / "run" / "run.json").read_text())["depends_on"]
     assert kept == trainer.facts and kept["teacher"] == trainer.teacher.made_by

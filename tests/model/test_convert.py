@@ -21,7 +21,7 @@ from tests.forks import in_processes
 FILES = {
     "README.md",    "chat_template.jinja", "checkpoint_mmembed.py", "config.json", "config_sentence_transformers.json", "configuration_mmembed.py",
     "family_mmembed.py", "images_mmembed.py", "language_mmembed.py", "lean_mmembed.py", "model.safetensors", "modeling_mmembed.py",
-    "modules.json", "overlay_mmembed.py", "pixels_mmembed.py", "pooled_mmembed.py", "prefix_mmembed.py", "processing_mmembed.py", "processor_config.json", "rows_mmembed.py", "sentence_bert_config.json",
+    "modules.json", "overlay_mmembed.py", "pixels_mmembed.py", "pooled_mmembed.py", "prefix_mmembed.py", "processing_mmembed.py", "product_mmembed.py", "processor_config.json", "rows_mmembed.py", "sentence_bert_config.json",
     "tokenizer.json", "tokenizer_config.json", "vision_mmembed.py",
 }  # fmt: skip
 

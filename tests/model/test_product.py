@@ -1,0 +1,155 @@
+"""Products by oneDNN give torch's own numbers up to rounding, and torch keeps what is not theirs to do."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from hf_mmembed.model import product_mmembed as products
+from hf_mmembed.model.product_mmembed import QuickLinear, onednn_is_faster, product, quicken_products
+from hf_mmembed.tiny import checkpoint_path
+
+pytestmark = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="LOUD: products by oneDNN are not tested, this torch has none"
+)
+ZEN_5 = "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\n"
+
+
+@pytest.fixture(autouse=True)
+def faster(monkeypatch):
+    """As on a machine where oneDNN is faster."""
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+
+
+@pytest.fixture
+def by_onednn(monkeypatch) -> list[tuple[int, ...]]:
+    """Shapes of what oneDNN multiplied."""
+    seen: list[tuple[int, ...]] = []
+    really = products._by_onednn
+    monkeypatch.setattr(
+        products, "_by_onednn", lambda states, *rest: seen.append(tuple(states.shape)) or really(states, *rest)
+    )
+    return seen
+
+
+@given(
+    rows=st.integers(1, 300), into=st.integers(1, 70), out=st.integers(1, 70), bias=st.booleans(), seed=st.integers(0)
+)
+@settings(max_examples=60)
+@torch.inference_mode()
+def test_equals_the_product_in_float64(rows, into, out, bias, seed):
+    generator = torch.Generator().manual_seed(seed % 2**32)
+    states, weight = (torch.randn(size, generator=generator) for size in ((rows, into), (out, into)))
+    added = torch.randn(out, generator=generator) if bias else None
+    expected = states.double() @ weight.double().T + (0 if added is None else added.double())
+    assert (products._by_onednn(states, weight, added) - expected).abs().max() < 1e-4
+    assert (product(states, weight, added) - expected).abs().max() < 1e-4
+
+
+@torch.no_grad()
+def test_states_of_any_shape_and_layout():
+    weight, plain = torch.randn(24, 32), torch.nn.functional.linear
+    for states in (torch.randn(2, 5, 9, 32), torch.randn(3, 1, 32).expand(3, 40, 32), torch.randn(32, 50).t()):
+        assert torch.allclose(product(states, weight), plain(states, weight), atol=1e-4)
+    square = torch.randn(24, 24)
+    assert torch.allclose(product(torch.ones(40, 24), square.t()), plain(torch.ones(40, 24), square.t()), atol=1e-4)
+
+
+@given(st.integers(16, 100_000))
+def test_rows_are_filled_up_by_an_eighth_at_most(rows):
+    filled = products._rounded_up(rows)
+    assert rows <= filled <= rows * 9 / 8
+    assert products._rounded_up(filled) == filled
+
+
+def test_few_sizes_are_asked_for():
+    assert len({products._rounded_up(rows) for rows in range(1024, 2048)}) == 8 + 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype", "why"),
+    [(products.FEWEST_ROWS - 1, torch.float32, "few rows"), (64, torch.bfloat16, "not float32")],
+)
+def test_torch_keeps_what_is_small_or_in_another_type(by_onednn, rows, dtype, why):
+    with torch.no_grad():
+        product(torch.ones(rows, 8, dtype=dtype), torch.ones(4, 8, dtype=dtype))
+    assert not by_onednn, why
+
+
+def test_torch_keeps_what_is_differentiated_cast_traced_or_switched_off(by_onednn):
+    layer = nn.Linear(8, 4)
+    quicken_products(layer)
+    states = torch.randn(64, 8)
+    layer(states).sum().backward()
+    assert layer.weight.grad is not None
+    with torch.no_grad():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert layer(states).dtype == torch.bfloat16
+        with torch.backends.mkldnn.flags(enabled=False):
+            layer(states)
+        torch.jit.trace(layer, states, check_trace=False)
+        assert by_onednn == []
+        layer(states)
+    assert by_onednn == [(64, 8)]
+
+
+def test_plain_linear_layers_alone_are_changed():
+    class Special(nn.Linear):
+        pass
+
+    model = nn.Sequential(nn.Linear(8, 8), Special(8, 8), nn.LayerNorm(8))
+    names, weight = list(model.state_dict()), model[0].weight
+    quicken_products(model)
+    assert [type(part) for part in model] == [QuickLinear, Special, nn.LayerNorm]
+    assert list(model.state_dict()) == names and model[0].weight is weight
+    states = torch.randn(32, 8)
+    with torch.no_grad():
+        expected = model(states)
+        copied = copy.deepcopy(model)
+        assert type(copied[0]) is QuickLinear
+        assert torch.equal(copied(states), expected)
+
+
+def test_elsewhere_nothing_changes(monkeypatch):
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: False)
+    model = nn.Sequential(nn.Linear(8, 8))
+    quicken_products(model)
+    assert type(model[0]) is nn.Linear
+
+
+@pytest.mark.parametrize(
+    ("told", "faster"),
+    [
+        (ZEN_5, torch.backends.cpu.get_cpu_capability() == "AVX512"),
+        (ZEN_5.replace(": 26", ": 25"), False),
+        (ZEN_5.replace("AuthenticAMD", "GenuineIntel"), False),
+        ("processor\t: 0\nBogoMIPS\t: 243.75\n", False),
+        (None, False),
+    ],
+)
+def test_processors(monkeypatch, told, faster):
+    def read(path, **_):
+        if told is None:
+            raise FileNotFoundError(path)
+        return told
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert onednn_is_faster.__wrapped__() is faster
+
+
+def test_the_shipped_model_embeds_as_before(by_onednn):
+    from hf_mmembed import MMEmbedder
+
+    model = MMEmbedder(str(checkpoint_path()), device="cpu")
+    assert any(type(part) is QuickLinear for part in model.modules())
+    texts = [f"{count} red circles above a blue star" for count in range(40)]
+    vectors = model.encode(texts)
+    assert by_onednn
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert abs(model.encode(texts) - vectors).max() < 1e-5

@@ -19,7 +19,7 @@ __all__ = ["QuickLinear", "onednn_is_faster", "product", "quicken_products"]
 
 # Below, the call takes longer than the product.
 FEWEST_ROWS = 16
-# oneDNN generates code for every number of rows and keeps it, up to a megabyte each: rows are filled up to one of this many
+# oneDNN generates code for every number of rows and keeps it, up to half a megabyte each: rows are filled up to one of this many
 # numbers between a power of two and the next.
 SIZES_PER_DOUBLING = 8
 # Of AMD's processors, Zen 5 is the first that computes 512 bits at a time.
@@ -74,7 +74,8 @@ def product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
 def onednn_is_faster() -> bool:
     """Whether this machine's processor is one on which oneDNN multiplies faster than what torch calls by itself.
 
-    2.2 to 2.3 times as fast was measured on Zen 5. Elsewhere MKL uses what there is, or nothing was measured.
+    On Zen 5 it is 2.2 times as fast (`python -m tests.benchmarks.encode`). Elsewhere MKL uses what there is, or nothing
+    was measured.
     """
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0].splitlines()

@@ -1,8 +1,8 @@
 """Matrix products in float32 on processors whose full vector width torch leaves unused.
 
 In: a model. Out: the same model, whose linear layers have oneDNN multiply where that is faster and no gradients are
-wanted. torch hands float32 products to MKL, which computes with AVX2 on processors of AMD; Zen 5 does twice as much at a
-time with AVX-512, which oneDNN uses. Names and values of weights do not change, and none is copied. This file travels
+wanted. torch hands float32 products to MKL, which computes with AVX2 on processors of AMD; Zen 5 does twice as much at
+a time with AVX-512, which oneDNN uses. Names and values of weights do not change, and none is copied. This file travels
 with the checkpoint.
 """
 
@@ -19,8 +19,8 @@ __all__ = ["QuickLinear", "onednn_is_faster", "product", "quicken_products"]
 
 # Below, the call takes longer than the product.
 FEWEST_ROWS = 16
-# oneDNN generates code for every number of rows and keeps it, up to half a megabyte each: rows are filled up to one of this many
-# numbers between a power of two and the next.
+# oneDNN generates code for every number of rows and keeps it, up to half a megabyte each: rows are filled up to one of
+# this many numbers between a power of two and the next.
 SIZES_PER_DOUBLING = 8
 # Of AMD's processors, Zen 5 is the first that computes 512 bits at a time.
 ZEN_5 = 26
@@ -74,8 +74,8 @@ def product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
 def onednn_is_faster() -> bool:
     """Whether this machine's processor is one on which oneDNN multiplies faster than what torch calls by itself.
 
-    On Zen 5 it is 2.2 times as fast (`python -m tests.benchmarks.encode`). Elsewhere MKL uses what there is, or nothing
-    was measured.
+    On Zen 5 it is 2.2 times as fast (`python -m tests.benchmarks.encode`). Elsewhere MKL uses what there is, or
+    nothing was measured.
     """
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0].splitlines()
@@ -84,7 +84,7 @@ def onednn_is_faster() -> bool:
     first = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     return (
         first.get("vendor_id") == "AuthenticAMD"
-        and int(first["cpu family"]) >= ZEN_5
+        and int(first.get("cpu family", 0)) >= ZEN_5
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -94,14 +94,14 @@ def onednn_is_faster() -> bool:
 def _torch_computes(states: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether a product is left to torch: it is small, or something that oneDNN's does not do."""
     return (
-        not states.device.type == weight.device.type == "cpu"
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or not states.device.type == weight.device.type == "cpu"
         or not states.dtype == weight.dtype == torch.float32
         or states.numel() < FEWEST_ROWS * weight.shape[1]
         or type(weight) not in (torch.Tensor, nn.Parameter)  # some quantised ones say that they are float32
         or torch.is_grad_enabled()
         or torch.is_autocast_enabled("cpu")
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
         or not torch.backends.mkldnn.enabled
     )
 

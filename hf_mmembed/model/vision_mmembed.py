@@ -77,7 +77,7 @@ class InPlaceQuickGELU(QuickGELUActivation):
 class OnePassFeedForward(Overlay, nn.Module):
     """Qwen2-VL's `VisionMlp`, whose activation passes over its input once instead of three times.
 
-    `x * sigmoid(1.702 * x)` is `silu(1.702 * x) / 1.702`; the factors go to the narrow states before and after the matrix products.
+    `x * sigmoid(1.702 * x)` is `silu(1.702 * x) / 1.702`; the narrow states before and after take the factors.
     """
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:

@@ -19,8 +19,8 @@ __all__ = ["QuickLinear", "onednn_is_faster", "product", "quicken_products"]
 
 # Below, the call takes longer than the product.
 FEWEST_ROWS = 16
-# oneDNN generates code for every number of rows and keeps it, up to half a megabyte each: rows are filled up to one of
-# this many numbers between a power of two and the next.
+# oneDNN generates code for every number of rows and keeps it in memory: rows are filled up to one of this many numbers
+# between a power of two and the next.
 SIZES_PER_DOUBLING = 8
 # Of AMD's processors, Zen 5 is the first that computes 512 bits at a time.
 ZEN_5 = 26
@@ -43,9 +43,7 @@ class QuickLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`(..., in_features)` → `(..., out_features)`."""
-        if _torch_computes(input, self.weight):
-            return super().forward(input)
-        return _by_onednn(input, self.weight, self.bias)
+        return product(input, self.weight, self.bias)
 
 
 def product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

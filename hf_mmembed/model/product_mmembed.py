@@ -1,7 +1,7 @@
 """Matrix products in float32 on processors whose full vector width torch leaves unused.
 
-In: a model. Out: the same model, whose linear layers have oneDNN multiply where that is faster and no gradients are
-wanted. torch hands float32 products to MKL, which computes with AVX2 on processors of AMD; Zen 5 does twice as much at
+In: a model. Out: the same model, whose linear layers have oneDNN multiply where that is faster, and the two products
+of their gradients as well. torch hands float32 products to MKL, which computes with AVX2 on processors of AMD; Zen 5 does twice as much at
 a time with AVX-512, which oneDNN uses. Names and values of weights do not change, and none is copied. This file travels
 with the checkpoint.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +66,9 @@ def product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
     """
     if not onednn_is_faster() or _torch_computes(states, weight):
         return F.linear(states, weight, bias)
+    if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (states, weight, bias)):
+        multiplied: torch.Tensor = _Product.apply(states, weight, bias)
+        return multiplied
     return _by_onednn(states, weight, bias)
 
 
@@ -98,19 +102,53 @@ def _torch_computes(states: torch.Tensor, weight: torch.Tensor) -> bool:
         or not states.dtype == weight.dtype == torch.float32
         or states.numel() < FEWEST_ROWS * weight.shape[1]
         or type(weight) not in (torch.Tensor, nn.Parameter)  # some quantised ones say that they are float32
-        or torch.is_grad_enabled()
+        or torch._C._are_functorch_transforms_active()
         or torch.is_autocast_enabled("cpu")
         or not torch.backends.mkldnn.enabled
     )
 
 
+class _Product(torch.autograd.Function):
+    """A product by oneDNN whose gradients are products by [`product`] too, so they can be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        for_states, for_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(states if for_weight else None, weight if for_states else None)
+        return _by_onednn(states, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        states, weight = ctx.saved_tensors
+        for_states, for_weight, for_bias = ctx.needs_input_grad
+        upstream_rows = upstream.flatten(0, -2)
+        return (
+            product(upstream, weight.t()) if for_states else None,
+            _product_over_rows(upstream_rows, states.flatten(0, -2)) if for_weight else None,
+            upstream_rows.sum(0) if for_bias else None,
+        )
+
+
+def _product_over_rows(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """`left.T @ right`: `(rows, out_features)`, `(rows, in_features)` → `(out_features, in_features)`."""
+    left, right = _filled_up(left), _filled_up(right)
+    if left.shape[1] <= right.shape[1]:  # oneDNN copies the first factor, so let it be the narrower one
+        return product(left.t(), right.t())
+    return product(right.t(), left.t()).t()
+
+
 def _by_onednn(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    flat = states.reshape(-1, weight.shape[1])
-    rows = flat.shape[0]
-    if filled_up := _rounded_up(rows) - rows:
-        flat = F.pad(flat, (0, 0, 0, filled_up))
+    flat = _filled_up(states.reshape(-1, weight.shape[1]))
     multiplied: torch.Tensor = torch.ops.mkldnn._linear_pointwise(flat, weight, bias, "none", [], "")
+    rows = states.numel() // weight.shape[1]
     return multiplied[:rows].view(*states.shape[:-1], -1)
+
+
+def _filled_up(states: torch.Tensor) -> torch.Tensor:
+    """`(rows, features)` → the same with zeros below, in one of the numbers of rows that oneDNN is asked for."""
+    rows = states.shape[0]
+    missing = _rounded_up(rows) - rows
+    return F.pad(states, (0, 0, 0, missing)) if missing else states
 
 
 def _rounded_up(rows: int) -> int:

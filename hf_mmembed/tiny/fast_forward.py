@@ -12,10 +12,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.qwen2_vl.modeling_qwen2_vl import rotate_half
 
+from hf_mmembed.model.product_mmembed import product
 from hf_mmembed.tiny.architecture import IMAGE_PIXELS, MERGE, PATCH_PIXELS
 from hf_mmembed.tiny.batches import TextBatch
 
@@ -40,7 +40,7 @@ def to_patches(pixels: Tensor) -> Tensor:
 def vision_features(visual: Any, patches: Tensor) -> Tensor:
     """(images * 64, 384) patches to (images * 64, 192) features of the vision tower before its merger."""
     weight = visual.patch_embed.proj.weight
-    states = F.linear(patches, weight.view(weight.shape[0], -1))
+    states = product(patches, weight.view(weight.shape[0], -1))
     cos, sin = _vision_rope(visual.blocks[0].attn.head_dim, patches.device)
     for block in visual.blocks:
         states = _vision_block(block, states, cos, sin)

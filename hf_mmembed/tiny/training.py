@@ -43,6 +43,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2VLForConditionalGeneratio
 
 from hf_mmembed.data.questions import TOPICS
 from hf_mmembed.lock import only_writer
+from hf_mmembed.model.product_mmembed import quicken_products
 from hf_mmembed.tiny.architecture import build_image_processor, build_model, build_tokenizer
 from hf_mmembed.tiny.batches import (
     ATTRIBUTE_WORDS,
@@ -129,7 +130,9 @@ def train(
         torch.set_flush_denormal(True)
         tokenizer = _tokenizer(out, recipe.seed)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        run = _Run(out, recipe, tokenizer, build_model(tokenizer, seed=recipe.seed).to(device))
+        model = build_model(tokenizer, seed=recipe.seed).to(device)
+        quicken_products(model)
+        run = _Run(out, recipe, tokenizer, model)
         run.resume()
         run.finish()
         run.model.generation_config.max_new_tokens = 32
@@ -308,7 +311,8 @@ class _Run:
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
         aside = self.out / "state.safetensors.tmp"
-        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, aside, _metadata(self.progress))
+        metadata = {"progress": json.dumps(asdict(self.progress))}
+        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, aside, metadata)
         os.replace(aside, self.out / "state.safetensors")
 
     def resume(self) -> None:
@@ -344,10 +348,6 @@ def _end_with_parent() -> None:
             os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def _metadata(progress: _Progress) -> dict[str, str]:
-    return {"progress": json.dumps(asdict(progress))}
 
 
 def _check_recipe(out: Path, recipe: Recipe) -> None:

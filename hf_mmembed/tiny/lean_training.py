@@ -38,7 +38,7 @@ __all__ = [
 
 
 class _OnePass(ChunkedLoss):
-    """Keeps the activations of the whole batch; all dropout must be off, or masks are shared."""
+    """Keeps the activations of the whole batch."""
 
     def forward(self, sides: Sequence[Side], facts: Facts) -> Tensor:
         """As `ChunkedLoss.forward`."""
@@ -51,7 +51,7 @@ class _OnePass(ChunkedLoss):
 
     def _embed(self, side: dict[str, Any], chunk: list[int]) -> Tensor:
         features = self._prepare(side["conversations"], {"task": side["side"].task}, chunk)
-        return self.model({**features, "share_prefix": True})["sentence_embedding"]
+        return self.model({**features, **self._shortcuts()})["sentence_embedding"]
 
 
 class OnePassInfoNCELoss(_OnePass, MaskedInfoNCELoss):

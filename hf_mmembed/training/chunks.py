@@ -29,6 +29,7 @@ from hf_mmembed.preparation import Conversation, estimate_tokens, lookahead_besi
 from hf_mmembed.sentence_transformer import MMEmbedder
 
 from .gather import gather_numbers, gather_rows
+from .random_state import has_dropout
 
 __all__ = ["ChunkedLoss", "Facts", "NonFiniteLossError", "Side"]
 
@@ -129,6 +130,7 @@ class ChunkedLoss(CachedLossMixin, nn.Module):
         self.model, self.temperature = model, temperature
         # Bound now, since `model` becomes a DistributedDataParallel when the training begins.
         self._estimate_tokens, self._prepare = partial(estimate_tokens, model), partial(prepare, model)
+        self._shortens = hasattr(model.transformers_model, "backbone")
         self.chunk_size, self.chunk_tokens = mini_batch_size, mini_batch_num_tokens
         self.mini_batch_size = 1  # of what the mixin counts, which here are whole chunks
         self.metrics: dict[str, Tensor] = {}
@@ -223,8 +225,7 @@ class ChunkedLoss(CachedLossMixin, nn.Module):
                 features = batch_to_device(features, self._device)
                 with random_states[index] if random_states else nullcontext(), torch.set_grad_enabled(with_grad):
                     state = RandContext(*features.values()) if copy_random_state else None
-                    # Both passes must be the same computation, and the second cannot share a prefix.
-                    yield self.model({**features, "share_prefix": False})["sentence_embedding"], state
+                    yield self.model({**features, **self._shortcuts()})["sentence_embedding"], state
 
     def halve_chunks(self) -> None:
         """Make the chunks of the next batches half as large as the largest of the last one.
@@ -256,7 +257,16 @@ class ChunkedLoss(CachedLossMixin, nn.Module):
             self._prepare(side["conversations"], {"task": side["side"].task}, [shortest]), self._device
         )
         with torch.enable_grad():
-            (self.model({**features, "share_prefix": False})["sentence_embedding"].sum() * 0).backward()
+            (self.model({**features, **self._shortcuts()})["sentence_embedding"].sum() * 0).backward()
+
+    def _shortcuts(self) -> dict[str, bool]:
+        """Arguments of the embedder that save work and change no more than rounding, as long as nothing is drawn.
+
+        With dropout, both passes must draw the same masks, so they have to compute the same tensors.
+        """
+        if not self._shortens or has_dropout(self.model):
+            return {"share_prefix": False}
+        return {"share_prefix": True, "whole_states": False}
 
     @property
     def _device(self) -> torch.device:

@@ -29,7 +29,15 @@ from transformers import (
 from hf_mmembed import MMEmbedder, convert, load_prompt
 from hf_mmembed.model.family_mmembed import image_only_processor
 
-__all__ = ["Encode", "batched_loop", "count_tokens", "ours", "plain_sentence_transformers", "research_loop"]
+__all__ = [
+    "Encode",
+    "batched_loop",
+    "count_tokens",
+    "ours",
+    "plain_model",
+    "plain_sentence_transformers",
+    "research_loop",
+]
 
 Encode = Callable[[list[dict[str, Any]]], np.ndarray]
 
@@ -59,8 +67,18 @@ def ours(base: Path, folder: Path, batch_size: int) -> Encode:
 
 
 def plain_sentence_transformers(base: Path, folder: Path, batch_size: int) -> Encode:
-    """`SentenceTransformer` on the stock backbone with the prompt as a template: configuration only, no code of ours."""
-    out = folder / "plain"
+    """`plain_model`, encoding."""
+    model = plain_model(base, folder / "plain")
+    return lambda inputs: model.encode(inputs, batch_size=batch_size, show_progress_bar=False)
+
+
+def plain_model(base: Path, out: Path) -> SentenceTransformer:
+    """`SentenceTransformer` on the stock backbone with the prompt as a template: configuration only, no code of ours.
+
+    Args:
+        base: Generative checkpoint.
+        out: Where the configuration is written.
+    """
     AutoModel.from_pretrained(base, dtype=torch.float32).save_pretrained(out)
     processor = _processor(base)
     processor.chat_template = TEMPLATE.replace("SYSTEM", json.dumps(load_prompt("saha").system))
@@ -97,8 +115,7 @@ def plain_sentence_transformers(base: Path, folder: Path, batch_size: int) -> En
         (out / name).parent.mkdir(exist_ok=True)
         (out / name).write_text(json.dumps(content), encoding="utf-8")
     with patch.object(st_transformer.AutoProcessor, "from_pretrained", lambda *_, **__: processor):
-        model = SentenceTransformer(str(out), device="cpu")
-    return lambda inputs: model.encode(inputs, batch_size=batch_size, show_progress_bar=False)
+        return SentenceTransformer(str(out), device="cpu")
 
 
 def research_loop(base: Path, batch_size: int) -> Encode:

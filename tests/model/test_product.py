@@ -82,12 +82,71 @@ def test_torch_keeps_what_is_small_or_in_another_type(by_onednn, rows, dtype, wh
     assert not by_onednn, why
 
 
-def test_torch_keeps_what_is_differentiated_cast_traced_or_switched_off(by_onednn):
+@given(
+    rows=st.integers(1, 300),
+    into=st.integers(1, 40),
+    out=st.integers(1, 40),
+    wanted=st.tuples(st.booleans(), st.booleans(), st.booleans()).filter(any),
+    seed=st.integers(0),
+)
+@settings(max_examples=60)
+def test_gradients_equal_those_in_float64(rows, into, out, wanted, seed):
+    generator = torch.Generator().manual_seed(seed % 2**32)
+    parts = [torch.randn(size, generator=generator) for size in ((rows, into), (out, into), (out,))]
+    upstream = torch.randn(rows, out, generator=generator)
+    ours, exact = (
+        [part.to(dtype, copy=True).requires_grad_(wants) for part, wants in zip(parts, wanted, strict=True)]
+        for dtype in (torch.float32, torch.float64)
+    )
+    products._Product.apply(*ours).backward(upstream)
+    torch.nn.functional.linear(*exact).backward(upstream.double())
+    for part, expected, wants in zip(ours, exact, wanted, strict=True):
+        assert (part.grad is not None) == wants
+        if wants:
+            assert (part.grad - expected.grad).abs().max() < 1e-4
+
+
+def test_both_products_of_a_gradient_are_onednns(by_onednn):
+    layer = nn.Linear(24, 32)
+    quicken_products(layer)
+    layer(torch.randn(4, 16, 24, requires_grad=True)).sum().backward()
+    assert by_onednn == [(4, 16, 24), (4, 16, 32), (24, 64)]
+    assert layer.bias.grad.tolist() == [64.0] * 32
+
+
+def test_what_needs_no_gradient_is_not_kept():
+    for frozen, kept in (("weight", [(32, 24)]), ("states", [(64, 24)])):
+        parts = {"states": torch.randn(64, 24), "weight": torch.randn(32, 24)}
+        for name, part in parts.items():
+            part.requires_grad_(name != frozen)
+        seen = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda part: seen.append(tuple(part.shape)), lambda _: None):
+            product(**parts)
+        assert seen == kept
+
+
+def test_gradients_can_be_differentiated():
+    def penalty(multiply):
+        torch.manual_seed(0)
+        states, weight = torch.randn(64, 24, requires_grad=True), torch.randn(32, 24, requires_grad=True)
+        (slope,) = torch.autograd.grad(multiply(states, weight).tanh().sum(), states, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), (states, weight))
+
+    for ours, expected in zip(penalty(product), penalty(torch.nn.functional.linear), strict=True):
+        assert torch.allclose(ours, expected, atol=1e-4)
+
+
+def test_transforms_of_functions_are_torchs(by_onednn):
+    states, weight = torch.randn(3, 64, 24), torch.randn(32, 24)
+    of_all = torch.func.vmap(torch.func.grad(lambda part, by: product(part, by).sum()), in_dims=(0, None))
+    assert torch.allclose(of_all(states, weight), weight.sum(0).expand_as(states), atol=1e-4)
+    assert by_onednn == []
+
+
+def test_torch_keeps_what_is_cast_traced_or_switched_off(by_onednn):
     layer = nn.Linear(8, 4)
     quicken_products(layer)
     states = torch.randn(64, 8)
-    layer(states).sum().backward()
-    assert layer.weight.grad is not None
     with torch.no_grad():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert layer(states).dtype == torch.bfloat16

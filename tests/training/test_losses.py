@@ -167,6 +167,18 @@ def prepared(model, setting, directory):
 SETTINGS = ["plain", "dropout", "checkpointing", "dropout and checkpointing"]
 
 
+@pytest.mark.parametrize("setting", ["plain", "dropout", "attention"])
+def test_the_prefix_is_shared_where_no_masks_are_drawn(fresh, setting, tmp_path):
+    model = prepared(fresh("qwen2_vl", torch.float64), setting, tmp_path)
+    if setting == "attention":
+        model.transformers_model.backbone.language_model.layers[0].self_attn.attention_dropout = 0.1
+    told = []
+    model.register_forward_pre_hook(lambda _, inputs: told.append(inputs[0]["share_prefix"]))
+    MaskedInfoNCELoss(model, mini_batch_size=2)(*batch_of(make_pairs(4)).values()).backward()
+    # Two sides of two chunks, without gradients and with them.
+    assert told == 8 * [setting == "plain"]
+
+
 @pytest.mark.parametrize(("family", "setting"), [*(("qwen2_vl", s) for s in SETTINGS), ("idefics3", "plain")])
 def test_gradients_equal_those_of_the_whole_batch(fresh, family, setting, tmp_path):
     model = prepared(fresh(family, torch.float64), setting, tmp_path)

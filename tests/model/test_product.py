@@ -114,15 +114,15 @@ def test_both_products_of_a_gradient_are_onednns(by_onednn):
     assert layer.bias.grad.tolist() == [64.0] * 32
 
 
-def test_what_needs_no_gradient_is_not_kept():
-    for frozen, kept in (("weight", [(32, 24)]), ("states", [(64, 24)])):
-        parts = {"states": torch.randn(64, 24), "weight": torch.randn(32, 24)}
-        for name, part in parts.items():
-            part.requires_grad_(name != frozen)
-        seen = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda part: seen.append(tuple(part.shape)), lambda _: None):
-            product(**parts)
-        assert seen == kept
+@pytest.mark.parametrize(("frozen", "kept"), [("weight", (32, 24)), ("states", (64, 24))])
+def test_what_needs_no_gradient_is_not_kept(frozen, kept):
+    parts = {"states": torch.randn(64, 24), "weight": torch.randn(32, 24)}
+    for name, part in parts.items():
+        part.requires_grad_(name != frozen)
+    seen = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda part: seen.append(tuple(part.shape)), lambda _: None):
+        product(**parts)
+    assert seen == [kept]
 
 
 def test_gradients_can_be_differentiated():

@@ -161,7 +161,7 @@ def height_and_width(picture: Any) -> tuple[int, int] | None:
                 width, height = header.size
         except (*DECODING_ERRORS, Image.DecompressionBombError):
             width, height = open_image(picture).size  # raises, and says what is wrong
-    check_size(width, height)
+    check_size(width, height, name=str(picture) if isinstance(picture, (str, os.PathLike)) else "the picture")
     return height, width
 
 

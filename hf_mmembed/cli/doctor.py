@@ -17,7 +17,15 @@ from importlib import metadata
 
 import typer
 
-__all__ = ["Finding", "doctor", "examine_extras", "examine_requirements", "examine_torchvision", "probe"]
+__all__ = [
+    "Finding",
+    "doctor",
+    "examine_extras",
+    "examine_requirements",
+    "examine_torchvision",
+    "extra_with",
+    "probe",
+]
 
 DISTRIBUTION = "hf-mmembed"
 PROBE_SECONDS = 120
@@ -140,6 +148,30 @@ def examine_extras(requirements: list[str], extras: list[str]) -> list[Finding]:
         state = f"lacks {', '.join(lacking)}" if lacking else "complete"
         findings.append(Finding(extra, state, f'pip install "{DISTRIBUTION}[{extra}]"' if lacking else None))
     return findings
+
+
+def extra_with(package: str) -> str | None:
+    """The smallest extra of this distribution that brings a package; None where none does.
+
+    Example:
+        >>> extra_with("peft"), extra_with("torch")
+        ('train', None)
+    """
+    from packaging.requirements import Requirement
+
+    try:
+        about = metadata.metadata(DISTRIBUTION)
+    except metadata.PackageNotFoundError:  # run from a checkout
+        return None
+    lines = map(Requirement, about.get_all("Requires-Dist") or [])
+    optional = [(line.name, line.marker) for line in lines if line.marker]
+    brought = {
+        extra: {name for name, marker in optional if marker.evaluate({"extra": extra})}
+        for extra in about.get_all("Provides-Extra") or []
+    }
+    return min(
+        (extra for extra in brought if package in brought[extra]), key=lambda extra: len(brought[extra]), default=None
+    )
 
 
 def examine_torchvision(torch_version: str | None) -> Finding:

@@ -21,7 +21,7 @@ from .card import card
 from .convert import convert
 from .demo import demo
 from .distill import distill
-from .doctor import doctor
+from .doctor import DISTRIBUTION, doctor, extra_with
 from .embed import embed
 from .evaluate import evaluate
 from .export import export
@@ -125,6 +125,8 @@ def _one_line(error: Exception) -> str:
     if "Original Traceback (most recent call last)" in message:  # torch's, of a process that loads data
         message = message.strip().rpartition("\n")[2].partition(": ")[2]
     message = printable(" ".join(message.split())) or type(error).__name__
+    if isinstance(error, ModuleNotFoundError) and (extra := extra_with(str(error.name))):
+        return f'{message}; it comes with an extra: pip install "{DISTRIBUTION}[{extra}]"'
     # transformers names what it could not import and leaves why to the cause.
     cause = error.__cause__ if "Could not import module" in message else None
     if cause is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,6 +53,8 @@ def quickstart(
 
     Example: hf-mmembed quickstart --out quickstart
     """
+    if train and find_spec("peft") is None:
+        raise ImportError('to fine-tune needs peft: pip install "hf-mmembed[train]", or leave it out with --no-train')
     started = time.perf_counter()
     from .embed import load
     from .tour import PICTURES, SEARCHES, draw_folder

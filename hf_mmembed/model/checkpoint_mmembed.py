@@ -57,16 +57,19 @@ _CONSTANT = "ranknum"
 
 
 def require_safetensors(path: str | os.PathLike) -> None:
-    """Refuse a directory without safetensors weights, and say what to do about pickled ones.
+    """Refuse a directory without all of its safetensors weights, and say what to do about pickled ones.
 
     Args:
         path (`str` or `os.PathLike`): A checkpoint; what is no directory (a Hub id) passes.
 
     Raises:
-        OSError: If the directory holds no `*.safetensors`.
+        OSError: If the directory holds no `*.safetensors`, or lacks some of those that its index names.
     """
     folder = Path(path)
-    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+    if not folder.is_dir():
+        return
+    if any(folder.glob("*.safetensors")):
+        _require_shards(folder)
         return
     pickled = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt"))
     if not pickled:
@@ -76,6 +79,21 @@ def require_safetensors(path: str | os.PathLike) -> None:
         "checkpoint with model.safetensors. If you trust the file, open the checkpoint with transformers' class for it "
         "and save it again: save_pretrained writes safetensors."
     )
+
+
+def _require_shards(folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").exists() or not index.exists():
+        return
+    try:
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        raise OSError(f"{index} is no index of weights ({error!r}); download or copy it again.") from error
+    if missing := sorted(name for name in named if not (folder / name).exists()):
+        raise OSError(
+            f"{folder} lacks {len(missing)} of the {len(named)} weight files that its index names, the first is "
+            f"{missing[0]}; download or copy them again."
+        )
 
 
 class EmbeddingModel(PreTrainedModel):

@@ -89,9 +89,9 @@ def open_image(source: Any, *, allow_urls: bool = False, max_pixels: int = MAX_I
         (3, 2)
     """
     if isinstance(source, Image.Image):
-        return _decoded(source, max_pixels)
+        return _decoded(source, "the picture", max_pixels)
     if isinstance(source, np.ndarray) or _is_tensor(source):
-        return _decoded(_from_array(source), max_pixels)
+        return _decoded(_from_array(source), "the picture", max_pixels)
     if is_url(source):
         return _read(io.BytesIO(_download(source, allow_urls)), "the file behind the URL", max_pixels)
     if isinstance(source, bytes):
@@ -108,7 +108,7 @@ def open_image(source: Any, *, allow_urls: bool = False, max_pixels: int = MAX_I
         # Opening a named pipe waits for a writer, for ever if there is none.
         stream = path.open("rb") if stat.S_ISREG(state.st_mode) else None
     except FileNotFoundError as error:
-        raise ImageError(f"there is no file {path}.") from error
+        raise ImageError(f"there is no file {path}; correct the path.") from error
     except OSError as error:
         raise ImageError(f"{path} cannot be opened ({error.strerror}).") from error
     except ValueError as error:  # a NUL byte in the name
@@ -118,7 +118,7 @@ def open_image(source: Any, *, allow_urls: bool = False, max_pixels: int = MAX_I
         raise ImageError(f"{path} is a {kind}, not a picture file.")
     with stream:
         if state.st_size == 0:
-            raise ImageError(f"{path} is empty (0 bytes).")
+            raise ImageError(f"{path} is empty (0 bytes); copy or download it again.")
         return _read(stream, str(path), max_pixels)
 
 
@@ -126,7 +126,7 @@ def _read(stream: BinaryIO, name: str, max_pixels: int) -> Image.Image:
     try:
         image = Image.open(stream, formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name} has too many pixels: {error}") from error
+        raise ImageError(f"{name} has too many pixels ({error}); scale it down.") from error
     except DECODING_ERRORS as error:
         if isinstance(error, OSError) and error.errno:  # Pillow's own have none
             raise ImageError(f"{name} cannot be read ({error.strerror}).") from error
@@ -134,26 +134,24 @@ def _read(stream: BinaryIO, name: str, max_pixels: int) -> Image.Image:
             f"{name} is not a readable image of one of the formats {', '.join(FORMATS)} ({type(error).__name__}); "
             "convert a picture of another format, such as HEIC, to JPEG."
         ) from error
-    return _decoded(image, max_pixels)
+    return _decoded(image, name, max_pixels)
 
 
-def _decoded(image: Image.Image, max_pixels: int) -> Image.Image:
-    check_size(*image.size, max_pixels=max_pixels)
+def _decoded(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+    check_size(*image.size, max_pixels=max_pixels, name=name)
     # Pillow decodes when the pixels are asked for, and closes the file at the end of `with Image.open(...)`.
     if getattr(image, "tile", None) and getattr(image, "fp", None) is None:
-        raise ImageError(
-            "the picture was closed before its pixels were read; call its load() first, or give its path."
-        )
+        raise ImageError(f"{name} was closed before its pixels were read; call its load() first, or give its path.")
     try:
         image.load()
         if image.getexif().get(ExifTags.Base.Orientation, UPRIGHT) != UPRIGHT:  # it copies an upright picture too
             image = ImageOps.exif_transpose(image)
-        return _to_rgb(image)
+        return _to_rgb(image, name)
     except ImageError:
         raise
     except (*DECODING_ERRORS, Image.DecompressionBombError) as error:
         what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise ImageError(f"the picture is broken or breaks off ({what}).") from error
+        raise ImageError(f"{name} is broken or breaks off ({what}); copy or download it again.") from error
 
 
 def _download(url: str, allow_urls: bool) -> bytes:
@@ -218,32 +216,32 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
     return np.round(values * (255 / limit)).astype(np.uint8)
 
 
-def check_size(width: int, height: int, *, max_pixels: int = MAX_IMAGE_PIXELS) -> None:
+def check_size(width: int, height: int, *, max_pixels: int = MAX_IMAGE_PIXELS, name: str = "the picture") -> None:
     """Refuse a picture by its size alone, as [`open_image`] does before it decodes one.
 
     Raises:
         ImageError: If it has no pixels, more than `max_pixels`, or sides more than 200 times apart.
     """
     if width == 0 or height == 0:
-        raise ImageError(f"the picture is {width}x{height}: it has no pixels.")
+        raise ImageError(f"{name} is {width}x{height}: it has no pixels.")
     if width * height > max_pixels:
         raise ImageError(
-            f"the picture is {width}x{height} = {width * height:,} pixels, the limit is {max_pixels:,}; scale it down."
+            f"{name} is {width}x{height} = {width * height:,} pixels, the limit is {max_pixels:,}; scale it down."
         )
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise ImageError(
-            f"the picture is {width}x{height}: one side is more than {MAX_ASPECT_RATIO} times the other; crop it."
+            f"{name} is {width}x{height}: one side is more than {MAX_ASPECT_RATIO} times the other; crop it."
         )
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
             raise ImageError(
-                f"the picture has mode {image.mode} and values from {values.min():g} to {values.max():g}, whose "
+                f"{name} has mode {image.mode} and values from {values.min():g} to {values.max():g}, whose "
                 "scale is unknown; save it with 8 or 16 bits per channel."
             )
         return Image.fromarray(_to_uint8(values.astype(np.uint16))).convert("RGB")

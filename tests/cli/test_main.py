@@ -74,6 +74,15 @@ def test_expected_errors_are_one_line_and_code_1(error, failing_command, capsys)
     assert lines[0].startswith("error: ") and str(error) in lines[0]
 
 
+@pytest.mark.parametrize(("package", "extra"), [("peft", "train"), ("gradio", "demo"), ("mteb", "eval")])
+def test_a_missing_package_of_an_extra_names_the_extra(failing_command, capsys, package, extra):
+    failing_command(ModuleNotFoundError(f"No module named {package!r}", name=package))
+    assert run([]) == 1
+    assert capsys.readouterr().err == (
+        f'error: No module named {package!r}; it comes with an extra: pip install "hf-mmembed[{extra}]"\n'
+    )
+
+
 def test_a_working_directory_that_is_gone_is_called_that(failing_command, tmp_path, monkeypatch, capsys):
     failing_command(FileNotFoundError(2, "No such file or directory"))
     (tmp_path / "gone").mkdir()

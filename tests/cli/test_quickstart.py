@@ -126,6 +126,21 @@ def test_the_command(embedder, tmp_path, monkeypatch, capsys):
     assert Image.open(tmp_path / "a tour/contact-sheet-fine-tuned.png").width == 1600
 
 
+def test_without_what_fine_tuning_needs_nothing_is_begun(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["quickstart", "--out", str(tmp_path / "a tour")])
+    assert stop.value.code == 1 and not (tmp_path / "a tour").exists()
+    assert 'pip install "hf-mmembed[train]", or leave it out with --no-train' in capsys.readouterr().err
+
+
+def test_the_shipped_model_finds_what_the_three_searches_ask_for(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["quickstart", "--no-train", "--out", str(tmp_path)])
+    by_text, _, by_picture, by_change = re.findall(r"first hit (right|WRONG): ", capsys.readouterr().out)
+    assert (by_text, by_picture, by_change) == ("right", "right", "right")
+
+
 def test_fine_tuning_gives_a_model_that_opens(embedder, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "SHIPPED", str(embedder("qwen2_vl")))
     monkeypatch.setattr(command, "_FAMILIES", 4)

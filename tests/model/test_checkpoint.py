@@ -11,6 +11,8 @@ from peft import AdaLoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
+from hf_mmembed import convert
+
 
 @pytest.fixture
 def copied(embedder, tmp_path):
@@ -21,6 +23,34 @@ def test_a_missing_weight_file_is_an_error(copied):
     (copied / "model.safetensors").unlink()
     with pytest.raises(OSError, match="copy holds no weights: model.safetensors is missing; download or copy"):
         AutoModel.from_pretrained(copied)
+
+
+@pytest.fixture
+def sharded(embedder, tmp_path):
+    AutoModel.from_pretrained(embedder("qwen2_vl")).save_pretrained(tmp_path / "sharded", max_shard_size="100KB")
+    return tmp_path / "sharded"
+
+
+def test_a_missing_shard_is_an_error_that_names_it(sharded, tmp_path):
+    first, second, *others = sorted(sharded.glob("*.safetensors"))
+    number = len(others) + 2
+    AutoModel.from_pretrained(sharded)
+    second.unlink()
+    expected = f"sharded lacks 1 of the {number} weight files that its index names, the first is {second.name}; down"
+    with pytest.raises(OSError, match=expected):
+        AutoModel.from_pretrained(sharded)
+    with pytest.raises(OSError, match=expected):
+        convert(sharded, tmp_path / "converted")
+    assert not (tmp_path / "converted").exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 3}'])
+def test_a_broken_index_of_shards_is_an_error_that_names_it(sharded, content):
+    (sharded / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(
+        OSError, match=r"model.safetensors.index.json is no index of weights .*download or copy it again"
+    ):
+        AutoModel.from_pretrained(sharded)
 
 
 @pytest.mark.parametrize("damage", ["cut", "header", "garbage"])

@@ -108,6 +108,31 @@ def test_small_and_narrow_pictures_are_pictures(size):
     assert open_image(Image.new("RGB", size)).size == size
 
 
+@pytest.mark.parametrize(
+    ("content", "wrong", "advice"),
+    [
+        (None, "there is no file", "correct the path"),
+        (b"", "is empty", "copy or download it again"),
+        ("cut", "is broken or breaks off", "copy or download it again"),
+        ((12_000, 10_000), "is 12000x10000 = 120,000,000 pixels", "scale it down"),
+        ((60_000, 60_000), "has too many pixels", "scale it down"),
+        ((1, 4000), "is 1x4000", "crop it"),
+        (b"hello", "is not a readable image", "to JPEG"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_errors_name_the_file_and_say_what_to_do(photo, tmp_path, content, wrong, advice):
+    path = tmp_path / "a.png"
+    if content == "cut":
+        content = saved(photo, path).read_bytes()[:-30]
+    if content is not None:
+        path.write_bytes(png_header(*content) if isinstance(content, tuple) else content)
+    with pytest.raises(ImageError) as caught:
+        open_image(path)
+    message = str(caught.value)
+    assert path.name in message and wrong in message and message.endswith(f"{advice}."), message
+
+
 def test_a_sliver_is_refused():
     with pytest.raises(ImageError, match="1x4000: one side is more than 200 times the other"):
         open_image(Image.new("RGB", (1, 4000)))

@@ -36,6 +36,7 @@ from hf_mmembed.memory import TokenBudget, run_batches
 from hf_mmembed.model.base_processor import wrap_processor
 from hf_mmembed.model.checkpoint_mmembed import require_safetensors
 from hf_mmembed.model.picture_size import limit_pictures
+from hf_mmembed.model.product_mmembed import quicken_products
 from hf_mmembed.model.registration import MMEmbedProcessor, UnifiedConfig
 from hf_mmembed.model.rows_mmembed import Row, row_of_conversation
 from hf_mmembed.preparation import Conversation, estimate_tokens
@@ -345,6 +346,7 @@ def open_generative(
     )
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{directory} lacks {len(missing)} weights, the first is {missing[0]!r}; download it again")
+    quicken_products(model)
     if unified:
         model = model.reasoner
         model.generation_config = GenerationConfig(eos_token_id=[config.end_token_id, *config.other_end_token_ids])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
+import re
 import shutil
+import sys
 from pathlib import Path
 from random import Random
 
@@ -203,6 +206,41 @@ def test_the_table_shows_what_can_be_shown(model, tmp_path, capsys):
     assert all(line == line.rstrip() for line in lines)
     [long] = [line.rpartition("  ")[2] for line in lines if "b" in line]
     assert long == "a [2J" + 194 * "b" + "…"
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("auto", "flat FAISS index over 7 vectors, exact"),
+        ("hnsw", "HNSW graph over 7 vectors, approximate (default above 200,000 vectors)"),
+        ("ivf", "inverted lists (IVF) over 7 vectors, approximate (default above 2,000,000 vectors)"),
+    ],
+)
+def test_an_index_of_any_kind_says_what_it_is_and_is_searched(model, pictures, tmp_path, capsys, kind, said):
+    assert run("index", model, pictures, tmp_path / "out", "--faiss", kind, "--device", "cpu") == 0
+    assert said in capsys.readouterr().out
+    assert run("search", tmp_path / "out", "--image", pictures / "4.png", "-k", 1, "--device", "cpu", "--json") == 0
+    [hit] = json.loads(capsys.readouterr().out)["hits"]
+    assert hit["name"] == "4.png"
+
+
+def test_a_saved_dataset_is_indexed_and_searched(model, pictures, tmp_path, capsys):
+    files = [str(pictures / f"{number}.png") for number in (2, 5)]
+    rows = datasets.Dataset.from_dict({"image": files}).cast_column("image", datasets.Image())
+    rows.save_to_disk(str(tmp_path / "saved"))
+    assert run("index", model, tmp_path / "saved", tmp_path / "out", "--device", "cpu") == 0
+    assert "embedded 2 of 2 items" in capsys.readouterr().out
+    assert run("search", tmp_path / "out", "--image", files[1], "-k", 1, "--device", "cpu", "--json") == 0
+    [hit] = json.loads(capsys.readouterr().out)["hits"]
+    assert hit["row"] == 1
+
+
+def test_a_terminal_shows_progress_in_items_per_second(model, pictures, tmp_path, monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert run("embed", model, pictures, tmp_path / "out", "--device", "cpu", "--shard-size", 3) == 0
+    assert re.search(r"embedding: 100%.* 7/7 .*items/s\]", terminal.getvalue())
 
 
 def test_an_approximate_index_says_when_it_finds_too_few(index, pictures, tmp_path, monkeypatch, capsys):

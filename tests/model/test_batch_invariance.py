@@ -30,6 +30,8 @@ INPUTS = [
     ("what is left of the wall?", PICTURES[1]),
     (None, PICTURES[:3]),
     ("two of them", [PICTURES[2], PICTURES[2]]),
+    (None, picture(1, 1, 4)),
+    (None, picture(200, 1, 5)),
 ]
 
 

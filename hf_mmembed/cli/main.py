@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -81,6 +82,8 @@ def _options(
         bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
+    # Such pictures are refused, in words of our own.
+    warnings.filterwarnings("ignore", r"Image size \(\d+ pixels\) exceeds limit")
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("hf_mmembed").setLevel(logging.DEBUG if debug else logging.INFO)
 

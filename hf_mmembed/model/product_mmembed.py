@@ -1,9 +1,9 @@
 """Matrix products in float32 on processors whose full vector width torch leaves unused.
 
-In: a model. Out: the same model, whose linear layers have oneDNN multiply where that is faster, and the two products
-of their gradients as well. torch hands float32 products to MKL, which computes with AVX2 on processors of AMD; Zen 5 does twice as much at
-a time with AVX-512, which oneDNN uses. Names and values of weights do not change, and none is copied. This file travels
-with the checkpoint.
+In: a model. Out: the same model, whose linear layers have oneDNN multiply where that is faster, and the two products of
+their gradients as well. torch hands float32 products to MKL, which computes with AVX2 on processors of AMD; Zen 5 does
+twice as much at a time with AVX-512, which oneDNN uses. Names and values of weights do not change, and none is copied.
+This file travels with the checkpoint.
 """
 
 from __future__ import annotations

@@ -155,6 +155,15 @@ def test_bad_files_are_listed_and_the_exit_code_says_so(model, pictures, tmp_pat
     assert "(2 of them in an earlier run)" in capsys.readouterr().out
 
 
+def test_a_picture_with_too_many_pixels_is_skipped_without_a_warning(model, tmp_path, capsys, recwarn):
+    (tmp_path / "folder").mkdir()
+    Image.new("1", (12_000, 10_000)).save(tmp_path / "folder/large.png")
+    Image.new("RGB", (9, 9)).save(tmp_path / "folder/small.png")
+    assert run("embed", model, tmp_path / "folder", tmp_path / "out", "--device", "cpu") == 1
+    assert "large.png is 12000x10000 = 120,000,000 pixels" in capsys.readouterr().err
+    assert not any("decompression bomb" in str(warning.message) for warning in recwarn)
+
+
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [(KeyboardInterrupt(), 130, "stopped"), (OSError(28, "No space left on device", "a.arrow"), 1, "'a.arrow'")],

@@ -67,12 +67,16 @@ _WORDINGS: dict[Topic, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its one-word answer, and the same answer as a sentence that says first what is seen."""
+    """A question, its one-word answer, and the same answer as a sentence that says first what is seen.
+
+    `about` is the (shape, colour) that a question of the topic ``"exists"`` asks for, which need not be there.
+    """
 
     topic: Topic
     text: str
     answer: str
     sentence: str
+    about: tuple[str, str] | None = None
 
 
 def ask(scene: Scene, rng: Random, topics: tuple[Topic, ...] = TOPICS) -> Question | None:
@@ -132,7 +136,9 @@ def _exists(scene: Scene, shape: Shape, wording: str, rng: Random) -> Question:
             wrong = [(form, other) for other in COLORS] + [(other, color) for other in SHAPES]
         form, color = pick(rng, [pair for pair in wrong if pair not in present])
     name = with_article(f"{synonym(color, rng)} {synonym(form, rng)}")
-    return Question("exists", wording.format(name), answer, answer)
+    alike = dict.fromkeys(with_article(f"{other.color} {form}") for other in scene.shapes if other.shape == form)
+    seen = " and ".join(alike) or f"no {form}"
+    return Question("exists", wording.format(name), answer, f"there is {seen}, {answer}", (form, color))
 
 
 def _related(scene: Scene, shape: Shape, topic: Topic, wording: str, rng: Random) -> Question | None:

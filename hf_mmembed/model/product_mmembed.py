@@ -64,12 +64,17 @@ def product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
         tensor([[6.5000],
                 [6.5000]])
     """
-    if not onednn_is_faster() or _torch_computes(states, weight):
+    if torch.compiler.is_compiling() or not onednn_is_faster() or _torch_computes(states, weight):
         return F.linear(states, weight, bias)
-    if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (states, weight, bias)):
-        multiplied: torch.Tensor = _Product.apply(states, weight, bias)
-        return multiplied
-    return _by_onednn(states, weight, bias)
+    flat = states.reshape(-1, weight.shape[1])
+    rows = flat.shape[0]
+    if missing := _rounded_up(rows) - rows:
+        flat = F.pad(flat, (0, 0, 0, missing))
+    differentiable = torch.is_grad_enabled() and any(
+        part is not None and part.requires_grad for part in (states, weight, bias)
+    )
+    multiplied: torch.Tensor = (_Product.apply if differentiable else _by_onednn)(flat, weight, bias)
+    return multiplied[:rows].view(*states.shape[:-1], -1)
 
 
 @cache
@@ -96,8 +101,7 @@ def onednn_is_faster() -> bool:
 def _torch_computes(states: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether a product is left to torch: it is small, or something that oneDNN's does not do."""
     return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        torch.jit.is_tracing()
         or not states.device.type == weight.device.type == "cpu"
         or not states.dtype == weight.dtype == torch.float32
         or states.numel() < FEWEST_ROWS * weight.shape[1]
@@ -113,42 +117,33 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """`(rows, in_features)` → `(rows, out_features)`."""
         for_states, for_weight, _ = ctx.needs_input_grad
         ctx.save_for_backward(states if for_weight else None, weight if for_states else None)
         return _by_onednn(states, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """`(rows, out_features)` → of each input."""
         states, weight = ctx.saved_tensors
         for_states, for_weight, for_bias = ctx.needs_input_grad
-        upstream_rows = upstream.flatten(0, -2)
         return (
             product(upstream, weight.t()) if for_states else None,
-            _product_over_rows(upstream_rows, states.flatten(0, -2)) if for_weight else None,
-            upstream_rows.sum(0) if for_bias else None,
+            _product_over_rows(upstream, states) if for_weight else None,
+            upstream.sum(0) if for_bias else None,
         )
+
+
+def _by_onednn(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    multiplied: torch.Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
+    return multiplied
 
 
 def _product_over_rows(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """`left.T @ right`: `(rows, out_features)`, `(rows, in_features)` → `(out_features, in_features)`."""
-    left, right = _filled_up(left), _filled_up(right)
     if left.shape[1] <= right.shape[1]:  # oneDNN copies the first factor, so let it be the narrower one
         return product(left.t(), right.t())
     return product(right.t(), left.t()).t()
-
-
-def _by_onednn(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    flat = _filled_up(states.reshape(-1, weight.shape[1]))
-    multiplied: torch.Tensor = torch.ops.mkldnn._linear_pointwise(flat, weight, bias, "none", [], "")
-    rows = states.numel() // weight.shape[1]
-    return multiplied[:rows].view(*states.shape[:-1], -1)
-
-
-def _filled_up(states: torch.Tensor) -> torch.Tensor:
-    """`(rows, features)` → the same with zeros below, in one of the numbers of rows that oneDNN is asked for."""
-    rows = states.shape[0]
-    missing = _rounded_up(rows) - rows
-    return F.pad(states, (0, 0, 0, missing)) if missing else states
 
 
 def _rounded_up(rows: int) -> int:

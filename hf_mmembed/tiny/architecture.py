@@ -1,4 +1,4 @@
-"""What `mmembed-tiny` is made of: a Qwen2-VL of 6 M parameters, its byte-pair tokenizer and its image processor.
+"""What `mmembed-tiny` is made of: a Qwen2-VL of 5.4 M parameters, its byte-pair tokenizer and its image processor.
 
 Out: an untrained `Qwen2VLForConditionalGeneration` from a small config, and the tokenizer trained on the wordings of
 the drawn world. Both are saved in the ordinary layout of a transformers checkpoint.

@@ -12,8 +12,8 @@ from random import Random
 from typing import Literal
 
 from hf_mmembed.data.captions import caption, edit, noun_phrase, pick, salient_words, salient_words_of_text, synonym
-from hf_mmembed.data.questions import TOPICS, Topic, ask
-from hf_mmembed.data.scenes import KIND_WEIGHTS, Scene, Shape, random_scene, relation, split_of
+from hf_mmembed.data.questions import TOPICS, Question, Topic, ask
+from hf_mmembed.data.scenes import KIND_WEIGHTS, NOVEL_COMBINATIONS, Scene, Shape, random_scene, relation, split_of
 from hf_mmembed.tiny.wordings import (
     CAPTION_REQUESTS,
     IMAGE_REPLIES,
@@ -202,7 +202,7 @@ def _describe(rng: Random) -> Conversation:
 
 def _questions(rng: Random) -> Conversation:
     scene = random_scene(rng, "train")
-    return Conversation(plain_system(rng), _ask(scene, rng, 4), scene)
+    return Conversation(plain_system(rng), _ask(scene, rng, 4, sentences=0.3), scene)
 
 
 def _one_word_image(rng: Random) -> Conversation:
@@ -292,7 +292,7 @@ def _reply(rng: Random) -> Conversation:
 def _ask(
     scene: Scene, rng: Random, number: int, topics: tuple[Topic, ...] = _MIX_TOPICS, *, sentences: float = 0
 ) -> tuple[Turn, ...]:
-    questions = [ask(scene, rng, topics) for _ in range(number)]
+    questions = [_ask_once(scene, rng, topics) for _ in range(number)]
     distinct = {question.text: question for question in questions if question is not None}
     turns = []
     for question in distinct.values():
@@ -300,6 +300,13 @@ def _ask(
         user = f"{question.text} {SENTENCE_REQUEST}" if in_full else question.text
         turns.append(Turn(user, question.sentence if in_full else question.answer))
     return tuple(turns)
+
+
+def _ask_once(scene: Scene, rng: Random, topics: tuple[Topic, ...]) -> Question | None:
+    """A question, but none on whether a combination is there that no training shall hear of."""
+    while (question := ask(scene, rng, topics)) is not None and question.about in NOVEL_COMBINATIONS:
+        pass
+    return question
 
 
 def _one_word_prompts(rng: Random, kind: str) -> tuple[str | None, str]:

@@ -7,6 +7,7 @@ that scores as high as the right one counts as ranked before it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import platform
@@ -33,7 +34,7 @@ from hf_mmembed.tiny.probe import Accuracy, probe
 from hf_mmembed.tiny.testset import TestSet, build_testset
 from hf_mmembed.tiny.wordings import GENERIC_SYSTEM
 
-__all__ = ["PROMPTS", "READOUTS", "evaluate", "markdown", "recall", "write", "zero_shot"]
+__all__ = ["PROMPTS", "READOUTS", "evaluate", "markdown", "recall", "weights_of", "write", "zero_shot"]
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ def evaluate(generative: Path, *, seeds: Sequence[int] = (0, 1, 2), candidates: 
         "answers": [vars(accuracy) for accuracy in answers(generative)],
         "seeds": list(seeds),
         "candidates": candidates,
+        "weights": weights_of(generative),
         "machine": f"{platform.machine()}, {threads} thread{'s' * (threads > 1)}, torch {torch.__version__}",
     }
 
@@ -140,6 +142,11 @@ def answers(generative: Path) -> list[Accuracy]:
         *probe(model, tokenizer, "two", questions=_QUESTIONS),
         *probe(model, tokenizer, "count", topics=("count", "shape", "color"), questions=_QUESTIONS),
     ]
+
+
+def weights_of(generative: Path) -> str:
+    """SHA-256 of a checkpoint's weight file, which says whose the figures are."""
+    return hashlib.sha256((generative / "model.safetensors").read_bytes()).hexdigest()
 
 
 def markdown(results: dict[str, Any]) -> str:

@@ -67,7 +67,7 @@ _STEPS: dict[Stage, int] = {
     "vision": 2000,
     "naming": 200,
     "binding": 600,
-    "mix": 2000,
+    "mix": 3000,
     "relations": 600,
     "review": 800,
 }

@@ -56,7 +56,10 @@ def test_existence_and_count_are_answered_from_the_scene(seed: int) -> None:
     assert exists is not None and count is not None
     color, shape = (BASE.get(word, word) for word in exists.text.rstrip("?").split()[-2:])
     present = (shape, color) in {s.attributes[:2] for s in scene.shapes}
-    assert exists.answer == ("yes" if present else "no")
+    assert exists.answer == ("yes" if present else "no") and exists.about == (shape, color)
+    seen, answer = exists.sentence.removeprefix("there is ").rsplit(", ", 1)
+    alike = {s.color for s in scene.shapes if s.shape == shape}
+    assert answer == exists.answer and {words.split()[-2] for words in seen.split(" and ")} == (alike or {"no"})
     assert count.answer == NUMBERS[len(scene.shapes)]
 
 

@@ -322,12 +322,15 @@ def test_an_adapter_whose_base_lacks_weights_is_an_error_that_names_the_base(bat
             open_adapter(adapter)
 
 
-def test_compile(batches):
-    # A batch of texts alone: tracing the vision tower as well takes a minute and shows nothing more.
-    path, _, _ = batches("llava")
-    inputs = AutoProcessor.from_pretrained(path)(text=["a dog", "b"], task="query", return_tensors="pt")
+@pytest.mark.parametrize(
+    ("family", "images"), [("llava", None), ("qwen2_vl", [Image.new("RGB", (40, 24), "red"), None])]
+)
+def test_compile(batches, family, images):
+    path, _, _ = batches(family)
+    inputs = AutoProcessor.from_pretrained(path)(text=["a dog", "b"], images=images, task="query", return_tensors="pt")
     model = AutoModel.from_pretrained(path)
-    assert torch.allclose(embed(torch.compile(model, backend="eager"), inputs), embed(model, inputs), atol=1e-6)
+    expected = embed(model, inputs)
+    assert torch.allclose(embed(torch.compile(model, backend="eager"), inputs), expected, atol=1e-6)
 
 
 def test_sentence_transformers_files_are_written_once(batches, tmp_path):

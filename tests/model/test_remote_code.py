@@ -60,6 +60,17 @@ for first, second in json.loads(sys.argv[1]):
     np.save(Path(second, "vectors.npy"), after.numpy())
 """
 
+# Runs in another process, where the first directory is long gone.
+NEXT_DAY = (
+    STRANGER.partition("for first, second in")[0]
+    + """
+for path in json.loads(sys.argv[1]):
+    _, _, vectors = embed(path)
+    assert np.array_equal(vectors.numpy(), np.load(Path(path, "vectors.npy")))
+print("the same")
+"""
+)
+
 
 @pytest.fixture(scope="module")
 def visited(embedder, fresh_interpreter, tmp_path_factory):
@@ -88,6 +99,11 @@ def test_a_stranger_gets_our_numbers_and_saves_a_whole_checkpoint(visited, embed
         with torch.no_grad():
             vectors = model(**batch).embeddings
         assert np.abs(vectors.numpy() - np.load(second / "vectors.npy")).max() <= 1e-6
+
+
+def test_another_stranger_opens_what_the_first_one_saved(visited, fresh_interpreter, tmp_path_factory):
+    paths = json.dumps([str(path) for path in visited.values()])
+    assert "the same" in fresh_interpreter(NEXT_DAY, paths, cwd=tmp_path_factory.mktemp("next day"))
 
 
 def test_the_code_that_travels_is_flat_and_imports_little():

@@ -49,6 +49,12 @@ def test_options_in_a_pool(model, pool):
     assert model.encode([], pool=pool).shape == (0, model.get_embedding_dimension())
 
 
+def test_a_list_of_devices_and_asking_for_unit_length_change_nothing(model):
+    expected = model.encode(inputs())
+    np.testing.assert_allclose(model.encode(inputs(), device=["cpu"]), expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(model.encode(inputs(), normalize_embeddings=True), expected, rtol=0, atol=1e-6)
+
+
 def test_an_error_in_a_worker_names_the_caller_s_input(model, pool):
     bad = [*inputs(), {"image": b"no picture"}, "z"]
     with pytest.raises(ValueError, match=rf"inputs\[{len(bad) - 2}\]"):
@@ -57,7 +63,7 @@ def test_an_error_in_a_worker_names_the_caller_s_input(model, pool):
 
 
 def test_plain_sentence_transformers_in_another_process(model, embedder):
-    plain = SentenceTransformer(str(embedder("qwen2_vl")), device="cpu")
+    plain = SentenceTransformer(str(embedder("qwen2_vl")), device="cpu", trust_remote_code=True)
     chosen = ["a", Image.new("RGB", (40, 32), "red"), {"text": "b", "image": Image.new("RGB", (40, 32))}]
     rows = plain.encode_query(chosen, device=["cpu"], chunk_size=1)
     np.testing.assert_allclose(rows, model.encode_query(chosen), rtol=0, atol=2e-5)

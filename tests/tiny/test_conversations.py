@@ -6,10 +6,12 @@ from random import Random
 
 import pytest
 
-from hf_mmembed.data.captions import RELATION_PHRASES
-from hf_mmembed.data.scenes import split_of
+from hf_mmembed.data.captions import RELATION_PHRASES, SYNONYMS
+from hf_mmembed.data.scenes import NOVEL_COMBINATIONS, split_of
 from hf_mmembed.tiny.conversations import Conversation, Lesson, converse
 from hf_mmembed.tiny.wordings import SENTENCE_REQUEST
+
+BASE = {form: concept for concept, words in SYNONYMS.items() for form in words}
 
 
 def chats(lesson: Lesson, number: int = 300) -> list[Conversation]:
@@ -39,4 +41,13 @@ def test_a_yes_or_no_in_a_sentence_comes_after_what_is_seen() -> None:
     assert len(in_full) > 20
     for answer in in_full:
         seen = answer.rsplit(", ", 1)[0]
-        assert any(f" is {phrase} the " in seen for phrases in RELATION_PHRASES.values() for phrase in phrases)
+        assert seen.startswith("there is ") or any(
+            f" is {phrase} the " in seen for phrases in RELATION_PHRASES.values() for phrase in phrases
+        )
+
+
+def test_no_question_names_a_combination_that_training_must_not_see() -> None:
+    users = [turn.user for chat in chats("mix", 4000) for turn in chat.turns]
+    asked = [user.split("?")[0].split()[-2:] for user in users if user.startswith(("is there a", "do you see a"))]
+    named = {(BASE.get(shape, shape), BASE.get(color, color)) for color, shape in asked}
+    assert len(named) > 50 and not named & NOVEL_COMBINATIONS

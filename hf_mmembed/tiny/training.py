@@ -77,7 +77,7 @@ _AHEAD = 4  # batches made ahead of the step that needs them
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the result; the defaults are the recipe of the shipped model.
+    """Everything that decides the result. The model card says in what the shipped model's recipe differed.
 
     `steps` are upper limits; a stage of `gates` ends once its probe on the val split passes that many percent.
     """

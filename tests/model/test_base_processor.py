@@ -6,11 +6,15 @@ import json
 import shutil
 
 import pytest
+import torch
+from PIL import Image
 from transformers import AutoConfig, GlmOcrConfig, LlavaProcessor, Qwen3Config
+from transformers.models.smolvlm import processing_smolvlm
 from transformers.processing_utils import ProcessorMixin
 
 from hf_mmembed import MMEmbedProcessor, convert, load_prompt
 from hf_mmembed.model.base_processor import _class_name, wrap_processor
+from hf_mmembed.model.family_mmembed import image_only_processor, load_with_pillow
 
 
 def wrapped(base) -> MMEmbedProcessor:
@@ -58,6 +62,18 @@ def test_a_family_whose_rows_depend_on_their_company_is_refused(family, llava):
 
 def test_smolvlm_gets_the_processor_of_idefics3(generative):
     assert wrapped(generative("smolvlm")).backbone_processor_class == "Idefics3Processor"
+
+
+def test_smolvlm_s_own_processor_makes_the_same_of_pictures(generative, monkeypatch):
+    monkeypatch.setattr(processing_smolvlm, "num2words", str)  # for the prompts of videos
+    path = generative("smolvlm")
+    text, pictures = "User:<image>a b<end_of_utterance>\nAssistant:", [Image.linear_gradient("L").resize((90, 40))]
+    ours, own = (
+        load_with_pillow(image_only_processor(name), path)(text=[text], images=[pictures], return_tensors="pt")
+        for name in ("Idefics3Processor", "SmolVLMProcessor")
+    )
+    assert ours.keys() == own.keys() > {"pixel_values"}
+    assert all(torch.equal(ours[name], own[name]) for name in own)
 
 
 def test_a_family_with_a_second_tokenizer_is_refused_before_anything_is_loaded(llava):

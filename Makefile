@@ -19,7 +19,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: quickstart
-quickstart: $(TO_TRAIN) ## Draw 300 pictures, search them, fine-tune with SaHa, search again: 5 minutes on 2 cores
+quickstart: $(TO_TRAIN) ## Draw 300 pictures, search them, fine-tune with SaHa, search again: 2 to 5 minutes on 2 cores
 	env -u OMP_NUM_THREADS $(BIN)/hf-mmembed quickstart
 
 .PHONY: test

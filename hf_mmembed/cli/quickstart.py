@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["quickstart"]
 
 _HITS = 5
-_FAMILIES, _STEPS = 100, 120  # of the fine-tuning: some four minutes on two cores
+_FAMILIES, _STEPS = 100, 120  # of the fine-tuning: a minute and a half on two cores of Zen 5, some four on slower ones
 _ABOUT_RELATIONS = (
     "Shown as it comes out. A summary in one word gathers which shapes and colours are there, not which stands above "
     "which (hf-mmembed tiny evaluate measures it), and minutes of fine-tuning need not change that. The mirror image, "

@@ -56,11 +56,12 @@ _MAGNITUDE = "lora_magnitude_vector"
 _CONSTANT = "ranknum"
 
 
-def require_safetensors(path: str | os.PathLike) -> None:
+def require_safetensors(path: str | os.PathLike, variant: str | None = None) -> None:
     """Refuse a directory without all of its safetensors weights, and say what to do about pickled ones.
 
     Args:
         path (`str` or `os.PathLike`): A checkpoint; what is no directory (a Hub id) passes.
+        variant (`str`, *optional*): Of `from_pretrained`; shards of a variant are left to it.
 
     Raises:
         OSError: If the directory holds no `*.safetensors`, or lacks some of those that its index names.
@@ -69,7 +70,8 @@ def require_safetensors(path: str | os.PathLike) -> None:
     if not folder.is_dir():
         return
     if any(folder.glob("*.safetensors")):
-        _require_shards(folder)
+        if variant is None and not (folder / "adapter_config.json").exists():
+            _require_shards(folder)
         return
     pickled = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt"))
     if not pickled:
@@ -87,9 +89,10 @@ def _require_shards(folder: Path) -> None:
         return
     try:
         named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        missing = sorted(name for name in named if not (folder / name).exists())
     except (ValueError, LookupError, AttributeError, TypeError) as error:
         raise OSError(f"{index} is no index of weights ({error!r}); download or copy it again.") from error
-    if missing := sorted(name for name in named if not (folder / name).exists()):
+    if missing:
         raise OSError(
             f"{folder} lacks {len(missing)} of the {len(named)} weight files that its index names, the first is "
             f"{missing[0]}; download or copy them again."
@@ -127,7 +130,7 @@ class EmbeddingModel(PreTrainedModel):
         with_info = kwargs.pop("output_loading_info", False)
         path = pretrained_model_name_or_path
         if path is not None:
-            require_safetensors(Path(path, kwargs.get("subfolder", "")))
+            require_safetensors(Path(path, kwargs.get("subfolder", "")), kwargs.get("variant"))
         if (revision := _revision_of_base(path, kwargs)) is not None:
             kwargs["revision"] = revision
         try:

@@ -64,17 +64,18 @@ def product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
         tensor([[6.5000],
                 [6.5000]])
     """
-    if torch.compiler.is_compiling() or not onednn_is_faster() or _torch_computes(states, weight):
+    if torch.compiler.is_compiling() or not onednn_is_faster() or _torch_computes(states, weight, bias):
         return F.linear(states, weight, bias)
     flat = states.reshape(-1, weight.shape[1])
-    rows = flat.shape[0]
-    if missing := _rounded_up(rows) - rows:
-        flat = F.pad(flat, (0, 0, 0, missing))
     differentiable = torch.is_grad_enabled() and any(
         part is not None and part.requires_grad for part in (states, weight, bias)
     )
-    multiplied: torch.Tensor = (_Product.apply if differentiable else _by_onednn)(flat, weight, bias)
-    return multiplied[:rows].view(*states.shape[:-1], -1)
+    multiplied = (_Product.apply if differentiable else _by_onednn)(flat, weight, bias)
+    # No view, as what `linear` returns is none: it may be modified in place wherever that may.
+    made: torch.Tensor = torch.ops.aten._unsafe_view(
+        multiplied[: flat.shape[0]], [*states.shape[:-1], weight.shape[0]]
+    )
+    return made
 
 
 @cache
@@ -98,15 +99,20 @@ def onednn_is_faster() -> bool:
     )
 
 
-def _torch_computes(states: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether a product is left to torch: it is small, or something that oneDNN's does not do."""
+def _torch_computes(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether a product is left to torch: it is small, wrong, or something that oneDNN's does not do."""
     return (
         torch.jit.is_tracing()
         or not states.device.type == weight.device.type == "cpu"
         or not states.dtype == weight.dtype == torch.float32
+        or weight.dim() != 2
+        or weight.numel() == 0
         or states.numel() < FEWEST_ROWS * weight.shape[1]
+        or states.shape[-1] != weight.shape[1]
+        or (bias is not None and bias.shape != weight.shape[:1])
         or type(weight) not in (torch.Tensor, nn.Parameter)  # some quantised ones say that they are float32
         or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
         or torch.is_autocast_enabled("cpu")
         or not torch.backends.mkldnn.enabled
     )
@@ -117,25 +123,29 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """`(rows, in_features)` → `(rows, out_features)`."""
+        """`(rows, in_features)` → `(rows filled up, out_features)`."""
         for_states, for_weight, _ = ctx.needs_input_grad
+        # As they came, since others may keep them too, and filled up again when the time comes.
         ctx.save_for_backward(states if for_weight else None, weight if for_states else None)
+        ctx.rows = states.shape[0]
         return _by_onednn(states, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """`(rows, out_features)` → of each input."""
+        """`(rows filled up, out_features)` → of each input."""
         states, weight = ctx.saved_tensors
         for_states, for_weight, for_bias = ctx.needs_input_grad
         return (
-            product(upstream, weight.t()) if for_states else None,
-            _product_over_rows(upstream, states) if for_weight else None,
+            product(upstream, weight.t())[: ctx.rows] if for_states else None,
+            _product_over_rows(upstream, _filled_up(states)) if for_weight else None,
             upstream.sum(0) if for_bias else None,
         )
 
 
 def _by_onednn(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    multiplied: torch.Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
+    """`(rows, in_features)` → `(rows filled up, out_features)`."""
+    bias = None if bias is None else bias.contiguous()
+    multiplied: torch.Tensor = torch.ops.mkldnn._linear_pointwise(_filled_up(states), weight, bias, "none", [], "")
     return multiplied
 
 
@@ -144,6 +154,13 @@ def _product_over_rows(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     if left.shape[1] <= right.shape[1]:  # oneDNN copies the first factor, so let it be the narrower one
         return product(left.t(), right.t())
     return product(right.t(), left.t()).t()
+
+
+def _filled_up(states: torch.Tensor) -> torch.Tensor:
+    """`(rows, features)` → the same with zeros below, in one of the numbers of rows that oneDNN is asked for."""
+    rows = states.shape[0]
+    missing = _rounded_up(rows) - rows
+    return F.pad(states, (0, 0, 0, missing)) if missing else states
 
 
 def _rounded_up(rows: int) -> int:

@@ -29,7 +29,7 @@ from hf_mmembed.preparation import Conversation, estimate_tokens, lookahead_besi
 from hf_mmembed.sentence_transformer import MMEmbedder
 
 from .gather import gather_numbers, gather_rows
-from .random_state import has_dropout
+from .random_state import draws_at_random
 
 __all__ = ["ChunkedLoss", "Facts", "NonFiniteLossError", "Side"]
 
@@ -262,9 +262,11 @@ class ChunkedLoss(CachedLossMixin, nn.Module):
     def _shortcuts(self) -> dict[str, bool]:
         """Arguments of the embedder that save work and change no more than rounding, as long as nothing is drawn.
 
-        With dropout, both passes must draw the same masks, so they have to compute the same tensors.
+        With dropout and the like, both passes must draw the same, so they have to compute the same tensors. With
+        activation checkpointing, only the pass without gradients could share a prefix, and transformers drops its cache.
         """
-        if not self._shortens or has_dropout(self.model):
+        checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
+        if not self._shortens or checkpointing or draws_at_random(self.model):
             return {"share_prefix": False}
         return {"share_prefix": True, "whole_states": False}
 

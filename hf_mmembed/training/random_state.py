@@ -9,27 +9,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["has_dropout", "random_state", "set_random_state"]
+__all__ = ["draws_at_random", "random_state", "set_random_state"]
+
+_RANDOM = ("drop", "jitter", "noise")
 
 
-def has_dropout(model: nn.Module) -> bool:
-    """Whether a forward pass draws random numbers: some layer in training mode has a share of dropout above zero.
+def draws_at_random(model: nn.Module) -> bool:
+    """Whether a forward pass in training mode draws random numbers, as dropout, jitter of a router and NEFTune do.
 
-    Layers that are no `nn.Dropout` themselves, as attention is, keep the share under a name with "drop" in it.
+    Such layers, or their configurations, keep the share or strength under a name that says so; where it is zero,
+    nothing is drawn. A configuration may name what its layers do not use: then the answer errs towards True.
 
     Example:
 
         >>> layers = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1))
-        >>> has_dropout(layers), has_dropout(layers.eval())
+        >>> draws_at_random(layers), draws_at_random(layers.eval())
         (True, False)
     """
-    return any(
-        isinstance(value, float)
-        and value > 0
-        and ("drop" in name or isinstance(module, nn.modules.dropout._DropoutNd))
-        for module in model.modules()
-        if module.training
-        for name, value in vars(module).items()
+    training = [module for module in model.modules() if module.training]
+    configs = {id(config): config for module in training if (config := getattr(module, "config", None)) is not None}
+    return any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in training) or any(
+        isinstance(value, (int, float)) and value > 0 and any(word in name for word in _RANDOM)
+        for holder in (*training, *configs.values())
+        for name, value in vars(holder).items()
     )
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from hf_mmembed import convert
+from hf_mmembed.model.checkpoint_mmembed import require_safetensors
 
 
 @pytest.fixture
@@ -44,7 +45,16 @@ def test_a_missing_shard_is_an_error_that_names_it(sharded, tmp_path):
     assert not (tmp_path / "converted").exists()
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 3}'])
+def test_an_index_that_nobody_reads_need_not_be_complete(sharded, tmp_path):
+    AutoModel.from_pretrained(sharded).save_pretrained(tmp_path / "half", variant="fp16", max_shard_size="100KB")
+    shutil.copy(sharded / "model.safetensors.index.json", tmp_path / "half")
+    AutoModel.from_pretrained(tmp_path / "half", variant="fp16")
+    require_safetensors(tmp_path / "half", variant="fp16")
+    (tmp_path / "half/adapter_config.json").write_text("{}")
+    require_safetensors(tmp_path / "half")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}'])
 def test_a_broken_index_of_shards_is_an_error_that_names_it(sharded, content):
     (sharded / "model.safetensors.index.json").write_text(content)
     with pytest.raises(

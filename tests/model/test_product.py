@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from hf_mmembed.model import product_mmembed as products
 from hf_mmembed.model.product_mmembed import QuickLinear, onednn_is_faster, product, quicken_products
@@ -126,12 +127,51 @@ def test_the_product_may_be_modified_in_place(rows):
     assert torch.allclose(gradient(product), gradient(torch.nn.functional.linear), atol=1e-4)
 
 
-@pytest.mark.parametrize(("frozen", "kept"), [("weight", (32, 24)), ("states", (64, 24))])
+@torch.no_grad()
+def test_a_bias_may_have_any_layout():
+    states, weight = torch.randn(40, 24), torch.randn(32, 24)
+    for bias in (torch.randn(64)[::2], torch.randn(1).expand(32), torch.randn(1), torch.randn(40, 32)):
+        assert torch.allclose(product(states, weight, bias), states @ weight.t() + bias, atol=1e-4)
+
+
+def test_sizes_that_do_not_fit_are_an_error():
+    for states in (torch.randn(4, 8, 6), torch.randn(640)):
+        with pytest.raises(RuntimeError, match="cannot be multiplied|size mismatch"):
+            product(states, torch.randn(4, 4))
+
+
+@pytest.mark.parametrize("sizes", [((64, 0), (48, 0)), ((64, 32), (0, 32)), ((0, 32), (48, 32))])
+def test_nothing_times_something(sizes):
+    states, weight = (torch.randn(size, requires_grad=True) for size in sizes)
+    made = product(states, weight)
+    made.sum().backward()
+    assert made.shape == (sizes[0][0], sizes[1][0]) and weight.grad.shape == weight.shape
+
+
+def test_what_linear_lets_be_modified_in_place_may_be():
+    states, weight = torch.randn(2, 33, 24, requires_grad=True), torch.randn(32, 24, requires_grad=True)
+    made = checkpoint(lambda part: product(part, weight), states, use_reentrant=True)
+    made.mul_(2).sum().backward()
+    assert torch.allclose(weight.grad, 2 * states.sum((0, 1)).expand(32, 24), atol=1e-4)
+    with torch.no_grad():
+        made = product(states, weight)
+    made.mul_(torch.ones(32, requires_grad=True))
+
+
+def test_tangents_are_torchs():
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(torch.ones(40, 24), torch.ones(40, 24))
+        weight = torch.randn(32, 24)
+        tangent = torch.autograd.forward_ad.unpack_dual(product(dual, weight)).tangent
+    assert torch.allclose(tangent, weight.sum(1).expand(40, 32), atol=1e-4)
+
+
+@pytest.mark.parametrize(("frozen", "kept"), [("weight", (32, 24)), ("states", (65, 24))])
 def test_what_needs_no_gradient_is_not_kept(frozen, kept):
-    parts = {"states": torch.randn(64, 24), "weight": torch.randn(32, 24)}
+    parts = {"states": torch.randn(65, 24), "weight": torch.randn(32, 24)}
     for name, part in parts.items():
         part.requires_grad_(name != frozen)
-    seen = []
+    seen = []  # not the 72 rows that were multiplied
     with torch.autograd.graph.saved_tensors_hooks(lambda part: seen.append(tuple(part.shape)), lambda _: None):
         product(**parts)
     assert seen == [kept]

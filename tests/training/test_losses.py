@@ -167,11 +167,16 @@ def prepared(model, setting, directory):
 SETTINGS = ["plain", "dropout", "checkpointing", "dropout and checkpointing"]
 
 
-@pytest.mark.parametrize("setting", ["plain", "dropout", "attention"])
-def test_the_prefix_is_shared_where_no_masks_are_drawn(fresh, setting, tmp_path):
+@pytest.mark.parametrize("setting", ["plain", "dropout", "attention", "jitter", "noise", "checkpointing"])
+def test_the_prefix_is_shared_where_nothing_is_drawn_or_forgotten(fresh, setting, tmp_path):
     model = prepared(fresh("qwen2_vl", torch.float64), setting, tmp_path)
+    backbone = model.transformers_model.backbone
     if setting == "attention":
-        model.transformers_model.backbone.language_model.layers[0].self_attn.attention_dropout = 0.1
+        backbone.language_model.layers[0].self_attn.attention_dropout = 0.1
+    if setting == "jitter":
+        backbone.config.text_config.router_jitter_noise = 0.1
+    if setting == "noise":  # NEFTune
+        backbone.get_input_embeddings().neftune_noise_alpha = 5.0
     told = []
     model.register_forward_pre_hook(lambda _, inputs: told.append(inputs[0]["share_prefix"]))
     MaskedInfoNCELoss(model, mini_batch_size=2)(*batch_of(make_pairs(4)).values()).backward()

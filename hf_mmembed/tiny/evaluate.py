@@ -59,6 +59,7 @@ _QUESTIONS = 300  # for each topic
 
 def evaluate(generative: Path, *, seeds: Sequence[int] = (0, 1, 2), candidates: int = 1000) -> dict[str, Any]:
     """All tables of a generative checkpoint, as plain data: `zero_shot`, `answers`, and how they were made."""
+    weights = weights_of(generative)
     tables: dict[str, dict[str, list[dict[str, float]]]]
     tables = {readout: {name: [] for name in PROMPTS} for readout in READOUTS}
     rounds = len(seeds) * len(PROMPTS) * len(READOUTS)
@@ -82,7 +83,7 @@ def evaluate(generative: Path, *, seeds: Sequence[int] = (0, 1, 2), candidates: 
         "answers": [vars(accuracy) for accuracy in answers(generative)],
         "seeds": list(seeds),
         "candidates": candidates,
-        "weights": weights_of(generative),
+        "weights": weights,
         "machine": f"{platform.machine()}, {threads} thread{'s' * (threads > 1)}, torch {torch.__version__}",
     }
 

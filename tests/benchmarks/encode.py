@@ -11,7 +11,6 @@ counts; CPU time suffers least from company.
 
 from __future__ import annotations
 
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,7 +21,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-import transformers
 import typer
 from torch.utils.flop_counter import FlopCounterMode, mm_flop, sdpa_flop_count
 
@@ -32,6 +30,7 @@ from hf_mmembed.data.scenes import draw, random_scene
 from hf_mmembed.model.product_mmembed import onednn_is_faster, product
 
 from .contenders import Encode, batched_loop, count_tokens, ours, plain_sentence_transformers, research_loop
+from .heading import print_heading
 from .models import write_random_qwen2_vl
 
 __all__ = ["main", "workloads"]
@@ -189,12 +188,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of the inputs and the random weights.")] = 0,
 ) -> None:
     """Print items/s, tokens/s and the ratios to ours."""
-    torch.set_num_threads(threads)
-    print(
-        f"{platform.processor() or platform.machine()}, {threads} threads, python {platform.python_version()}, "
-        f"torch {torch.__version__}, transformers {transformers.__version__}, float32, seed {seed}"
-    )
-    print("ratios say how many times as long the contender took as ours: above 1, ours is faster")
+    print_heading(threads, seed)
     rate, own = (product_rate(threads, multiply) for multiply in (F.linear, product))
     print(f"matrix products: {rate / 1e9:.0f} GFLOP/s per thread by torch, {own / 1e9:.0f} by ours")
     if model in ("tiny", "both"):

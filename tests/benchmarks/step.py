@@ -8,7 +8,6 @@ are trained. The contenders take turns, and the fastest repetition of each count
 
 from __future__ import annotations
 
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +17,6 @@ from random import Random
 from typing import Annotated, Any, Literal
 
 import torch
-import transformers
 import typer
 from datasets import Dataset
 from PIL import Image
@@ -34,6 +32,7 @@ from hf_mmembed.training.collator import ROW, PairCollator
 from hf_mmembed.training.losses import MaskedInfoNCELoss
 
 from .contenders import plain_model
+from .heading import print_heading
 from .models import write_random_qwen2_vl
 
 __all__ = ["main"]
@@ -153,12 +152,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of the inputs and the random weights.")] = 0,
 ) -> None:
     """Print pairs/s and the ratios to ours."""
-    torch.set_num_threads(threads)
-    print(
-        f"{platform.processor() or platform.machine()}, {threads} threads, python {platform.python_version()}, "
-        f"torch {torch.__version__}, transformers {transformers.__version__}, float32, seed {seed}"
-    )
-    print("ratios say how many times as long the contender took as ours: above 1, ours is faster")
+    print_heading(threads, seed)
     if model in ("tiny", "both"):
         run("mmembed-tiny", tiny.generative_path(), number=64, chunk=16, largest_side=256, repeats=repeats, seed=seed)
     if model in ("60m", "both"):

@@ -9,9 +9,11 @@ from transformers import StopStringCriteria
 
 from hf_mmembed import tiny
 from hf_mmembed.memory import TokenBudget
+from hf_mmembed.model import product_mmembed
 from hf_mmembed.model.rows_mmembed import Row
 from hf_mmembed.thinking.filling import think_about_pairs
-from hf_mmembed.thinking.reasoner import LocalReasoner, PrecomputedReasoner, Settings, fingerprint
+from hf_mmembed.thinking.reasoner import LocalReasoner, PrecomputedReasoner, Settings, fingerprint, open_generative
+from hf_mmembed.thinking.templates import load_templates
 from hf_mmembed.thinking.traces import Trace, TraceStore
 
 
@@ -223,3 +225,9 @@ def test_precomputed(parrot, some_pairs, tmp_path):
             precomputed.think([queries[0], "unknown"], "qa")
     assert PrecomputedReasoner({}).think([], "qa") == []
     assert isinstance(parrot.think(["a"], "qa")[0], Trace)
+
+
+def test_a_reasoner_multiplies_as_an_embedder_does(generative, monkeypatch):
+    monkeypatch.setattr(product_mmembed, "onednn_is_faster", lambda: True)
+    model, _ = open_generative(generative("qwen2_vl"), load_templates())
+    assert any(type(part) is product_mmembed.QuickLinear for part in model.modules())

@@ -71,6 +71,55 @@ print("the same")
 """
 )
 
+# What `AutoModel` offers beside loading and saving.
+EXTRAS = (
+    STRANGER.partition("for first, second in")[0]
+    + """
+path = sys.argv[1]
+plain, processor, vectors = embed(path)
+batch = processor(text=["a dog", "a small cat"], task="query", return_tensors="pt")
+
+def opened(path=path, **options):
+    return AutoModel.from_pretrained(path, trust_remote_code=True, **options)
+
+def same(model):
+    with torch.no_grad():
+        return torch.allclose(model(**batch).embeddings, plain(**batch).embeddings, atol=1e-5)
+
+plain.save_pretrained("sharded", max_shard_size="100KB")
+assert len(list(Path("sharded").glob("*.safetensors"))) > 1 and same(opened("sharded"))
+
+resized = opened()
+resized.resize_token_embeddings(resized.get_input_embeddings().num_embeddings + 64)
+resized.save_pretrained("resized")
+assert same(opened("resized"))
+
+mixed = opened(attn_implementation={"text_config": "eager", "vision_config": "sdpa"})
+assert mixed.config.backbone_config.text_config._attn_implementation == "eager" and same(mixed)
+
+offloaded = opened(device_map={"backbone.visual": "disk", "backbone.language_model": "cpu"}, offload_folder="offload")
+assert offloaded.hf_device_map["backbone.visual"] == "disk" and same(offloaded)
+
+assert opened(dtype="bfloat16").dtype == torch.bfloat16
+
+trained = opened().train()
+trained.gradient_checkpointing_enable()
+trained(**batch).embeddings[:, 0].sum().backward()
+assert trained.get_input_embeddings().weight.grad.abs().max() > 0
+
+import peft
+torch.manual_seed(0)
+adapted = peft.get_peft_model(opened(), peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+adapted.save_pretrained("adapter")
+reloaded = opened()
+reloaded.load_adapter("adapter")
+with torch.no_grad():
+    assert torch.allclose(reloaded(**batch).embeddings, adapted(**batch).embeddings, atol=1e-6)
+assert not same(reloaded)
+print("all work")
+"""
+)
+
 
 @pytest.fixture(scope="module")
 def visited(embedder, fresh_interpreter, tmp_path_factory):
@@ -104,6 +153,12 @@ def test_a_stranger_gets_our_numbers_and_saves_a_whole_checkpoint(visited, embed
 def test_another_stranger_opens_what_the_first_one_saved(visited, fresh_interpreter, tmp_path_factory):
     paths = json.dumps([str(path) for path in visited.values()])
     assert "the same" in fresh_interpreter(NEXT_DAY, paths, cwd=tmp_path_factory.mktemp("next day"))
+
+
+def test_the_extras_of_auto_model_work_for_a_stranger(embedder, fresh_interpreter, tmp_path_factory):
+    pytest.importorskip("peft")
+    folder = tmp_path_factory.mktemp("extras")
+    assert "all work" in fresh_interpreter(EXTRAS, str(embedder("qwen2_vl")), cwd=folder)
 
 
 def test_the_code_that_travels_is_flat_and_imports_little():

@@ -1,4 +1,4 @@
-"""mteb runs an image-text retrieval task of its own kind, on a local dataset, through MMEmbedder."""
+"""mteb runs an image-text retrieval task of its own kind, on a local dataset, through both classes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
+from sentence_transformers import SentenceTransformer
 
 from hf_mmembed import MMEmbedder
 
@@ -52,11 +53,13 @@ def ndcg_at_5(scores: np.ndarray) -> float:
     return float((1 / np.log2(ranks + 2)).mean())
 
 
+@pytest.mark.parametrize("kind", [MMEmbedder, SentenceTransformer])
 @pytest.mark.parametrize("category", ["t2i", "it2i"])
-def test_scores_are_those_of_the_vectors(embedder, category):
+def test_scores_are_those_of_the_vectors(embedder, category, kind):
     from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
 
-    model = MMEmbedder(str(embedder("qwen2_vl")), prompts={"query": "Find the picture."}, device="cpu")
+    path = str(embedder("qwen2_vl"))
+    model = kind(path, prompts={"query": "Find the picture."}, device="cpu", trust_remote_code=True)
     ids = [f"q{n}" for n in range(5)]
     if category == "t2i":
         rows = CAPTIONS

@@ -11,7 +11,18 @@ from random import Random
 from typing import Literal, get_args
 
 from hf_mmembed.data.captions import NUMBERS, RELATION_PHRASES, pick, synonym, with_article
-from hf_mmembed.data.scenes import BACKGROUNDS, COLORS, FILLS, RELATIONS, SHAPES, SIZES, Scene, Shape, relation
+from hf_mmembed.data.scenes import (
+    BACKGROUNDS,
+    COLORS,
+    FILLS,
+    OPPOSITE,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    Scene,
+    Shape,
+    relation,
+)
 
 __all__ = ["ANSWERS", "TOPICS", "Question", "Topic", "ask"]
 
@@ -79,16 +90,24 @@ class Question:
     about: tuple[str, str] | None = None
 
 
-def ask(scene: Scene, rng: Random, topics: tuple[Topic, ...] = TOPICS) -> Question | None:
-    """One question on one of `topics`; None if the scene allows none of them without ambiguity."""
+def ask(scene: Scene, rng: Random, topics: tuple[Topic, ...] = TOPICS, *, mirrored: float = 0.0) -> Question | None:
+    """One question on one of `topics`; None if the scene allows none of them without ambiguity.
+
+    Args:
+        scene: What is asked about.
+        rng: Decides topic, shape and words.
+        topics: What may be asked for.
+        mirrored: Share of the false relations that are sure to be the opposite of the true one; the others are any
+            but the true one, of which the axis alone (left or right, but not which) gives two in three away.
+    """
     for topic in rng.sample(topics, len(topics)):
-        question = _ask(scene, rng, topic)
+        question = _ask(scene, rng, topic, mirrored)
         if question is not None:
             return question
     return None
 
 
-def _ask(scene: Scene, rng: Random, topic: Topic) -> Question | None:
+def _ask(scene: Scene, rng: Random, topic: Topic, mirrored: float) -> Question | None:
     wording = pick(rng, _WORDINGS[topic])
     shape = pick(rng, scene.distinct)
     if topic == "background":
@@ -99,7 +118,7 @@ def _ask(scene: Scene, rng: Random, topic: Topic) -> Question | None:
     if topic == "exists":
         return _exists(scene, shape, wording, rng)
     if topic in ("relation", "side", "related_shape", "related_color"):
-        return _related(scene, shape, topic, wording, rng)
+        return _related(scene, shape, topic, wording, rng, mirrored)
     name = _name(scene, shape, rng, without=topic)
     if name is None:
         return None
@@ -141,7 +160,7 @@ def _exists(scene: Scene, shape: Shape, wording: str, rng: Random) -> Question:
     return Question("exists", wording.format(name), answer, f"there is {seen}, {answer}", (form, color))
 
 
-def _related(scene: Scene, shape: Shape, topic: Topic, wording: str, rng: Random) -> Question | None:
+def _related(scene: Scene, shape: Shape, topic: Topic, wording: str, rng: Random, mirrored: float) -> Question | None:
     """Questions on how the two shapes of a pair stand to each other."""
     if scene.kind != "two":
         return None
@@ -150,7 +169,7 @@ def _related(scene: Scene, shape: Shape, topic: Topic, wording: str, rng: Random
     if named is None:
         return None
     if topic in ("relation", "side"):
-        said = named if topic == "side" or rng.random() < 0.5 else pick(rng, [r for r in RELATIONS if r != named])
+        said = named if topic == "side" or rng.random() < 0.5 else _other_than(named, rng, mirrored)
         first, second = (f"{synonym(s.color, rng)} {synonym(s.shape, rng)}" for s in (shape, other))
         phrase = pick(rng, RELATION_PHRASES[said])
         seen = f"the {first} is {phrase if said == named else RELATION_PHRASES[named][0]} the {second}"
@@ -165,3 +184,10 @@ def _related(scene: Scene, shape: Shape, topic: Topic, wording: str, rng: Random
     answer = shape.shape if topic == "related_shape" else shape.color
     sentence = f"{phrase} the {reference} is {with_article(f'{shape.color} {shape.shape}')}"
     return Question(topic, wording.format(phrase, reference), answer, sentence)
+
+
+def _other_than(named: str, rng: Random, mirrored: float) -> str:
+    """A relation that does not hold where `named` does."""
+    if mirrored and rng.random() < mirrored:
+        return OPPOSITE[named]
+    return pick(rng, [other for other in RELATIONS if other != named])

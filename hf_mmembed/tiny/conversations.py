@@ -32,6 +32,10 @@ Lesson = Literal["naming", "binding", "mix", "relations", "review"]
 """What a stage of the curriculum talks about: single shapes, whose attribute is whose, everything, how two shapes stand
 to each other, or everything with that."""
 
+MIRRORED = 0.5
+"""Share of false relations asked about that are the opposite of the true one. When any false one was as likely, the
+axis gave five in six answers, and a whole *review* passed without the model looking any closer."""
+
 _TEXT_TOPICS: tuple[Topic, ...] = ("color", "shape")
 _WHOSE_TOPICS: tuple[Topic, ...] = ("color", "color", "shape")
 _NAMING_TOPICS: tuple[Topic, ...] = ("color", "shape", "size", "fill", "background")
@@ -304,7 +308,9 @@ def _ask(
 
 def _ask_once(scene: Scene, rng: Random, topics: tuple[Topic, ...]) -> Question | None:
     """A question, but none on whether a combination is there that no training shall hear of."""
-    while (question := ask(scene, rng, topics)) is not None and question.about in NOVEL_COMBINATIONS:
+    while (
+        question := ask(scene, rng, topics, mirrored=MIRRORED)
+    ) is not None and question.about in NOVEL_COMBINATIONS:
         pass
     return question
 

@@ -69,7 +69,7 @@ _STEPS: dict[Stage, int] = {
     "binding": 600,
     "mix": 3000,
     "relations": 600,
-    "review": 800,
+    "review": 1200,
 }
 _BLOCK = 20  # steps between two looks at the vision accuracy
 _AHEAD = 4  # batches made ahead of the step that needs them

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hf_mmembed.data.captions import NUMBERS, RELATION_PHRASES, SYNONYMS
 from hf_mmembed.data.questions import ANSWERS, TOPICS, ask
-from hf_mmembed.data.scenes import random_scene, relation
+from hf_mmembed.data.scenes import OPPOSITE, random_scene, relation
 
 BASE = {form: concept for concept, words in SYNONYMS.items() for form in words}
 
@@ -76,6 +76,20 @@ def test_relation_questions_agree_with_the_layout(seed: int) -> None:
     if len(named_shapes(scene, first)) == 1:
         assert question.answer == ("yes" if relation(subject, other) == said_in(question.text) else "no")
         assert relation(subject, other) == said_in(question.sentence)
+
+
+@pytest.mark.parametrize("mirrored", [0.0, 0.5, 1.0])
+def test_of_the_false_relations_as_many_are_mirrored_as_is_asked_for(mirrored: float) -> None:
+    rng = Random(0)
+    found = []
+    while len(found) < 600:
+        question = ask(random_scene(rng, None, {"two": 1}), rng, ("relation",), mirrored=mirrored)
+        if question is not None:
+            found.append((question.answer, said_in(question.text), said_in(question.sentence)))
+    false = [(said, seen) for answer, said, seen in found if answer == "no"]
+    assert 0.45 < len(false) / len(found) < 0.55 and all(said != seen for said, seen in false)
+    share = sum(said == OPPOSITE[seen] for said, seen in false) / len(false)
+    assert share == pytest.approx(mirrored + (1 - mirrored) / 3, abs=0.06)
 
 
 def said_in(text: str) -> str:

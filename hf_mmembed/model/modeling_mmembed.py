@@ -47,11 +47,17 @@ class MMEmbedOutput(ModelOutput):
         pooler_output (`torch.FloatTensor` of shape `(batch, dim)`): The same tensor, under sentence-transformers' name.
         last_hidden_state (`torch.FloatTensor` of shape `(batch, seq_len, hidden)`): After the final norm; None with
             `whole_states=False`.
+        hidden_states (`tuple[torch.FloatTensor]`): Before and after each block, `(batch, seq_len, hidden)` each, as the
+            backbone returns them; with `output_hidden_states=True`.
+        attentions (`tuple[torch.FloatTensor]`): Of each block, as the backbone returns them; with
+            `output_attentions=True`, where `attn_implementation="eager"` computes them.
     """
 
     embeddings: torch.Tensor | None = None
     pooler_output: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 def pool(hidden: torch.Tensor, attention_mask: torch.Tensor | None, pooling: str) -> torch.Tensor:
@@ -173,8 +179,11 @@ class MMEmbedModel(EmbeddingModel):
         share_prefix: bool | None = None,
         prefix_memory: PrefixMemory | None = None,
         whole_states: bool = True,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> MMEmbedOutput:
+    ) -> MMEmbedOutput | tuple[Any, ...]:
         """Embed a batch.
 
         Args:
@@ -189,26 +198,32 @@ class MMEmbedModel(EmbeddingModel):
                 computed once for all.
             whole_states (`bool`, defaults to `True`): Return `last_hidden_state`. Without it, the last block computes
                 what the embeddings need and no more.
+            output_hidden_states (`bool`, *optional*): Return the states of all blocks too. Defaults to the config's.
+            output_attentions (`bool`, *optional*): Return the attention of all blocks too. Defaults to the config's.
+            return_dict (`bool`, *optional*): False returns a tuple of what is not None. Defaults to the config's.
             **kwargs: The rest of what the processor returned (`pixel_values`, ...), for the backbone.
 
         Returns:
-            [`MMEmbedOutput`].
+            [`MMEmbedOutput`], or a tuple of its values.
         """
         if num_images_per_sample is not None:
             kwargs = self._images_of_rows(input_ids, num_images_per_sample, kwargs)
         if self.config.backbone_config.model_type in TILED_WITHOUT_GRID:
             kwargs.pop("image_grid_thw", None)
         kwargs.setdefault("use_cache", False)
-        kwargs["return_dict"] = True
+        layers = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        layers = {name: getattr(self.config, name) if asked is None else asked for name, asked in layers.items()}
+        kwargs |= {"return_dict": True, **{name: True for name, asked in layers.items() if asked}}
         # Checkpointing reruns blocks outside this call, `torch.compile` does not trace context variables, and PEFT's
         # per-row arguments do not fit packed rows.
         plain = (
-            torch.compiler.is_compiling()
+            any(layers.values())
+            or torch.compiler.is_compiling()
             or (torch.is_grad_enabled() and self.backbone.is_activation_checkpointing)
             or told_about_rows(self)
         )
         whole = whole_states or self.config.pooling != "last" or plain
-        shared, mask = None, attention_mask
+        shared, mask, of_layers = None, attention_mask, {}
         if share_prefix is None:
             share_prefix = not torch.is_grad_enabled()
         if share_prefix and input_ids is not None and not plain:
@@ -219,12 +234,18 @@ class MMEmbedModel(EmbeddingModel):
             states, mask = shared
         else:
             with nullcontext() if whole else only_pooled(mask):
-                states = self.backbone(input_ids=input_ids, attention_mask=mask, **kwargs).last_hidden_state
+                output = self.backbone(input_ids=input_ids, attention_mask=mask, **kwargs)
+            states = output.last_hidden_state
+            of_layers = {name: output.get(name) for name in ("hidden_states", "attentions")}
         pooled = pool(states, mask, self.config.pooling)[:, : self.config.embedding_dim]
         embeddings = F.normalize(pooled.float(), dim=-1)
-        return MMEmbedOutput(
-            embeddings=embeddings, pooler_output=embeddings, last_hidden_state=states if whole_states else None
+        made = MMEmbedOutput(
+            embeddings=embeddings,
+            pooler_output=embeddings,
+            last_hidden_state=states if whole_states else None,
+            **of_layers,
         )
+        return made if (self.config.return_dict if return_dict is None else return_dict) else made.to_tuple()
 
     def _images_of_rows(
         self, input_ids: torch.Tensor | None, counts: torch.Tensor, inputs: dict[str, Any]

@@ -19,7 +19,9 @@ def push(
     revision: Annotated[str | None, typer.Option(help="Branch to push to. Default: main.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     message: Annotated[str, typer.Option(help="Of the commit.")] = "Upload with hf-mmembed",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be sent, and send nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what would be sent and deleted, and do neither.")
+    ] = False,
     config: ConfigOption = None,
 ) -> None:
     """Publish a checkpoint: weights, code of one version, card and golden vectors, in one commit.
@@ -28,13 +30,20 @@ def push(
 
     Example: hf-mmembed push my-embedder my-name/my-embedder --private --dry-run
     """
-    from hf_mmembed.hub import prepare
+    from hf_mmembed.hub import PushError, prepare, replaced_files
     from hf_mmembed.hub import push as push_checkpoint
 
     if dry_run:
         files = prepare(directory, repo_id=repo)
         for file in files:
             typer.echo(f"{file.size:>13,}  {file.sha256}  {file.path}")
+        try:
+            deleted = replaced_files(files, repo, revision=revision)
+        except PushError as error:
+            typer.echo(f"what it would delete there is not known: {error}", err=True)
+        else:
+            for path in deleted:
+                typer.echo(f"{'delete':>13}  {path}")
         typer.echo(f"{sum(file.size for file in files):>13,}  bytes in {len(files)} files; nothing was sent")
         return
     commit = push_checkpoint(directory, repo, private=private, revision=revision, create_pr=create_pr, message=message)

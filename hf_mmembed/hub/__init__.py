@@ -9,7 +9,7 @@ from __future__ import annotations
 from .card import card_of, render_card
 from .export import export_native
 from .files import PublishError, RepoFile, check, collect
-from .push import PushError, prepare, push, write_golden
+from .push import PushError, prepare, push, replaced_files, write_golden
 from .verify import Verification, verify
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "prepare",
     "push",
     "render_card",
+    "replaced_files",
     "verify",
     "write_golden",
 ]

@@ -19,18 +19,27 @@ import yaml
 from huggingface_hub import ModelCard
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from hf_mmembed.model.convert import MARKER
 from hf_mmembed.shipped import SHIPPED
 
 from .golden import FOLDER
 
-__all__ = ["METADATA", "card_of", "metadata_errors", "render_card", "template_folder"]
+__all__ = ["METADATA", "RECORD", "card_of", "facts_of", "metadata_errors", "render_card", "template_folder"]
 
 logger = logging.getLogger(__name__)
 
 _SHIPPED_FOLDER = "generative"  # of a local base, `convert` records this much
-_WRITTEN_BY_US = "<!-- hf-mmembed: rendered"
-_WRITTEN_BY_CONVERT = "It was converted by hf-mmembed and not trained for embedding."
-_WRITTEN_BY_LIBRARIES = ("tags:\n- generated_from_trainer", "[More Information Needed]", "This is a [sentence-")
+_WITH_OUR_CODE = ("mmembed", "mmembed_unified")
+# How lines begin that only a tool writes, and that nobody leaves in a card of his own.
+_WRITTEN_BY_TOOLS = (
+    MARKER.partition(" from ")[0],
+    "<!-- This model card has been generated automatically according to",  # transformers' Trainer
+    "# Model Card for Model ID",  # huggingface_hub, for PEFT and transformers
+    "*List how the model may foreseeably be misused and address",  # sentence-transformers
+)
+
+# What training leaves beside the weights for the card.
+RECORD = ("training.json", "mining.json", "recipe.yaml")
 
 # What a card's metadata must hold, as the Hub's validator wants it: field -> (types, allowed values or None).
 METADATA: dict[str, tuple[tuple[type, ...], tuple[str, ...] | None]] = {
@@ -103,12 +112,15 @@ def metadata_errors(card: str) -> list[str]:
     return errors
 
 
-def card_of(directory: str | Path, *, repo_id: str) -> str:
+def card_of(directory: str | Path, *, repo_id: str, inherited: Mapping[str, str] | None = None) -> str:
     """The card of a checkpoint directory: the README.md that somebody wrote, or one rendered from its files.
+
+    One that a tool wrote is not kept, which a warning says where it holds anything else than the card.
 
     Args:
         directory: A converted or fine-tuned checkpoint, a native export, or a PEFT adapter.
         repo_id: Named in the snippets.
+        inherited: Fields of the licence, where no card of the directory or of its base names one.
 
     Raises:
         ValueError: A README.md that somebody wrote has metadata that the Hub does not take.
@@ -116,27 +128,36 @@ def card_of(directory: str | Path, *, repo_id: str) -> str:
     directory = Path(directory)
     readme = directory / "README.md"
     # An empty one is what the shell leaves of a file that it redirects into.
-    if (text := _text(readme)) and not _is_generated(text):
+    text = _text(readme)
+    mark = _mark_of_a_tool(text or "")
+    if text and mark is None:
         if errors := metadata_errors(text):
             raise ValueError(f"{readme.name} has wrong metadata: {'; '.join(errors)}")
         return readme.read_text(encoding="utf-8")
-    facts = facts_of(directory, repo_id)
+    facts = facts_of(directory, repo_id, inherited)
     if facts["is_local"] and not facts["license"]:
         logger.warning(
             "the base of %s is known by the name of a local directory alone, %r: if it is on the Hub, set base_model in the "
             "embedder's config.json to its id, so that the card says whose licence holds.",
             directory, facts["base"],
         )  # fmt: skip
-    return render_card("embedder.md.jinja", facts)
+    card = render_card("embedder.md.jinja", facts)
+    if text and text != card.strip():
+        logger.warning(
+            "the README.md of %s was written by a tool, so a card made of the other files takes its place, without anything "
+            "that was added by hand. To keep the README.md, delete its line %r.",
+            directory, mark,
+        )  # fmt: skip
+    return card
 
 
-def facts_of(directory: Path, repo_id: str) -> dict[str, Any]:
-    """What the files of a checkpoint say about it: the variables of `embedder.md.jinja`."""
+def facts_of(directory: Path, repo_id: str, inherited: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What the files of a checkpoint say about it: the variables of `embedder.md.jinja`; arguments as in `card_of`."""
     adapter, training = _json(directory / "adapter_config.json"), _json(directory / "training.json")
     config, prompt = _json(directory / "config.json"), _prompt(directory)
     base: str | None = adapter.get("base_model_name_or_path") or config.get("base_model")
     base_revision = adapter.get("revision") or config.get("base_revision")
-    license_fields = _license_of(directory, base)
+    license_fields = _license_of(directory, base) or dict(inherited or {})
     is_shipped = base is not None and SHIPPED in Path(base).parts  # the folder of its embedder is called so
     under_adapter = base
     if adapter and base is not None and (folder := Path(base)).is_dir():
@@ -149,7 +170,7 @@ def facts_of(directory: Path, repo_id: str) -> dict[str, Any]:
         base, license_fields = SHIPPED, license_fields or {"license": "apache-2.0"}
     backbone = config.get("backbone_config", config)
     family = backbone.get("model_type")
-    kind = "adapter" if adapter else "embedder" if config.get("model_type") == "mmembed" else "native"
+    kind = "adapter" if adapter else "embedder" if config.get("model_type") in _WITH_OUR_CODE else "native"
     # A repository of the Hub has an owner; of a local base only the name is known.
     is_public = base is not None and base.count("/") == 1 and not Path(base).exists()
     metadata = {
@@ -183,14 +204,13 @@ def facts_of(directory: Path, repo_id: str) -> dict[str, Any]:
         "mining": _json(directory / "mining.json"),
         "training": training,
         "scores": _scores(directory / ".eval_results"),
-        "marker": f"{_WRITTEN_BY_US} from the files of this directory, again at each push; delete this line to keep "
-        "what you change -->",
+        "marker": MARKER,
     }
 
 
-def _is_generated(card: str) -> bool:
-    marks = (_WRITTEN_BY_US, _WRITTEN_BY_CONVERT, *_WRITTEN_BY_LIBRARIES)
-    return any(mark in card for mark in marks)
+def _mark_of_a_tool(card: str) -> str | None:
+    """The line by which a card is known to be as a tool wrote it; None for one that somebody wrote."""
+    return next((line for line in card.splitlines() if line.startswith(_WRITTEN_BY_TOOLS)), None)
 
 
 def _is_made_of_shipped(config: Mapping[str, Any]) -> bool:
@@ -199,7 +219,7 @@ def _is_made_of_shipped(config: Mapping[str, Any]) -> bool:
         return False
     # By its place, as `hf_mmembed.tiny` stands above this.
     shipped = _json(Path(__file__).parents[1] / "tiny" / _SHIPPED_FOLDER / "config.json")
-    found = config.get("backbone_config", {})
+    found = config.get("backbone_config", config)
     sizes = [("text_config", "vocab_size"), ("text_config", "hidden_size"), ("vision_config", "embed_dim")]
     return all(found.get(part, {}).get(size) == shipped[part][size] for part, size in sizes)
 

@@ -11,20 +11,25 @@ What stays behind is what only our processor does: long inputs are cut by the en
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
+from hf_mmembed.adapters import base_of_adapter
 from hf_mmembed.identity import local_checkpoint
 from hf_mmembed.model.modeling_mmembed import MMEmbedModel
 from hf_mmembed.model.processing_mmembed import TASK_DECLARATION, MMEmbedProcessor
+from hf_mmembed.model.registration import UnifiedModel
 from hf_mmembed.sentence_transformer import MMEmbedder
 from hf_mmembed.staging import require_empty, staged
 
-from .card import card_of
+from .card import RECORD, card_of, facts_of
 from .golden import golden_files
 
 __all__ = ["export_native", "native_chat_template"]
@@ -32,6 +37,9 @@ __all__ = ["export_native", "native_chat_template"]
 _PRELUDE = """\
 {%- set row = namespace(images=0, instruction=[], text=[]) -%}
 {%- for message in messages -%}
+{%- if message.role not in ["system", "user"] -%}
+{{- raise_exception("this embedder reads system and user messages, not one of role '" ~ message.role ~ "'; leave it out") -}}
+{%- endif -%}
 {%- for block in ([{"type": "text", "text": message.content}] if message.content is string else message.content) -%}
 {%- if block.type != "text" -%}{%- set row.images = row.images + 1 -%}
 {%- elif message.role == "system" -%}{%- set row.instruction = row.instruction + [block.text] -%}
@@ -80,13 +88,21 @@ def export_native(model: str | Path, out: str | Path, *, revision: str | None = 
     Raises:
         FileExistsError: `out` holds something already.
         ValueError: `model` is no embedder of this package, or reads out in a way that stock code cannot
-            (`readout="pre_mlp"`, a truncated `embedding_dim`); or another process is writing to `out`.
+            (`readout="pre_mlp"`, a truncated `embedding_dim`, the head of a unified model); or another process is writing
+            to `out`.
     """
     out = Path(out)
     require_empty(out)
-    directory, _ = local_checkpoint(model, revision)
+    directory, commit = local_checkpoint(model, revision)
+    if commit is not None:
+        snapshot_download(str(model), revision=commit, allow_patterns=["README.md", *RECORD])
     embedder = MMEmbedder(directory, device="cpu")
     inner, processor = embedder[0].model, embedder.processor
+    if isinstance(inner, UnifiedModel):
+        raise ValueError(
+            f"{model} is a unified model: it embeds with a head of its own, {inner.config.head!r}, which no stock architecture "
+            "has. Serve it with its remote code, or export an embedder made by `hf-mmembed convert` or trained from one."
+        )
     if not isinstance(inner, MMEmbedModel) or not isinstance(processor, MMEmbedProcessor):
         raise ValueError(f"{model} is no embedder with our code, so it is native already or was never converted.")
     for field, usual in (("readout", "final"), ("embedding_dim", None)):
@@ -96,6 +112,7 @@ def export_native(model: str | Path, out: str | Path, *, revision: str | None = 
                 f"converted with {field}={usual!r}, or serve this one with its remote code."
             )
     golden = golden_files(embedder)
+    inner = _merged(inner, directory)
     with staged(out) as written:
         _save_stock_model(inner, written)
         family = processor.backbone_processor
@@ -106,15 +123,25 @@ def export_native(model: str | Path, out: str | Path, *, revision: str | None = 
         for file in golden:
             (written / file.path).parent.mkdir(exist_ok=True)
             (written / file.path).write_bytes(file.read())
-        (written / "README.md").write_text(card_of(written, repo_id=out.name), encoding="utf-8")
+        for name in RECORD:
+            if (directory / name).is_file():
+                shutil.copy(directory / name, written / name)
+        facts = facts_of(directory, out.name)
+        if (adapter := facts["adapter"]) and not facts["training"]:
+            # It was trained, if nothing else is known of it.
+            known = {"adapter": f"{adapter['peft_type']}, merged into the weights"}
+            (written / "training.json").write_text(json.dumps(known) + "\n", encoding="utf-8")
+        card = card_of(written, repo_id=out.name, inherited=facts["license"])
+        (written / "README.md").write_text(card, encoding="utf-8")
     return out
 
 
 def native_chat_template(processor: MMEmbedProcessor) -> str:
-    """A chat template that renders any conversation to the string that `processor` renders it to.
+    """A chat template that renders a conversation of system and user messages to the string that `processor` renders.
 
     It begins with a prelude that gathers images, instruction and text, makes control tokens in them plain words, and
-    writes the prompt around them; the backbone's own template follows, untouched.
+    writes the prompt around them; the backbone's own template follows, untouched. A message of another role is an error,
+    a trace too: what is written ends where the assistant's turn begins.
 
     Args:
         processor: Of an embedder.
@@ -148,18 +175,42 @@ def native_chat_template(processor: MMEmbedProcessor) -> str:
     return values + _PRELUDE + _TURNS + processor.chat_template.removeprefix(TASK_DECLARATION)
 
 
+def _merged(model: MMEmbedModel, directory: Path) -> MMEmbedModel:
+    """The model without an adapter: if `directory` holds one, it is in the weights."""
+    found = base_of_adapter(str(directory))
+    if found is None:
+        return model
+    from peft import PeftModel  # of an extra; with an adapter it is there
+
+    name, revision = found
+    base: Any = MMEmbedder(name, revision=revision, device="cpu")
+    merged: MMEmbedModel = PeftModel.from_pretrained(base[0].model, directory).merge_and_unload()
+    return merged
+
+
 def _save_stock_model(model: MMEmbedModel, directory: Path) -> None:
-    """Save the backbone under the architecture and the weight names of the generative model it came from."""
+    """Save the backbone under the architecture and the weight names of the generative model it came from.
+
+    Raises:
+        ValueError: There are weights of an adapter beside those of the model.
+    """
     config = model.backbone.config
     generative = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     with torch.device("meta"):
         stock = generative(config)
     # There is no language-model head: an embedder has none, and what opens the directory as one does not miss it.
     weights = {f"model.{name}": tensor for name, tensor in model.backbone.state_dict().items()}
+    if adapters := [name for name in weights if "lora_" in name or ".base_layer." in name]:
+        raise ValueError(
+            f"{len(adapters)} weights are of an adapter that is not merged, the first is {adapters[0]!r}; merge it with "
+            "PEFT's merge_and_unload, save the result and export that."
+        )
     stock.to(dtype=model.dtype).save_pretrained(directory, state_dict=weights)
     path = directory / "config.json"
     stored = json.loads(path.read_text(encoding="utf-8"))
     stored["architectures"] = [generative.__name__]
+    # Not read by the architecture; the card names them, again at each push.
+    stored |= {name: value for name in ("base_model", "base_revision") if (value := getattr(model.config, name))}
     path.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
 
 

@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import httpx2
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from hf_mmembed.files import write_atomically
 from hf_mmembed.sentence_transformer import MMEmbedder
@@ -24,12 +30,21 @@ from .card import card_of
 from .files import PublishError, RepoFile, check, collect
 from .golden import FOLDER, golden_files
 
-__all__ = ["PushError", "prepare", "push", "write_golden"]
+__all__ = ["PushError", "prepare", "push", "replaced_files", "write_golden"]
 
 logger = logging.getLogger(__name__)
 
 # Of an earlier version in the same repository: they would be read together with the new files, or in their place.
-_REPLACED = ("*.safetensors", "*.safetensors.index.json", "*_mmembed.py", "pytorch_model*.bin", f"{FOLDER}/*")
+_REPLACED = (
+    "*.safetensors", "*.safetensors.index.json", "*_mmembed.py", "pytorch_model*.bin", f"{FOLDER}/*",
+    # An adapter and a whole model in one place open as neither; a processor left over changes the prompt.
+    "config.json", "adapter_config.json", "*processor_config.json", "chat_template.jinja", "tokenizer.json",
+    "tokenizer_config.json", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json",
+    # Folders of modules, as sentence-transformers names them.
+    "[0-9]_[A-Z]*/config.json", "[0-9]_[A-Z]*/*.safetensors", "[0-9]_[A-Z]*/pytorch_model*.bin",
+    # What was done with the model that was there, and how well it did.
+    "training.json", "mining.json", "recipe.yaml", ".eval_results/*",
+)  # fmt: skip
 
 _ADVICE = {
     401: "The Hub does not accept your token, or there is none: run `hf auth login` with a token that may write.",
@@ -119,6 +134,8 @@ def push(
 ) -> CommitInfo:
     """Publish a checkpoint directory.
 
+    Files of a model that was in the repository before go in the same commit; `replaced_files` lists them.
+
     Args:
         directory: A converted or fine-tuned checkpoint, a native export, or a PEFT adapter.
         repo_id: `ORG/NAME`; made if it does not exist.
@@ -157,13 +174,43 @@ def push(
     return commit
 
 
+def replaced_files(
+    files: Iterable[RepoFile], repo_id: str, *, revision: str | None = None, token: str | None = None
+) -> list[str]:
+    """What `push` would delete, in the same commit: files of an earlier model that the new ones do not overwrite.
+
+    Args:
+        files: What `prepare` returned.
+        repo_id: `ORG/NAME`; one that does not exist yet has nothing to delete.
+        revision: Branch to push to; one that does not exist yet has the files of main.
+        token: Access token. Defaults to the one of `hf auth login`.
+
+    Returns:
+        Paths in the repository.
+
+    Raises:
+        PushError: The Hub was not asked, or does not say.
+    """
+    api, kept = HfApi(token=token, library_name="hf-mmembed"), {file.path for file in files}
+    with _explained(repo_id):
+        try:
+            return _stale(api, repo_id, revision, kept)
+        except RevisionNotFoundError:
+            return _stale(api, repo_id, None, kept)
+
+
 def _stale(api: HfApi, repo_id: str, revision: str | None, kept: set[str]) -> list[str]:
-    """Weights, code and golden vectors that the new files do not replace by name."""
+    """Files of an earlier model that the new files do not replace by name."""
     try:
         present = api.list_repo_files(repo_id, revision=revision)
     except (RepositoryNotFoundError, EntryNotFoundError):  # an empty repository has no tree yet
         return []
-    return [path for path in present if path not in kept and any(Path(path).match(p) for p in _REPLACED)]
+    return [path for path in present if path not in kept and _is_of_a_model(path)]
+
+
+def _is_of_a_model(path: str) -> bool:
+    # Patterns are matched from the right: those of other folders, such as `int8/model.safetensors`, are not ours.
+    return any(path.count("/") == p.count("/") and PurePosixPath(path).match(p) for p in _REPLACED)
 
 
 @contextmanager

@@ -200,12 +200,31 @@ class EmbeddingModel(PreTrainedModel):
         Without them sentence-transformers would open the directory with mean pooling and no normalisation.
         """
         super().save_pretrained(save_directory, *args, **kwargs)
-        for name, content in SENTENCE_TRANSFORMERS_FILES.items():
-            path = Path(save_directory, name)
-            if not path.exists() and kwargs.get("is_main_process", True):
-                temporary = path.with_name(path.name + ".tmp")
-                temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-                os.replace(temporary, path)
+        if kwargs.get("is_main_process", True):
+            _write_where_absent(Path(save_directory))
+
+    def _upload_modified_files(
+        self,
+        working_dir: str | os.PathLike,
+        repo_id: str,
+        files_timestamps: dict[str, float],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        # With `push_to_hub=True`, transformers uploads before its `save_pretrained` returns, and of what was there
+        # before only what it wrote again.
+        _write_where_absent(Path(working_dir))
+        times = {name: time for name, time in files_timestamps.items() if name not in SENTENCE_TRANSFORMERS_FILES}
+        return super()._upload_modified_files(working_dir, repo_id, times, *args, **kwargs)
+
+
+def _write_where_absent(folder: Path) -> None:
+    for name, content in SENTENCE_TRANSFORMERS_FILES.items():
+        path = folder / name
+        if not path.exists():
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            os.replace(temporary, path)
 
 
 def _revision_of_base(base: Any, kwargs: dict[str, Any]) -> str | None:

@@ -35,11 +35,19 @@ __all__ = ["convert"]
 
 logger = logging.getLogger(__name__)
 
+# A card with this line is made anew by whoever publishes the directory.
+MARKER = (
+    "<!-- hf-mmembed: rendered from the files of this directory, again at each push; delete this line to keep what you "
+    "change -->"
+)
+
 README = """---
 {base_model}library_name: sentence-transformers
 pipeline_tag: feature-extraction
 tags: [mmembed, sentence-transformers, transformers, {family}]
 ---
+
+{marker}
 
 # {name}
 
@@ -153,6 +161,7 @@ def _readme(name: str, config: MMEmbedConfig, prompt: HierarchicalPrompt, commit
     return README.format(
         base_model=f"base_model: {config.base_model}\n" if commit else "",
         family=config.backbone_config.model_type,
+        marker=MARKER,
         name=name,
         origin=config.base_model,
         dimension=config.projection_dim,

@@ -137,13 +137,20 @@ class MMEmbedModel(EmbeddingModel):
             # The block adds its MLP's output to the state: adding zero leaves the state before the MLP, which the
             # final norm then takes as usual.
             block.mlp.forward = torch.zeros_like
-        elif self.config.pooling == "last":
+            return
+        for module in self.backbone.modules():
+            if vars(module).get("forward") is torch.zeros_like:  # the same backbone was read out as 'pre_mlp' before
+                del module.forward
+        if self.config.pooling == "last":
             blocks_for_pooled(self.backbone)
             blocks_without_padding(self.backbone)
 
     @classmethod
     def from_backbone(cls, backbone: PreTrainedModel, **config_fields: Any) -> MMEmbedModel:
         """Wrap an inner model that is already in memory, without copying a weight.
+
+        The modules of `backbone` are changed in place to compute what is read out, so it serves one `readout` at a time:
+        that of the last model made of it.
 
         Args:
             backbone (`PreTrainedModel`): What `AutoModel.from_pretrained` returns for a generative checkpoint.

@@ -25,7 +25,9 @@ def checkpoint(embedder, tmp_path):
 
 def test_dry_run_lists_every_file_with_size_and_hash(checkpoint, capsys):
     assert run("push", checkpoint, "org/model", "--dry-run") == 0
-    lines = capsys.readouterr().out.splitlines()
+    shown = capsys.readouterr()
+    assert "what it would delete there is not known: " in shown.err  # offline
+    lines = shown.out.splitlines()
     assert re.fullmatch(r" +[\d,]+  bytes in \d+ files; nothing was sent", lines[-1])
     listed = {line.split()[2]: line.split() for line in lines[:-1]}
     assert {"model.safetensors", "golden/inputs.json", "README.md", "modeling_mmembed.py"} <= set(listed)

@@ -34,6 +34,12 @@ def hub(monkeypatch, tmp_path) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def checkpoint(embedder, tmp_path) -> Path:
+def family() -> str:
+    """Which one `checkpoint` is of; a test may name another."""
+    return "qwen2_vl"
+
+
+@pytest.fixture
+def checkpoint(embedder, family, tmp_path) -> Path:
     """A converted checkpoint that a test may change."""
-    return Path(shutil.copytree(embedder("qwen2_vl"), tmp_path / "my-embedder"))
+    return Path(shutil.copytree(embedder(family), tmp_path / "my-embedder"))

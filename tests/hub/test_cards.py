@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import UndefinedError
+from sentence_transformers.base.model_card import generate_model_card
+from transformers.modelcard import TrainingSummary
 
 from hf_mmembed.hub.card import card_of, metadata_errors, render_card, template_folder
 from hf_mmembed.hub.golden import GOLDEN_INPUTS, golden_pictures
@@ -35,7 +38,7 @@ def test_the_card_of_a_trained_model_reports_what_was_run(checkpoint):
     config = json.loads((checkpoint / "config.json").read_text())
     config |= {"base_model": "Qwen/Qwen2-VL-2B-Instruct", "base_revision": "895c3a49bc3fa70a340399125c650a463535e71c"}
     (checkpoint / "config.json").write_text(json.dumps(config))
-    (checkpoint / "README.md").write_text("---\nlicense: apache-2.0\n---\n[More Information Needed]\n")
+    (checkpoint / "README.md").write_text(str(ModelCard.from_template(ModelCardData(license="apache-2.0"))))
     training = {"datasets": ["TIGER-Lab/MMEB-train"], "seed": 7, "hours": 3.5, "hardware": "8 x H100", "steps": 1500}
     (checkpoint / "training.json").write_text(json.dumps(training))
     (checkpoint / "mining.json").write_text(json.dumps({"strategy": "saha", "clusters": 12, "rules": {"rank": 0.2}}))
@@ -98,6 +101,71 @@ def test_a_card_that_somebody_wrote_is_kept(checkpoint):
         card_of(checkpoint, repo_id="org/x")
 
 
+HEAD = "---\nlibrary_name: sentence-transformers\npipeline_tag: sentence-similarity\ntags: [mine]\n---\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "# Mine\n## Carbon\n[More Information Needed]\n",
+        "# Mine\nThis is a [sentence-transformers](https://www.SBERT.net) model.\n",
+        "# Mine\nIt was converted by hf-mmembed and not trained for embedding.\n",
+    ],
+)
+def test_words_of_a_tool_make_no_card_generated(checkpoint, words, caplog):
+    (checkpoint / "README.md").write_text(HEAD + words)
+    assert card_of(checkpoint, repo_id="org/x") == HEAD + words and not caplog.text
+
+
+def test_what_convert_wrote_is_kept_once_its_mark_is_deleted(checkpoint, caplog):
+    written = (checkpoint / "README.md").read_text()
+    [mark] = [line for line in written.splitlines() if "delete this line to keep" in line]
+    (checkpoint / "README.md").write_text(changed := written.replace(mark, "") + "\nOnly for ACME.\n")
+    assert card_of(checkpoint, repo_id="org/x") == changed
+    caplog.clear()
+    (checkpoint / "README.md").write_text(written + "\nOnly for ACME.\n")
+    rendered = card_of(checkpoint, repo_id="org/x")
+    assert "ACME" not in rendered and "without anything that was added by hand" in caplog.text and mark in caplog.text
+    caplog.clear()
+    (checkpoint / "README.md").write_text(rendered)
+    assert card_of(checkpoint, repo_id="org/x") == rendered and "by hand" not in caplog.text
+
+
+def test_cards_of_libraries_are_replaced_with_a_warning(checkpoint, caplog):
+    for write in (_card_of_peft, _card_of_sentence_transformers, _card_of_a_trainer):
+        (checkpoint / "README.md").write_text(write(checkpoint))
+        caplog.clear()
+        assert card_of(checkpoint, repo_id="org/x").count("# x\n") == 1, write.__name__
+        assert "was written by a tool" in caplog.text, write.__name__
+
+
+def _card_of_peft(folder):
+    return str(ModelCard.from_template(ModelCardData(library_name="peft")))
+
+
+def _card_of_sentence_transformers(folder):
+    return generate_model_card(MMEmbedder(folder, device="cpu"))
+
+
+def _card_of_a_trainer(folder):
+    return TrainingSummary("name", tags="generated_from_trainer", hyperparameters={}).to_model_card()
+
+
+def test_the_card_of_a_unified_model_opens_it_with_its_code(checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text())
+    config |= {"model_type": "mmembed_unified", "head": "mlp", "base_model": None}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    card = card_of(checkpoint, repo_id="org/x")
+    assert "trust_remote_code=True" in card and "No remote code" not in card and "None" not in card
+    assert "`qwen2_vl` with a head" in card and "| head | `mlp` |" in card and "head was **not trained" in card
+    (checkpoint / "training.json").write_text(json.dumps({"steps": 3}))
+    assert "not trained" not in card_of(checkpoint, repo_id="org/x")
+    config |= {"base_model": "org/reasoner", "base_revision": "0123456789abcdef"}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    card = card_of(checkpoint, repo_id="org/x")
+    assert "base_model: org/reasoner" in card and "`org/reasoner` (revision `0123456789ab`)" in card
+
+
 @pytest.mark.parametrize("content", ["", " \n"])
 def test_an_empty_card_is_none(checkpoint, content, caplog):
     """A shell empties the file it redirects into before the command starts."""
@@ -119,6 +187,7 @@ def test_a_rendered_card_says_how_to_keep_a_change(checkpoint):
 
 
 def test_a_base_without_a_hub_id_is_named_for_what_it_is(checkpoint, caplog):
+    (checkpoint / "README.md").unlink()
     card = card_of(checkpoint, repo_id="org/x")
     assert "base model `qwen2_vl`, a local directory" in card and "base_model" not in card.split("---")[1]
     assert "'qwen2_vl'" in caplog.text and "base_model" in caplog.text

@@ -5,15 +5,20 @@ import json
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard, ModelCardData
+from jinja2 import TemplateError
+from peft import LoraConfig
 from PIL import Image
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
-from transformers import AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
-from hf_mmembed.hub import export_native
-from hf_mmembed.hub.export import native_chat_template
+from hf_mmembed.hub import card_of, export_native, push, verify
+from hf_mmembed.hub.export import _save_stock_model, native_chat_template
 from hf_mmembed.hub.golden import GOLDEN_INPUTS, golden_pictures, read_golden, render
 from hf_mmembed.inputs import as_messages
 from hf_mmembed.sentence_transformer import MMEmbedder
+from hf_mmembed.thinking.unified import make_unified
 
 # Their stock processors open without torchvision; Qwen's own do not, with or without this package.
 OPEN_WITHOUT_TORCHVISION = ("llava", "llava_next", "gemma3", "idefics3")
@@ -144,6 +149,89 @@ def test_a_native_directory_is_not_exported_again(embedder, tmp_path):
         export_native(written, tmp_path / "again")
     with pytest.raises(FileExistsError):
         export_native(embedder("llava"), written)
+
+
+@pytest.fixture
+def adapter(checkpoint, tmp_path):
+    """An adapter over a converted checkpoint that names its origin and its licence, without a record of its training."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(
+        json.dumps(config | {"base_model": "org/generative", "base_revision": "0123456789abcdef"})
+    )
+    (checkpoint / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    torch.manual_seed(0)
+    model = MMEmbedder(checkpoint, device="cpu")
+    targets = r".*language_model.*\.(q_proj|down_proj)"
+    model.add_adapter(LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+    model.save_pretrained(str(tmp_path / "adapter"), create_model_card=False)
+    return tmp_path / "adapter"
+
+
+@pytest.mark.parametrize("family", ("llava",))
+def test_an_adapter_is_merged_and_gives_the_same_embeddings(adapter, checkpoint, tmp_path):
+    written = export_native(adapter, tmp_path / "native")
+    names = load_file(written / "model.safetensors")
+    assert not [name for name in names if "lora" in name or "base_layer" in name]
+    _, info = AutoModel.from_pretrained(written, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    found = verify(written, device="cpu")
+    assert found.failures == [] and max(c.difference for c in found.comparisons) <= 1e-5
+    plain = MMEmbedder(checkpoint, device="cpu").encode_query(["a red circle"])
+    assert np.abs(MMEmbedder(written, device="cpu").encode_query([as_messages("a red circle")]) - plain).max() > 1e-3
+
+
+@pytest.mark.parametrize("family", ("llava",))
+def test_the_card_of_an_export_says_what_is_known_of_the_model(adapter, tmp_path):
+    def facts(folder):
+        card = (folder / "README.md").read_text()
+        assert card == card_of(folder, repo_id=folder.name), "a push publishes another card"
+        assert "license: apache-2.0" in card and "base_model: org/generative" in card
+        assert "`org/generative` (revision `0123456789ab`), fine-tuned" in card and "not trained" not in card
+        assert "No remote code is needed" in card
+        return card
+
+    assert "LORA, merged into the weights" in facts(export_native(adapter, tmp_path / "without-record"))
+    (adapter / "training.json").write_text(json.dumps({"steps": 1234, "datasets": ["org/pairs"]}))
+    (adapter / "mining.json").write_text(json.dumps({"clusters": 77}))
+    (adapter / "recipe.yaml").write_text("strategy: saha\n")
+    card = facts(export_native(adapter, tmp_path / "with-record"))
+    assert (
+        "| steps | 1234 |" in card
+        and "| clusters | 77 |" in card
+        and "strategy: saha" in card
+        and "- org/pairs" in card
+    )
+
+
+@pytest.mark.parametrize("family", ("llava",))
+def test_the_licence_and_the_recipe_of_a_model_of_the_hub_come_along(hub, checkpoint, tmp_path):
+    (checkpoint / "README.md").write_text(str(ModelCard.from_template(ModelCardData(license="mit"))))
+    (checkpoint / "recipe.yaml").write_text("strategy: saha\n")
+    push(checkpoint, "org/embedder")
+    card = (export_native("org/embedder", tmp_path / "native") / "README.md").read_text()
+    assert "license: mit" in card and "strategy: saha" in card
+
+
+def test_weights_of_an_adapter_are_never_written_beside_those_of_the_model(embedder, tmp_path):
+    model = AutoModel.from_pretrained(embedder("llava"))
+    model.add_adapter(LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match=r"of an adapter that is not merged.*(lora_|base_layer)"):
+        _save_stock_model(model, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_unified_model_is_refused_for_what_it_is(generative, tmp_path):
+    made = make_unified(generative("qwen2_vl"), tmp_path / "unified", head="mlp")
+    with pytest.raises(ValueError, match="is a unified model: .* head of its own, 'mlp'"):
+        export_native(made, tmp_path / "native")
+
+
+@pytest.mark.parametrize("role", ["assistant", "tool"])
+def test_the_chat_template_refuses_what_it_would_take_for_words_of_the_user(embedder, role):
+    processor = MMEmbedder(embedder("qwen2_vl"), device="cpu").processor
+    turns = [{"role": "user", "content": "what is it?"}, {"role": role, "content": "a disc"}]
+    with pytest.raises(TemplateError, match=f"reads system and user messages, not one of role '{role}'"):
+        processor.backbone_processor.apply_chat_template(turns, chat_template=native_chat_template(processor))
 
 
 def test_mean_pooling(embedder, tmp_path):

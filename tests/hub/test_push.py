@@ -9,8 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from huggingface_hub import constants
+from transformers import AutoModel
 
-from hf_mmembed.hub import PublishError, PushError, RepoFile, check, prepare, push, verify, write_golden
+from hf_mmembed.cli.main import main
+from hf_mmembed.hub import (
+    PublishError,
+    PushError,
+    RepoFile,
+    check,
+    prepare,
+    push,
+    replaced_files,
+    verify,
+    write_golden,
+)
+from hf_mmembed.model.checkpoint_mmembed import SENTENCE_TRANSFORMERS_FILES
 from hf_mmembed.sentence_transformer import MMEmbedder
 from hf_mmembed.training import SaHaTrainingArguments
 from hf_mmembed.training.models import open_for_training, save_embedder
@@ -91,6 +104,56 @@ def test_files_of_an_earlier_version_go_in_the_same_commit(hub, checkpoint):
     names = set(hub.files("org/model"))
     assert "mine.md" in names and hub.files("org/model")["notes.txt"] == b"changed"
     assert names.isdisjoint({"model-00001-of-00002.safetensors", "pytorch_model.bin", "old_mmembed.py"})
+
+
+OF_A_MODEL = [
+    "config.json",
+    "modules.json",
+    "processor_config.json",
+    "1_Pooling/config.json",
+    "2_Dense/model.safetensors",
+]
+OF_AN_ADAPTER = ["adapter_config.json", "adapter_model.safetensors", "preprocessor_config.json"]
+OF_A_TRAINING = ["training.json", "mining.json", "recipe.yaml", ".eval_results/mmeb.yaml"]
+OF_THE_OWNER = ["mine.md", "notes/config.json", "int8/model.safetensors", "2_figures/a.png", "old/golden/inputs.json"]
+
+
+@pytest.mark.parametrize(("before", "after"), [(OF_AN_ADAPTER, OF_A_MODEL), (OF_A_MODEL, OF_AN_ADAPTER)])
+def test_a_model_of_another_kind_takes_the_place_of_all_of_the_earlier_one(hub, quick, before, after):
+    quick()
+    repo = hub.repos["org/model"]
+    repo.commits[repo.branches["main"]] = dict.fromkeys(
+        [*before, *OF_A_TRAINING, *OF_THE_OWNER, ".gitattributes"], b"old"
+    )
+    files = [RepoFile(name, b"new") for name in ["README.md", *after]]
+    deleted = replaced_files(files, "org/model")
+    assert set(deleted) == {*before, *OF_A_TRAINING}
+    quick(files)
+    assert set(hub.files("org/model")) == {"README.md", *after, *OF_THE_OWNER, ".gitattributes"}
+
+
+def test_a_dry_run_lists_what_would_be_deleted_and_deletes_nothing(hub, checkpoint, capsys):
+    push(checkpoint, "org/model")
+    repo = hub.repos["org/model"]
+    repo.commits[repo.branches["main"]]["adapter_config.json"] = b"{}"
+    with pytest.raises(SystemExit) as stop:
+        main(["push", str(checkpoint), "org/model", "--dry-run"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert stop.value.code in (0, None) and [line for line in lines if line[0] == "delete"] == [
+        ["delete", "adapter_config.json"]
+    ]
+    assert "adapter_config.json" in hub.files("org/model")
+
+
+def test_what_would_be_deleted_is_known_before_the_branch_is_made(hub, quick):
+    files = [RepoFile("adapter_config.json", b"{}")]
+    assert replaced_files(files, "org/model") == []
+    quick()
+    on_main = replaced_files(files, "org/model")
+    assert on_main == replaced_files(files, "org/model", revision="v2") and "config.json" in on_main
+    hub.faults.append(Fault("GET .*/tree/", 500))
+    with pytest.raises(PushError, match="500"):
+        replaced_files(files, "org/model")
 
 
 def test_what_is_not_ours_to_publish_is_refused_with_every_finding(checkpoint, monkeypatch):
@@ -227,8 +290,11 @@ def quick(monkeypatch, tmp_path):
     ]
     import sys
 
-    monkeypatch.setattr(sys.modules["hf_mmembed.hub.push"], "prepare", lambda directory, repo_id: files)
-    return lambda: push(tmp_path, "org/model")
+    def pushed(files=files):
+        monkeypatch.setattr(sys.modules["hf_mmembed.hub.push"], "prepare", lambda directory, repo_id: files)
+        return push(tmp_path, "org/model")
+
+    return pushed
 
 
 FAULTS = [
@@ -286,6 +352,15 @@ def test_a_rate_limit_that_passes_is_waited_for(hub, quick):
     hub.faults.append(Fault("PUT /lfs/", 503, times=1))
     quick()
     assert hub.files("org/model")["config.json"] == b"{}"
+
+
+def test_saving_with_push_to_hub_sends_what_sentence_transformers_reads(hub, checkpoint, tmp_path):
+    model = AutoModel.from_pretrained(checkpoint)
+    for repo in ("org/first", "org/second"):  # the second time, the three files are in the directory already
+        model.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id=repo)
+        sent = hub.files(repo)
+        assert {"config.json", "model.safetensors", *SENTENCE_TRANSFORMERS_FILES} <= set(sent)
+        assert json.loads(sent["modules.json"]) == SENTENCE_TRANSFORMERS_FILES["modules.json"]
 
 
 def test_what_has_arrived_is_not_sent_twice(hub, quick):

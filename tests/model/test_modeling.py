@@ -353,6 +353,19 @@ def test_from_backbone_shares_the_weights(generative):
     assert not any(parameter.is_meta for parameter in model.parameters())
 
 
+def test_a_backbone_is_read_out_as_the_last_model_made_of_it_says(generative):
+    inputs = {"input_ids": torch.arange(3, 13)[None]}
+    of_their_own = {
+        readout: embed(MMEmbedModel.from_backbone(AutoModel.from_pretrained(generative("qwen2_vl")), readout=readout), inputs)
+        for readout in ("final", "pre_mlp")
+    }  # fmt: skip
+    assert not torch.allclose(of_their_own["final"], of_their_own["pre_mlp"], atol=1e-3)
+    backbone = AutoModel.from_pretrained(generative("qwen2_vl"))
+    for readout in ("final", "pre_mlp", "final"):
+        found = embed(MMEmbedModel.from_backbone(backbone, readout=readout), inputs)
+        assert torch.allclose(found, of_their_own[readout], atol=1e-6), readout
+
+
 def test_a_backbone_whose_blocks_have_no_mlp_is_refused(generative):
     backbone = AutoModel.from_pretrained(generative("qwen2_vl"))
     del backbone.language_model.layers[-1].mlp

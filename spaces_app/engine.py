@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from sentence_transformers.util import get_device_name
 
 from hf_mmembed import PRESETS, HierarchicalPrompt, MMEmbedder
 from hf_mmembed.cli.models import SHIPPED, embedder, generative
@@ -89,8 +90,10 @@ class Engine:
     def __init__(self, model: str | None = None, reasoner: str | None = None, samples: int = 48) -> None:
         model = model or os.environ.get("MMEMBED_MODEL") or SHIPPED
         reasoner = reasoner or os.environ.get("MMEMBED_REASONER") or ""
-        self.name, self.is_tiny = Path(model).name, model == SHIPPED
-        self.embedder = MMEmbedder(embedder(model))
+        self.name, self.is_tiny = Path(model).name, model == SHIPPED and not Path(model).exists()
+        device = get_device_name()
+        dtype = {"dtype": "float32"} if device == "cpu" else {}  # as the commands do
+        self.embedder = MMEmbedder(embedder(model), device=device, model_kwargs=dtype)
         self.reasoner_name = Path(reasoner).name
         self._reasoner = LocalReasoner(generative(reasoner), settings=Settings(MAX_TRACE)) if reasoner else None
         own = self.embedder.processor.prompt

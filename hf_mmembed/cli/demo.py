@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from .config import ConfigOption
-from .models import SHIPPED
 
 __all__ = ["demo", "space_folder"]
 
@@ -22,7 +21,13 @@ def space_folder() -> Path:
 
 
 def demo(
-    model: Annotated[str, typer.Argument(help="Embedder: a directory, a Hub id, or mmembed-tiny.")] = SHIPPED,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="Embedder: a directory, a Hub id, or mmembed-tiny. Default: the one in the environment variable "
+            "MMEMBED_MODEL, or else mmembed-tiny."
+        ),
+    ] = None,
     port: Annotated[int | None, typer.Option(help="Default: the first free one from 7860.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
@@ -39,5 +44,4 @@ def demo(
     sys.path.insert(0, str(space_folder()))
     import app  # type: ignore[import-not-found]
 
-    shipped = model == SHIPPED and not Path(model).exists()
-    app.launch(None if shipped else model, server_name=host, server_port=port, inbrowser=browser)
+    app.launch(model, server_name=host, server_port=port, inbrowser=browser)

@@ -64,7 +64,29 @@ ImageColumnOption = Annotated[
 TextColumnOption = Annotated[str | None, typer.Option(help="Column with texts. Default: looked for by name.")]
 BatchSizeOption = Annotated[int, typer.Option(min=1, help="Items per forward pass, at most.")]
 ShardSizeOption = Annotated[int, typer.Option(min=1, help="Items per file: what a killed run loses at most.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the best there is.")]
+
+
+def _check_device(device: str | None) -> str | None:
+    if not device:
+        return None
+    import torch
+
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise typer.BadParameter(f"--device {device} is none: give cpu, cuda, cuda:1 or mps") from None
+    there, count = torch.accelerator.current_accelerator(check_available=True), torch.accelerator.device_count()
+    if wanted.type != "cpu" and (there is None or wanted.type != there.type or (wanted.index or 0) >= count):
+        found = "no accelerator" if there is None else f"{count} of the kind {there.type}"
+        raise typer.BadParameter(
+            f"--device {device}: this machine has {found}; leave it out to take the best there is"
+        )
+    return device
+
+
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the best there is.", callback=_check_device)
+]
 LongestEdgeOption = Annotated[
     int | None,
     typer.Option(
@@ -137,38 +159,17 @@ def embed(
 
 
 def load(model: str, device: str | None = None, *, revision: str | None = None) -> tuple[MMEmbedder, ModelIdentity]:
-    """Loads the embedder that MODEL means, of that revision on the Hub, and works out its identity.
-
-    Raises:
-        typer.BadParameter: This machine has no such device.
-    """
+    """Loads the embedder that MODEL means, of that revision on the Hub, and works out its identity."""
     from transformers.utils.logging import disable_progress_bar
 
     from hf_mmembed.identity import open_identified
 
     from .models import embedder as resolve
 
-    if device:
-        _check_device(device)
     if sys.stderr is None or not sys.stderr.isatty():
         disable_progress_bar()
     name = None if Path(model).is_dir() else model
     return open_identified(resolve(model), name=name, device=device, revision=revision)
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    try:
-        wanted = torch.device(device)
-    except RuntimeError:
-        raise typer.BadParameter(f"--device {device} is none: give cpu, cuda, cuda:1 or mps") from None
-    there, count = torch.accelerator.current_accelerator(check_available=True), torch.accelerator.device_count()
-    if wanted.type != "cpu" and (there is None or wanted.type != there.type or (wanted.index or 0) >= count):
-        found = "no accelerator" if there is None else f"{count} of the kind {there.type}"
-        raise typer.BadParameter(
-            f"--device {device}: this machine has {found}; leave it out to take the best there is"
-        )
 
 
 def embed_input(

@@ -33,6 +33,8 @@ def show(
 ) -> None:
     """Print what the model reads: the rendered string, then its tokens, of which the last is pooled.
 
+    The head of a unified model reads the states of these tokens, and of the trace where it thinks first.
+
     A text that is too long is cut at its end: then the string shows it whole, the tokens show what is read.
 
     Example: hf-mmembed prompt show mmembed-tiny --task query "a red circle"
@@ -48,7 +50,7 @@ def show(
     with naming_a_lost_base(path):
         base, of_base = base_of_adapter(path, revision=revision) or (path, revision)
         checkpoint = AutoConfig.from_pretrained(base, revision=of_base)
-    if checkpoint.model_type != "mmembed":
+    if checkpoint.model_type not in ("mmembed", "mmembed_unified"):
         what = model if base == path else base
         raise ValueError(
             f"{what} is a {checkpoint.model_type!r} model, not an embedder; run `hf-mmembed convert` first."
@@ -68,6 +70,8 @@ def show(
         typer.echo(f"too long: {len(uncut)} tokens, of which the model reads {len(ids)}; the text is cut at its end\n")
     lines = token_lines(processor, ids)
     pooled = "pooled" if checkpoint.pooling == "last" else "mean of all is pooled"
+    if checkpoint.model_type == "mmembed_unified":
+        pooled = f"the head {checkpoint.head!r} reads the states up to here"
     typer.echo("\n".join([*lines[:-1], f"{lines[-1]}  <- {pooled}"]))
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .config import ConfigOption
+from .embed import DeviceOption
 from .printable import printable
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def search(
         ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The reasoner stops here at the latest.")] = 512,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the best there is.")] = None,
+    device: DeviceOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Search an index by text, by picture, or by both.

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .config import ConfigOption
+from .embed import DeviceOption
 
 __all__ = ["verify"]
 
@@ -14,7 +15,7 @@ __all__ = ["verify"]
 def verify(
     model: Annotated[str, typer.Argument(help="ORG/NAME on the Hub, or a directory with golden vectors.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit. Default: main.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps ... Default: the best there is.")] = None,
+    device: DeviceOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Embed a model's sixteen golden inputs and compare prompts and embeddings with the stored ones.

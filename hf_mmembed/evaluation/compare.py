@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .scoreboard import OVERALL, aggregate, measures_of, score_of, subsets_of, visdoc_split
+from .scoreboard import OVERALL, aggregate, found_score, measures_of, subsets_of, visdoc_split
 
 __all__ = ["compare", "differences_in_protocol"]
 
@@ -33,9 +33,10 @@ def compare(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
             if name == OVERALL or all(value is not None for value in values):
                 lines.append(_line(f"**{name}**{suffix}", *values))
         for subset in subsets:
-            scores = [score_of(results["metrics"], subset, measure) for results in (one, other)]
-            if all(score is not None for score in scores):
-                lines.append(_line(f"{subset.name}{suffix}", *scores))
+            found = [found_score(results["metrics"], subset, measure) for results in (one, other)]
+            if all(score is not None for _, score in found):
+                title = " / ".join(dict.fromkeys(name for name, _ in found))
+                lines.append(_line(f"{title}{suffix}", *(score for _, score in found)))
     return "\n".join(lines) + "\n"
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .scoreboard import read_results
 
-__all__ = ["differences", "put_aside", "scores_of_others"]
+__all__ = ["differences", "earlier_scores", "put_aside"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +38,9 @@ def differences(file: Path, metadata: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def scores_of_others(file: Path, chosen: Collection[str]) -> dict[str, dict[str, Any]]:
-    """The scores in the file by modality and data set, but for data sets that are to be measured now."""
-    if not file.is_file():
-        return {}
-    found = {
-        modality: {name: row for name, row in rows.items() if name not in chosen}
-        for modality, rows in read_results(file)["metrics"].items()
-    }
-    return {modality: rows for modality, rows in found.items() if rows}
+def earlier_scores(file: Path) -> dict[str, dict[str, Any]]:
+    """The scores in the file by modality and data set; empty where there is no file."""
+    return read_results(file)["metrics"] if file.is_file() else {}
 
 
 def put_aside(file: Path, differing: Sequence[str]) -> None:

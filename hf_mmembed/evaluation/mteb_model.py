@@ -13,9 +13,12 @@ from typing import Any
 from mteb.models import ModelMeta
 from mteb.models.model_meta import ScoringFunction
 from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
+from sentence_transformers.util import get_device_name
 
 from hf_mmembed.identity import identify, local_checkpoint
 from hf_mmembed.sentence_transformer import MMEmbedder
+
+from .encoder import model_name
 
 __all__ = ["MTEBEncoder", "main", "model_meta"]
 
@@ -30,7 +33,7 @@ class MTEBEncoder(SentenceTransformerEncoderWrapper):
         name: What mteb calls the model.
         revision: Recorded with its results.
         checkpoint: Directory or Hub id. Defaults to `name`.
-        device: Defaults to the best there is.
+        device: Defaults to the best there is. On a CPU it computes in float32, whatever the checkpoint is stored in.
         **kwargs: Further arguments of `MMEmbedder`.
     """
 
@@ -43,6 +46,9 @@ class MTEBEncoder(SentenceTransformerEncoderWrapper):
         device: str | None = None,
         **kwargs: Any,
     ) -> None:
+        device = device or get_device_name()
+        if device.startswith("cpu"):
+            kwargs["model_kwargs"] = {"dtype": "float32"} | (kwargs.get("model_kwargs") or {})
         super().__init__(MMEmbedder(checkpoint or name, device=device, **kwargs))
 
     def encode(self, inputs: Any, *, task_metadata: Any, prompt_type: Any = None, **kwargs: Any) -> Any:
@@ -66,7 +72,7 @@ def model_meta(checkpoint: str | Path) -> ModelMeta:
     """What mteb has to know to load a checkpoint: ``mteb.evaluate(model_meta(checkpoint), tasks)``.
 
     Args:
-        checkpoint: Directory, which is called ``"local/<directory>"``, or Hub id.
+        checkpoint: Hub id, or directory, which is called ``"local/<name>"``: its `model_name`, ``--`` for each ``/``.
 
     Raises:
         ValueError: There is no such checkpoint.
@@ -77,7 +83,7 @@ def model_meta(checkpoint: str | Path) -> ModelMeta:
     overwrites = {
         "loader": MTEBEncoder,
         "loader_kwargs": {"checkpoint": str(directory)},
-        "name": str(checkpoint) if revision else f"local/{directory.name}",
+        "name": str(checkpoint) if revision else f"local/{model_name(checkpoint).replace('/', '--')}",
         "revision": revision or identity.fingerprint[:16],
         "n_parameters": sum(parameter.numel() for parameter in embedder.parameters()),
         "embed_dim": identity.dimension,

@@ -13,7 +13,7 @@ from typing import Any
 
 from hf_mmembed.files import write_atomically
 
-from .scoreboard import OVERALL, aggregate, columns, measures_of, score_of, subsets_of
+from .scoreboard import OVERALL, aggregate, columns, found_score, measures_of, subsets_of
 
 __all__ = ["markdown", "write_predictions", "write_results"]
 
@@ -22,6 +22,8 @@ _HUB_DATASETS = {
     "mmeb-v2": "TIGER-Lab/MMEB-V2",
     "sugarcrepe-pp": "Aman-J/SugarCrepe_pp",
 }
+# What a score depends on beside model and data.
+_PROTOCOL = ("instruction_in", "fusion", "tie", "num_frames", "visdoc_split", "image_size")
 
 
 def write_results(results: Mapping[str, Any], out: Path) -> None:
@@ -31,10 +33,12 @@ def write_results(results: Mapping[str, Any], out: Path) -> None:
     write_atomically(out / "results.md", markdown(results).encode())
     metadata = results["metadata"]
     dataset = _HUB_DATASETS.get(metadata["benchmark"])
-    if dataset is not None and metadata["reference_split"]:  # data of one's own has no place on the Hub
-        folder = out / ".eval_results"
-        folder.mkdir(exist_ok=True)
-        write_atomically(folder / f"{metadata['benchmark']}.yaml", _hub_yaml(results, dataset).encode())
+    record = out / ".eval_results" / f"{metadata['benchmark']}.yaml"
+    if dataset is None or not metadata["reference_split"]:  # data of one's own has no place on the Hub
+        record.unlink(missing_ok=True)
+        return
+    record.parent.mkdir(exist_ok=True)
+    write_atomically(record, _hub_yaml(results, dataset).encode())
 
 
 def write_predictions(name: str, predictions: Sequence[Mapping[str, Any]], out: Path) -> None:
@@ -67,16 +71,15 @@ def markdown(results: Mapping[str, Any]) -> str:
         f"{rule}{'---:|' * len(costs)}---|---:|",
     ]
     for subset in subsets:
-        scores = [score_of(column.metrics, subset, column.measure) for column in shown]
-        if any(score is not None for score in scores):
-            row = results["metrics"][subset.modality].get(subset.name, {})
-            cells = ["–" if score is None else f"{100 * score:.1f}" for score in scores]
+        found = [found_score(column.metrics, subset, column.measure) for column in shown]
+        for name in dict.fromkeys(name for name, score in found if score is not None):
+            row = results["metrics"][subset.modality][name]
+            cells = [f"{100 * score:.1f}" if score is not None and under == name else "–" for under, score in found]
             taken = [row.get("thinking", {}).get(cost) for cost in costs]
             cells += ["–" if value is None else f"{value:.0f}" for value in taken]
             counts = ", ".join(dict.fromkeys(column.measure or subset.metric for column in shown))
-            lines.append(f"| {subset.name} | {' | '.join(cells)} | {counts} | {row.get('num_data', '')} |")
-    settings = ("instruction_in", "tie", "num_frames", "visdoc_split", "image_size", "dtype", "model_revision")
-    told = [f"{key}: {metadata[key]}" for key in settings if metadata.get(key)]
+            lines.append(f"| {name} | {' | '.join(cells)} | {counts} | {row.get('num_data', '')} |")
+    told = [f"{key}: {metadata[key]}" for key in (*_PROTOCOL, "dtype", "model_revision") if metadata.get(key)]
     if costs:
         told.append(f"thinking: {metadata['thinking'].get('reasoner')}, {metadata['thinking']['when']}")
     return "\n".join([*lines, "", "; ".join(told), ""])
@@ -93,14 +96,15 @@ def _hub_yaml(results: Mapping[str, Any], dataset: str) -> str:
 
     metadata = results["metadata"]
     subsets = subsets_of(results)
-    note = f"hf_mmembed {metadata['hf_mmembed_version']}, instruction_in={metadata['instruction_in']}"
+    told = [f"{key}={metadata[key]}" for key in _PROTOCOL if metadata.get(key)]
+    note = ", ".join([f"hf_mmembed {metadata['hf_mmembed_version']}", *told])
     date = metadata["report_generated_date"][:10]
     entries = []
     for measure in measures_of(metadata["benchmark"]):
         suffix = f"_{measure}" if measure else ""
         found = {name: mean.value for name, mean in aggregate(results["metrics"], subsets, measure).items()}
         found["overall"] = found.pop(OVERALL)
-        found |= {subset.name: score_of(results["metrics"], subset, measure) for subset in subsets}
+        found |= dict(found_score(results["metrics"], subset, measure) for subset in subsets)
         for name, value in found.items():
             if value is not None:
                 task = f"{name}{suffix}".replace(" ", "_")

@@ -18,7 +18,7 @@ from hf_mmembed import __version__
 from hf_mmembed.processes import world
 
 from .cache import EmbeddingCache
-from .earlier import differences, put_aside, scores_of_others
+from .earlier import differences, earlier_scores, put_aside
 from .encoder import Encoder, SentenceEncoder, load_encoder
 from .engine import embed_items
 from .fusion import Fusion, SumOfModalities
@@ -29,6 +29,7 @@ from .mmeb_video import read_v2_video
 from .mmeb_visdoc import read_v2_visdoc
 from .plot import plot
 from .ranking import Tie
+from .references import not_official, reference_split
 from .report import markdown, write_predictions, write_results
 from .retrieval import list_retrieval, read_retrieval
 from .scoreboard import OVERALL, Mean, aggregate, columns, measures_of, read_results, subsets_of, visdoc_split
@@ -39,7 +40,6 @@ from .subsets import (
     OLD_SPLITS,
     SUGARCREPE,
     SUGARCREPE_PP,
-    SUGARCREPE_ROWS,
     Subset,
     choose,
     read_subsets,
@@ -60,14 +60,6 @@ logger = logging.getLogger(__name__)
 
 FRAMES = 8
 OWN_SUBSETS = "subsets.json"
-
-# The data that published figures are on; none for data of one's own in the same layout.
-_REFERENCE_SPLITS = {
-    "mmeb-v1": "MMEB-eval",
-    "mmeb-v2": "MMEB-V2",
-    "sugarcrepe": "SugarCrepe",
-    "sugarcrepe-pp": "SugarCrepe++",
-}
 
 
 @dataclass(frozen=True)
@@ -137,8 +129,8 @@ def evaluate(
             your own; see `read_subsets`.
         subsets: Names of data sets, meta-tasks or modalities. Defaults to all that are there.
         out: Where results and predictions go. Defaults to ``results/<model>/<benchmark>``, the model by its name in
-            tables, ``--`` for each ``/``. Scores there of data sets that are not measured now stay where model and
-            settings are the same; else the file is kept under another name.
+            tables, ``--`` for each ``/``. Where model and settings are the same, scores there stay until a data set has a
+            new one; else the file is kept under another name.
         cache: Where embeddings go. Defaults to ``embeddings`` in `out`.
         instruction_in: ``"user"`` (the published protocol up to 2025), ``"system"`` or ``"none"``; see `instructions`.
         fusion: ``"joint"``: the model reads picture and text of an input together; ``"sum"``: apart, and their
@@ -213,7 +205,7 @@ def evaluate(
         "tie": tie,
         "num_frames": frames if benchmark == "mmeb-v2" else None,
         "thinking": None if think is None else _reasoner(think) | {"when": think_when},
-        "reference_split": None if wordings else _REFERENCE_SPLITS.get(benchmark),
+        "reference_split": None,
         **({"subsets": [asdict(subset) for subset in everything]} if wordings or benchmark == "retrieval" else {}),
         "missing": [],
         "failed": {},
@@ -221,8 +213,7 @@ def evaluate(
     former = _former_thinking(folder, metadata)
     earlier = folder / "results.json"
     differing = differences(earlier, metadata)
-    measured = {name for subset in chosen for name in (subset.name, OLD_SPLITS.get(subset.name, subset.name))}
-    results = Results(metadata, {} if differing else scores_of_others(earlier, measured))
+    results = Results(metadata, {} if differing else earlier_scores(earlier))
     here.wait()  # all have read the file
 
     def score(task: Task, items: Sequence[Item], name: str) -> Scored:
@@ -242,7 +233,8 @@ def evaluate(
         try:
             found, task = _read(subset, read, old=subsets is None)
             row: dict[str, Any] = {**score(task, task.items, found.name).metrics, **task.notes}
-            results.metrics.setdefault(found.modality, {})[found.name] = row
+            rows = results.metrics.setdefault(found.modality, {})
+            rows.setdefault(found.name, row)  # an earlier one stays until this one is whole
             if thinking is not None:
                 thought = think_about(task.items, thinking, think_when, found)
                 scored = score(task, thought.items, f"{found.name}-thinking")
@@ -250,6 +242,7 @@ def evaluate(
                     "tokens_per_query": thought.tokens_per_query,
                     "ms_per_query": thought.ms_per_query or former.get(found.name),
                 }
+            rows[found.name] = row
         except Missing as error:
             if subsets is not None:
                 metadata["failed"][subset.name] = str(error)
@@ -267,6 +260,11 @@ def evaluate(
             'official layout (see README, "Evaluate")'
         )
     finish()
+    if here.main and (other := not_official(metadata, results.metrics)):
+        logger.warning(
+            "this is not the official data, so it is not set beside published systems, nor is .eval_results written: %s",
+            ", ".join([*other[:4], *["..."] * (len(other) > 4)]),
+        )
     if here.main and any(mean.value is not None for mean in results.means().values()):
         plot(results.as_dict(), folder / "results.png")
     return results
@@ -283,11 +281,7 @@ def _finish(results: Results, write: bool, folder: Path) -> None:
     metadata["report_generated_date"] = datetime.now(UTC).isoformat(timespec="seconds")
     if metadata["benchmark"] == "mmeb-v2":
         metadata["visdoc_split"] = visdoc_split(results.metrics)
-        metadata["reference_split"] = metadata["visdoc_split"] or metadata["reference_split"]
-    if metadata["benchmark"] in ("sugarcrepe", "sugarcrepe-pp"):
-        rows = {name: row["rows"] for found in results.metrics.values() for name, row in found.items()}
-        if any(SUGARCREPE_ROWS[name] != count for name, count in rows.items()):
-            metadata["reference_split"] = None
+    metadata["reference_split"] = reference_split(metadata, results.metrics)
     metadata["partial"] = results.partial
     subsets = subsets_of(results.as_dict())
     metadata["summary"] = {

@@ -22,6 +22,7 @@ __all__ = [
     "Mean",
     "aggregate",
     "columns",
+    "found_score",
     "measures_of",
     "read_results",
     "score_of",
@@ -89,10 +90,26 @@ def _mean(subsets: Sequence[Subset], scores: Mapping[str, float | None]) -> Mean
 
 
 def score_of(metrics: Mapping[str, Mapping[str, Any]], subset: Subset, measure: str | None = None) -> float | None:
-    """The score of a data set, a fraction; None where there is none. Labels old and mended fill the same place.
+    """The score of a data set, a fraction; None where there is none; see `found_score`.
 
     Raises:
         ValueError: It is NaN, or no fraction.
+    """
+    return found_score(metrics, subset, measure)[1]
+
+
+def found_score(
+    metrics: Mapping[str, Mapping[str, Any]], subset: Subset, measure: str | None = None
+) -> tuple[str, float | None]:
+    """The score of a data set with the name that it stands under; labels old and mended fill the same place.
+
+    Raises:
+        ValueError: It is NaN, or no fraction.
+
+    Example:
+        >>> pages = Subset("ViDoSeek-page-fixed", "visdoc", "VisDoc OOD", "ndcg_linear@5")
+        >>> found_score({"visdoc": {"ViDoSeek-page": {"ndcg_linear@5": 0.2}}}, pages)
+        ('ViDoSeek-page', 0.2)
     """
     found = metrics.get(subset.modality, {})
     for name in (subset.name, OLD_SPLITS.get(subset.name, subset.name)):
@@ -101,8 +118,8 @@ def score_of(metrics: Mapping[str, Mapping[str, Any]], subset: Subset, measure: 
         if isinstance(score, (int, float)) and not isinstance(score, bool):
             if not 0 <= score <= 1:
                 raise ValueError(f"the score of {name} is {score}; scores are fractions of 1")
-            return float(score)
-    return None
+            return name, float(score)
+    return subset.name, None
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,14 @@ def test_a_model_that_is_no_embedder_and_an_empty_input_are_errors(generative, e
     assert run("prompt", "show", embedder("qwen2_vl"), "a", "--task", "passage") == 2
 
 
+def test_a_unified_model_is_read_by_its_head(generative, tmp_path, capsys):
+    from hf_mmembed.thinking.unified import make_unified
+
+    path = make_unified(generative("qwen2_vl"), tmp_path / "unified", head="mlp")
+    assert run("prompt", "show", path, "a red circle") == 0
+    assert capsys.readouterr().out.rstrip().endswith("<- the head 'mlp' reads the states up to here")
+
+
 def test_an_adapter_is_read_with_its_own_processor_or_else_that_of_its_base(tmp_path, capsys):
     words = ("--task", "query", "a red circle")
     assert run("prompt", "show", "mmembed-tiny", *words) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -30,6 +31,20 @@ def test_a_part_does_not_replace_the_whole(measure, tmp_path):
     written = json.loads((tmp_path / "out" / "results.json").read_text())["metrics"]["image"]
     assert written.keys() == part.metrics["image"].keys() == whole.metrics["image"].keys() == {"GQA", "MSCOCO_t2i"}
     assert written["MSCOCO_t2i"] == whole.metrics["image"]["MSCOCO_t2i"] and written["GQA"]["num_data"] == 1
+
+
+def test_a_score_stays_where_there_is_no_new_one(measure, tmp_path):
+    whole = measure().metrics
+    for name in ("GQA", "MSCOCO_t2i"):
+        (tmp_path / "data" / name / "test-00000-of-00001.parquet").write_bytes(b"")
+    broken = measure()
+    assert set(broken.failed) == {"GQA", "MSCOCO_t2i"} and broken.metrics == whole
+    shutil.rmtree(tmp_path / "data" / "MSCOCO_t2i")
+    layouts.write_v1(tmp_path / "data", "GQA", [layouts.v1_vqa(0, ["#0", "#1"])])
+    part = measure()
+    assert part.metrics["image"]["MSCOCO_t2i"] == whole["image"]["MSCOCO_t2i"]
+    assert part.metrics["image"]["GQA"]["num_data"] == 1 and "MSCOCO_t2i" in part.metadata["missing"]
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["metrics"] == part.metrics
 
 
 @pytest.mark.parametrize("changed", [{"instruction_in": "system"}, {"revision": "b"}, {"tie": "legacy"}])

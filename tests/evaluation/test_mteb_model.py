@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
@@ -67,6 +68,18 @@ def test_a_task_brings_its_instruction(embedder, monkeypatch):
         documents = model.encode_document(PICTURES, **({"prompt": document} if document else {}))
         ranks = (-(queries @ documents.T)).argsort(axis=1).argsort(axis=1).diagonal()
         assert score == pytest.approx(float((1 / np.log2(ranks + 2)).mean()), abs=1e-4)
+
+
+def test_two_trainings_have_two_names_and_a_cpu_computes_in_float32(embedder, tmp_path):
+    from hf_mmembed.evaluation.mteb_model import MTEBEncoder, model_meta
+
+    checkpoint = embedder("qwen2_vl", dtype="bfloat16")
+    for training in ("saha", "unime/stage-1"):
+        (tmp_path / training).mkdir(parents=True)
+        (tmp_path / training / "model").symlink_to(checkpoint)
+    names = [model_meta(tmp_path / training / "model").name for training in ("saha", "unime/stage-1")]
+    assert names == ["local/saha", "local/unime--stage-1"]
+    assert MTEBEncoder("local/saha", checkpoint=str(checkpoint), device="cpu").model.dtype == torch.float32
 
 
 def test_the_command_line_takes_a_checkpoint(embedder, monkeypatch):

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import yaml
 
-from hf_mmembed import MMEmbedder
+from hf_mmembed import MMEmbedder, __version__
 from hf_mmembed.evaluation import OVERALL, SentenceEncoder, engine, evaluate, run
+from hf_mmembed.evaluation.subsets import OFFICIAL_QUERIES
 from hf_mmembed.evaluation.tables import Missing
 from tests.evaluation import layouts
 from tests.forks import exit_code, in_processes
@@ -152,7 +153,8 @@ def test_an_open_model_may_be_given_the_device_that_it_is_on(tmp_path, embedder)
             evaluate(opened, "mmeb-v1", data, device="cuda:1")
 
 
-def test_files_that_are_written(data, tmp_path):
+def test_files_that_are_written(data, tmp_path, monkeypatch):
+    monkeypatch.setitem(OFFICIAL_QUERIES, "mmeb-v1", {"GQA": 12, "MSCOCO_t2i": 12})
     out = tmp_path / "out"
     results = evaluate(noisy(), "mmeb-v1", data, out=out, tie="legacy")
     written = json.loads((out / "results.json").read_text())
@@ -170,10 +172,24 @@ def test_files_that_are_written(data, tmp_path):
     [entry, _] = yaml.safe_load((out / ".eval_results" / "mmeb-v1.yaml").read_text())
     assert entry["dataset"] == {"id": "TIGER-Lab/MMEB-eval", "task_id": "GQA"}
     assert entry["value"] == round(100 * row["hit@1"], 2)
+    assert entry["notes"] == f"hf_mmembed {__version__}, instruction_in=user, fusion=joint, tie=legacy"
     table = (out / "results.md").read_text()
     assert "**Partial run:**" in table and f"| GQA | {100 * row['hit@1']:.1f} | hit@1 | 12 |" in table
+    assert "instruction_in: user; fusion: joint; tie: legacy" in table
     assert not (out / "results.png").exists()  # no mean is complete
     assert not list(out.rglob("*.tmp"))
+
+
+def test_a_part_of_the_official_rows_is_data_of_ones_own(data, tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(OFFICIAL_QUERIES, "mmeb-v1", {"GQA": 12, "MSCOCO_t2i": 12})
+    record = tmp_path / "out" / ".eval_results" / "mmeb-v1.yaml"
+    for rows, split in ((12, "MMEB-eval"), (11, None), (12, "MMEB-eval")):
+        layouts.write_small_v1(data, rows=rows)
+        results = evaluate(layouts.oracle(), "mmeb-v1", data, out=tmp_path / "out")
+        # Nor does the record of the whole stay beside the scores of the part.
+        assert results.metadata["reference_split"] == split and record.exists() == (split is not None)
+        assert ("GQA has 11 queries and not 12, MSCOCO_t2i has 11" in caplog.text) == (split is None)
+        caplog.clear()
 
 
 def test_own_benchmark_in_the_same_layout(data, tmp_path):
@@ -191,7 +207,7 @@ def test_own_benchmark_in_the_same_layout(data, tmp_path):
         evaluate(layouts.oracle(), "mmeb-v1", data)
 
 
-def test_old_pages_are_taken_where_the_mended_ones_are_not(tmp_path):
+def test_old_pages_are_taken_where_the_mended_ones_are_not(tmp_path, monkeypatch):
     from tests.evaluation.test_mmeb_visdoc import write
 
     data = tmp_path / "data"
@@ -205,8 +221,15 @@ def test_old_pages_are_taken_where_the_mended_ones_are_not(tmp_path):
         "ViDoSeek-page": results.metrics["visdoc"]["ViDoSeek-page"] | {"hit@1": 1, "split": "old page labels"}
     }
     assert results.metadata["visdoc_split"] == "old page labels" and results.metadata["num_frames"] == 8
+    assert results.metadata["reference_split"] is None  # one query, not all
+    assert "\n| ViDoSeek-page | 100.0 | ndcg_linear@5 | 1 |\n" in str(results)
     asked = evaluate(encoder, "mmeb-v2", data, subsets=["ViDoSeek-page-fixed"], out=tmp_path / "out")
     assert set(asked.failed) == {"ViDoSeek-page-fixed"}
+    monkeypatch.setitem(OFFICIAL_QUERIES, "mmeb-v2", {"ViDoSeek-page": 1})
+    evaluate(encoder, "mmeb-v2", data, out=tmp_path / "out")
+    [entry] = yaml.safe_load((tmp_path / "out" / ".eval_results" / "mmeb-v2.yaml").read_text())
+    assert entry["dataset"]["task_id"] == "ViDoSeek-page"
+    assert entry["notes"].endswith("num_frames=8, visdoc_split=old page labels")
 
 
 def test_an_old_split_that_cannot_be_read_fails_alone(tmp_path, monkeypatch):

@@ -152,6 +152,7 @@ def test_comparison_says_what_does_not_compare():
     assert "num_frames is 8" in table
     assert "scored on old page labels in the first and on page-fixed in the second" in table
     assert "| +1.50 |" in next(line for line in table.splitlines() if line.startswith("| GQA |"))
+    assert "\n| ViDoSeek-page / ViDoSeek-page-fixed | " in table and "\n| ViDoSeek-page | " in compare(one, one)
     assert "Not comparable" not in compare(other, other)
 
 

@@ -5,6 +5,7 @@ In: pairs. Out: `Pool`, each candidate once as it is stored, and places in it, `
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,10 @@ from hf_mmembed.mining.store import Embedder, Embeddings, embed_contents
 from hf_mmembed.processes import world
 
 __all__ = ["Pool", "mined", "of_pairs"]
+
+logger = logging.getLogger(__name__)
+
+_FOUND_AT_ONCE = 1 << 26  # documents of some queries, in memory at the same time
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,8 @@ def mined(
         directory: For embeddings; resumable.
         model: What decides the embeddings; see `embed_contents`.
         depth: How many. Defaults to 50.
-        cap: δ: what is more similar than this is not looked at. The paper does not give it. Defaults to 1, all.
+        cap: δ: what is more similar than this is passed over, however much it is; a query has fewer than `depth` only
+            where no more are left. The paper does not give it. Defaults to 1, all.
         device: Where to search; the CPU for ``mps``. Defaults to the CPU.
 
     Raises:
@@ -101,11 +107,30 @@ def _nearest_others(
         torch.from_numpy(side.take(np.arange(len(rows)))).to(device)
         for side, rows in ((queries, ids.query_rows), (documents, ids.document_rows))
     ]
-    found = nearest_documents(vectors[0], vectors[1], depth + int(relations.positives.lengths.max(initial=0)))
-    query_numbers = np.arange(len(found.documents))[:, None]
-    wrong = relations.are_positives(query_numbers, found.documents) | (found.scores > cap)
-    order = np.argsort(wrong, axis=1, kind="stable")[:, :depth]
-    return np.where(np.take_along_axis(wrong, order, 1), np.int32(-1), np.take_along_axis(found.documents, order, 1))
+    positives = relations.positives.lengths
+    nearest = np.full((len(ids.query_rows), min(depth, len(ids.document_rows))), -1, np.int32)
+    searched, short = depth + int(positives.max(initial=0)), np.arange(len(nearest))
+    while len(short):
+        at_once = max(1, _FOUND_AT_ONCE // searched)
+        for block in np.split(short, range(at_once, len(short), at_once)):
+            found = nearest_documents(vectors[0][torch.from_numpy(block).to(device)], vectors[1], searched)
+            wrong = relations.are_positives(block[:, None], found.documents) | (found.scores > cap)
+            order = np.argsort(wrong, axis=1, kind="stable")[:, : nearest.shape[1]]
+            best = np.take_along_axis(found.documents, order, 1)
+            nearest[block] = np.where(np.take_along_axis(wrong, order, 1), np.int32(-1), best)
+        if searched >= len(ids.document_rows):
+            break
+        # What is above the cap comes first, and there may be any number of it.
+        short, searched = short[nearest[short, -1] < 0], 2 * searched
+    if lost := int(((nearest < 0).all(1) & (positives < len(ids.document_rows))).sum()):
+        logger.warning(
+            "%d of %d queries have no candidate: all documents but their own are more similar to them than the cap, %g; "
+            "raise it, or leave it out",
+            lost,
+            len(nearest),
+            cap,
+        )
+    return nearest
 
 
 def of_pairs(pairs: Dataset) -> Pool:

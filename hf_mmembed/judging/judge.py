@@ -141,7 +141,7 @@ class Judge:
         if "logits_to_keep" in known:
             options["logits_to_keep"] = 1  # padding is on the left, so the last place is the answer's
         logits = self.model(**options).logits[:, -1, self._answers]  # (rows, 2)
-        return logits.double().softmax(dim=1)[:, 0].cpu().numpy()
+        return logits.cpu().double().softmax(dim=1)[:, 0].numpy()  # not every device has float64
 
 
 def _question(query: dict[str, Any], candidate: dict[str, Any], index: int) -> Row:

@@ -55,14 +55,15 @@ class ThinkingRecipe:
         templates: Version of the prompts, or a YAML file of them, as when the traces were made. Defaults to the latest.
         families: Task family of the queries, or one by subset: as when the traces were made. A head is trained under
             the prompt of ``content`` unless there is one family for all.
-        trace_dropout: Share of traces left out, of ``"embedder"``. Defaults to 0.1.
+        trace_dropout: Share of traces left out. Defaults to 0.1 for ``"embedder"`` and to 0 for ``"unified"``; ``"sft"``
+            has none.
         allow_gold: Take traces that saw the answer. Defaults to False.
         head: Of ``"unified"``. Defaults to ``"self_init"``.
         head_options: Such as ``{"layers": 8}``.
         training: `SaHaTrainingArguments`, or transformers' `TrainingArguments` for ``"sft"``, but for the directory.
 
     Raises:
-        ValueError: The variant is unknown.
+        ValueError: The variant is unknown, or has no trace dropout.
     """
 
     variant: str
@@ -73,7 +74,7 @@ class ThinkingRecipe:
     clusters: str | None = None
     templates: str = LATEST
     families: Any = None
-    trace_dropout: float = 0.1
+    trace_dropout: float | None = None
     allow_gold: bool = False
     head: str = "self_init"
     head_options: Mapping[str, Any] = field(default_factory=dict)
@@ -82,6 +83,8 @@ class ThinkingRecipe:
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
             raise ValueError(f"variant is {self.variant!r}; use one of {', '.join(map(repr, VARIANTS))}")
+        if self.variant == "sft" and self.trace_dropout is not None:
+            raise ValueError(f"trace_dropout is {self.trace_dropout}, but 'sft' learns to write traces; leave it out")
 
 
 def thinking_recipe_names() -> list[str]:
@@ -148,6 +151,7 @@ def train_thinking(recipe: ThinkingRecipe, *, pairs: Dataset | None = None, resu
         model: Any = recipe.model
         if recipe.variant == "unified":
             model = open_unified(_untrained(recipe, output / "untrained", resume=resume))
+        dropout = 0.0 if recipe.variant == "unified" else 0.1
         with TraceStore(recipe.traces) as store:
             trainer = traced_trainer(
                 model,
@@ -155,7 +159,7 @@ def train_thinking(recipe: ThinkingRecipe, *, pairs: Dataset | None = None, resu
                 pairs,
                 store,
                 None if recipe.clusters is None else Clusters.load(recipe.clusters),
-                dropout=0.0 if recipe.variant == "unified" else recipe.trace_dropout,
+                dropout=dropout if recipe.trace_dropout is None else recipe.trace_dropout,
                 allow_gold=recipe.allow_gold,
             )
         if recipe.variant == "unified":  # what the head was made of, which is not read where there is a head already

@@ -24,7 +24,8 @@ import torch
 from datasets import Dataset
 from torch import nn
 from torch.nn.functional import pad
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers import AutoConfig, PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers.modeling_utils import get_state_dict_dtype, load_state_dict
 
 from hf_mmembed.data.pairs import document_of, query_of
 from hf_mmembed.identity import local_checkpoint, settings_digest, weights_digest
@@ -32,7 +33,7 @@ from hf_mmembed.inputs import as_messages
 from hf_mmembed.processes import world
 from hf_mmembed.staging import replaced
 from hf_mmembed.training.arguments import on_one_device
-from hf_mmembed.training.callbacks import FrozenStaysFrozen, Progress, Values
+from hf_mmembed.training.callbacks import Epochs, FrozenStaysFrozen, Progress, Values
 from hf_mmembed.training.checkpoints import require_no_run, take_up_finished
 from hf_mmembed.training.run_file import keep_to, settings_of
 
@@ -218,9 +219,6 @@ class _SftTrainer(Trainer):
         Raises:
             ValueError: The checkpoint lacks weights.
         """
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
         # A saved student has the names of the Hub's weights, which `Trainer` would pass over as unknown.
         saved, info = type(self.model).from_pretrained(
             resume_from_checkpoint, dtype=self.model.dtype, use_safetensors=True, output_loading_info=True
@@ -274,6 +272,29 @@ def _with_traces(some: Sequence[Lesson], store: TraceStore) -> list[Lesson]:
     return [replace(lesson, trace=found[lesson.key].text) for lesson in some]
 
 
+def _stored_dtype(directory: Path) -> torch.dtype:
+    """What ``dtype="auto"`` of transformers takes: what the config says, or else the type of the first weight of floats."""
+    stored: torch.dtype | None = AutoConfig.from_pretrained(directory).dtype
+    if stored is None:
+        stored = get_state_dict_dtype(load_state_dict(str(min(directory.glob("*.safetensors"))), map_location="meta"))
+    return stored
+
+
+def _require_whole_weights(trainer: Trainer) -> None:
+    """Refuses what splits the weights before the first step: the result is written by one process, from its own.
+
+    Raises:
+        ValueError: The launch asks for FSDP, or for the third stage of DeepSpeed.
+    """
+    plugin = trainer.accelerator.state.deepspeed_plugin
+    if trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
+        raise ValueError(
+            f"{'FSDP' if trainer.is_fsdp_enabled else 'DeepSpeed ZeRO-3'} splits the weights, which fine-tuning a "
+            "reasoner cannot save: launch with DistributedDataParallel (`accelerate launch --multi_gpu`); "
+            "--set training.activation_checkpointing=true and --set training.optim=adafactor make room."
+        )
+
+
 def fine_tune(
     model: str | os.PathLike[str],
     pairs: Dataset,
@@ -304,12 +325,13 @@ def fine_tune(
         resume: Go on from the last complete checkpoint in ``args.output_dir``, if there is one.
 
     Returns:
-        `out`: a generative checkpoint, for `LocalReasoner` and `make_unified`.
+        `out`: a generative checkpoint of the type of the student, for `LocalReasoner` and `make_unified`.
 
     Raises:
         OSError: The student cannot be read, or the result not be written.
         ValueError: There is nothing to learn, the teacher had other templates, ``args.output_dir`` holds checkpoints and
-            `resume` is not given, the run to go on with began with something else, or the checkpoint lacks weights.
+            `resume` is not given, the run to go on with began with something else, the checkpoint lacks weights, or the
+            launch splits the weights (FSDP, ZeRO-3).
     """
     if not resume:
         require_no_run(args.output_dir or ".")
@@ -327,7 +349,9 @@ def fine_tune(
             "the same ones"
         )
     directory, _ = local_checkpoint(os.fspath(model))
+    # Trained in float32, whose small steps another type rounds away, and written in the type that it came in.
     student, processor = open_generative(directory, templates, dtype="float32")
+    stored = _stored_dtype(directory)
     processor.tokenizer.padding_side = "right"
     student.requires_grad_(False)
     student.get_decoder().requires_grad_(True)
@@ -344,7 +368,9 @@ def fine_tune(
         train_dataset=chosen,
         processing_class=processor.backbone_processor,
     )
+    _require_whole_weights(trainer)
     trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
+    trainer.add_callback(Epochs())
     trainer.add_callback(Values() if args.disable_tqdm else Progress())
     trainer.add_callback(FrozenStaysFrozen())
     checkpoint = _last_complete(args.output_dir) if resume else None
@@ -355,7 +381,7 @@ def fine_tune(
 
     def write() -> None:
         with replaced(out) as written:
-            student.save_pretrained(written)
+            student.to(stored).save_pretrained(written)
             processor.backbone_processor.save_pretrained(written)
 
     world().once(write)

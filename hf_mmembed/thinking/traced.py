@@ -6,6 +6,7 @@ assistant's turn. Some are dropped at random, so that one model works with a tra
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +28,8 @@ from .coverage import require_traces
 from .traces import Origin, TraceStore, content_digest
 
 __all__ = ["AnswerTraces", "TracedCollator", "traced_trainer"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,8 @@ def traced_trainer(
         model: As for `SaHaTrainer`; with `open_unified` only the head is trained, without generating anything.
         args: The same.
         pairs: The same.
-        store: Traces of queries, of documents, or of both.
+        store: Traces of queries, of documents, or of both. Those of documents get a warning: `index` and `evaluate` read
+            documents without.
         clusters: As for `SaHaTrainer`.
         origin: Whose traces. Defaults to the only ones in the store.
         dropout: Share of traces left out. Defaults to 0.1.
@@ -180,6 +184,11 @@ def traced_trainer(
     answers = AnswerTraces.read(store, origin) if gold else None
     made.data_collator = TracedCollator(made.data_collator, texts, dropout, answers)
     world().once(partial(require_traces, pairs, made.ids, made.data_collator, made.clusters))
+    if "document" in made.data_collator.sides and world().main:
+        logger.warning(
+            "documents are shown with traces, but `index`, `embed` and `evaluate` read them without: make traces of the "
+            "queries alone (`hf-mmembed think --side query`, into another file), unless you embed documents with theirs"
+        )
     # Not the texts: a store only grows, and what is added to it about other inputs changes nothing.
     made.depends_on |= {
         "traces": asdict(origin or store.origins()[0]), "trace_dropout": dropout, "answers_in_sight": bool(gold)

@@ -50,7 +50,7 @@ def make_unified(
     """
     out = Path(out)
     require_empty(out)
-    directory, _ = local_checkpoint(reasoner)
+    directory, commit = local_checkpoint(reasoner)
     prompts = load_templates(templates)
     model, processor = open_generative(directory, prompts, dtype="auto")
     processor.prompt = prompts.prompt(task_family)
@@ -60,9 +60,13 @@ def make_unified(
     end = processor.tokenizer.eos_token_id
     ends = model.generation_config.eos_token_id
     others = sorted({*([ends] if isinstance(ends, int) else ends or [])} - {end})
+    # It may be published: of a local reasoner, only the directory's name is recorded.
+    base = directory.name if commit is None else str(reasoner)
+    model.config._name_or_path = base
     unified = UnifiedModel.from_reasoner(
-        model, head=head, head_options=head_options or {}, end_token_id=end, other_end_token_ids=others
-    )
+        model, head=head, head_options=head_options or {}, end_token_id=end, other_end_token_ids=others,
+        base_model=base, base_revision=commit,
+    )  # fmt: skip
     with staged(out) as written:
         unified.save_pretrained(written)
         processor.save_pretrained(written)

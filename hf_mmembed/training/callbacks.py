@@ -1,18 +1,19 @@
 """What happens besides the steps of a training.
 
-In: the events of a trainer. Out: word of every new epoch, log entries that no saved state lacks, a progress bar with the
-last values, and no gradient where none is wanted.
+In: the events of a trainer. Out: how many epochs there will be and word of each, log entries that no saved state lacks, a
+progress bar with the last values, and no gradient where none is wanted.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from math import ceil
 from typing import Any
 
 from transformers import PreTrainedModel, ProgressCallback, TrainerCallback
 
-__all__ = ["BeginEpoch", "FrozenStaysFrozen", "LogWhatIsSaved", "Progress", "Values"]
+__all__ = ["BeginEpoch", "Epochs", "FrozenStaysFrozen", "LogWhatIsSaved", "Progress", "Values"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,27 @@ class BeginEpoch(TrainerCallback):
         """See `transformers.TrainerCallback`."""
         epoch = state.epoch or 0
         self.begin(int(epoch), epoch != int(epoch))
+
+
+class Epochs(TrainerCallback):
+    """Says how often a run will see each row, which a number of steps alone does not tell."""
+
+    MANY = 20
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+        """See `transformers.TrainerCallback`."""
+        if not state.is_world_process_zero or train_dataloader is None:
+            return
+        steps = max(1, ceil(len(train_dataloader) / args.gradient_accumulation_steps))
+        epochs = state.max_steps / steps
+        logger.info("%d steps of %d per epoch: %.3g epochs", state.max_steps, steps, epochs)
+        if epochs > self.MANY:
+            logger.warning(
+                "each row will be seen some %.0f times, which is rarely of use: an epoch has only %d steps. Set max_steps to "
+                "less, or to -1 and num_train_epochs to the number of epochs",
+                epochs,
+                steps,
+            )
 
 
 class FrozenStaysFrozen(TrainerCallback):

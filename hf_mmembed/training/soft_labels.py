@@ -61,7 +61,7 @@ class SoftLabelLoss(ChunkedLoss):
     def losses(self, queries: Tensor, documents: Tensor, negatives: Tensor, facts: Facts, own: slice) -> Tensor:
         """See `ChunkedLoss.losses`. Metrics: ``positive``, ``hardest_negative``, ``hardness`` (their difference), and
         ``judged_hardness``, the same difference between the scores."""
-        scores, theirs, there = self._table(facts, own, len(documents))
+        scores, theirs, there = self._table(facts, own, len(documents), queries.dtype)
         candidates = torch.cat([documents, negatives])[theirs]  # (n, 1 + most, dim)
         cosines = torch.einsum("nd,ncd->nc", queries[own], candidates)
         self._measure(cosines.detach(), scores, there)
@@ -73,7 +73,7 @@ class SoftLabelLoss(ChunkedLoss):
         log_p, log_q = log_p.masked_fill(~there, 0), log_q.masked_fill(~there, 0)
         return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(dim=1) / 2
 
-    def _table(self, facts: Facts, own: slice, pairs: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _table(self, facts: Facts, own: slice, pairs: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Scores, places among all documents, and which of them there are, all ``(n, 1 + most)``; the positive first."""
         rows = facts.rows[own].tolist()
         places_of: dict[int, list[int]] = {}
@@ -91,7 +91,8 @@ class SoftLabelLoss(ChunkedLoss):
             places[line, : len(own_places)] = torch.tensor(own_places)
             there[line, : len(own_places)] = True
         device = facts.rows.device
-        return scores.to(device), places.to(device), there.to(device)
+        # Two steps: not every device has float64.
+        return scores.to(dtype).to(device), places.to(device), there.to(device)
 
     def _measure(self, cosines: Tensor, scores: Tensor, there: Tensor) -> None:
         with_negatives = there.sum(dim=1) > 1

@@ -41,7 +41,7 @@ from hf_mmembed.processes import world
 from hf_mmembed.sentence_transformer import MMEmbedder
 
 from .arguments import SaHaTrainingArguments
-from .callbacks import BeginEpoch, FrozenStaysFrozen, LogWhatIsSaved, Progress, Values
+from .callbacks import BeginEpoch, Epochs, FrozenStaysFrozen, LogWhatIsSaved, Progress, Values
 from .checkpoints import STAGING, publish, take_up_finished, to_resume
 from .choices import make_loss
 from .chunks import NonFiniteLossError
@@ -153,6 +153,7 @@ class SaHaTrainer(SentenceTransformerTrainer):
         self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         for callback in (
             BeginEpoch(self._begin_epoch),
+            Epochs(),
             FrozenStaysFrozen(),
             LogWhatIsSaved(),
             Values() if args.disable_tqdm else Progress(),

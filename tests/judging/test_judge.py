@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -39,6 +42,22 @@ def test_scores_are_the_softmax_over_two_logits(judge):
         with torch.no_grad():
             yes, no = judge.model(**batch).logits[0, -1, tokens].double().exp()
         assert score == pytest.approx(float(yes / (yes + no)), abs=1e-5)
+
+
+def test_logits_leave_the_device_before_they_become_float64(judge, monkeypatch):
+    """Not every device has it."""
+
+    class Logits:
+        def __getitem__(self, index):
+            return self
+
+        def cpu(self):
+            return torch.zeros(2, 2, dtype=torch.bfloat16)
+
+    model = mock.Mock(return_value=SimpleNamespace(logits=Logits()), forward=lambda input_ids: None)
+    monkeypatch.setattr(judge, "model", model)
+    features = mock.Mock(to=lambda device: {"input_ids": torch.zeros(2, 3)})
+    np.testing.assert_array_equal(judge._scores(features), [0.5, 0.5])
 
 
 def test_an_instruction_s_own_line_breaks_do_not_break_the_question_s_lines():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from hf_mmembed.data.pairs import negatives_of, query_of, read_pairs
 from hf_mmembed.judging import judge_pairs, sampled
-from hf_mmembed.judging.candidates import mined, of_pairs
+from hf_mmembed.judging.candidates import _nearest_others, mined, of_pairs
 from hf_mmembed.judging.pairs import _digest
 from hf_mmembed.mining.candidates import nearest_documents
 from hf_mmembed.training.soft_labels import SoftLabelLoss
@@ -97,6 +98,42 @@ def test_mined_candidates_are_the_nearest_without_the_answers(tmp_path):
     assert (capped.places == -1).all()
     judged = judge_pairs(pairs, Formula(), capped, tmp_path)
     assert judged.without == 5 and judged.pairs["neg_text"][:] == [[]] * 5
+
+
+def _vectors(number, seed):
+    """A fifth of them close to the first axis, the rest anywhere."""
+    generator = np.random.default_rng(seed)
+    near = np.eye(4)[0] + 0.1 * generator.normal(size=(number // 5, 4))
+    vectors = np.concatenate([near, generator.normal(size=(number - len(near), 4))]).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("at_once", [1 << 26, 40])
+@pytest.mark.parametrize("cap", [0.9, 0.3, -0.5, -2.0])
+def test_what_is_above_the_cap_is_looked_past(monkeypatch, caplog, cap, at_once):
+    monkeypatch.setattr("hf_mmembed.judging.candidates._FOUND_AT_ONCE", at_once)
+    queries, documents, depth = _vectors(30, 0), _vectors(60, 1), 5
+    rows = np.arange(60)
+    ids = SimpleNamespace(
+        query_ids=rows % 30, document_ids=rows, query_rows=np.arange(30), document_rows=rows
+    )  # two answers each
+    found = _nearest_others(ids, *(SimpleNamespace(take=side.__getitem__) for side in (queries, documents)),
+                            depth, cap, None)  # fmt: skip
+    scores = queries.astype(np.float64) @ documents.T.astype(np.float64)
+    for query, (own, of_query) in enumerate(zip(found, scores, strict=True)):
+        fit = [i for i in np.argsort(-of_query, kind="stable") if i % 30 != query and of_query[i] <= cap]
+        assert own.tolist() == [*fit, *[-1] * depth][:depth]
+    none = int((found[:, 0] < 0).sum())
+    assert none == {0.9: 0, 0.3: 0, -2.0: 30}.get(cap, none)
+    assert (f"{none} of 30 queries have no candidate" in caplog.text) == bool(none)
+
+
+def test_a_query_with_no_other_document_has_not_lost_it_to_the_cap(caplog):
+    only = SimpleNamespace(
+        **dict.fromkeys(("query_ids", "document_ids", "query_rows", "document_rows"), np.zeros(1, int))
+    )
+    vectors = SimpleNamespace(take=_vectors(5, 0).__getitem__)
+    assert _nearest_others(only, vectors, vectors, 3, 1.0, None).tolist() == [[-1]] and not caplog.text
 
 
 @pytest.mark.parametrize("rows_at_once", [32, 4])

@@ -44,7 +44,16 @@ def test_the_header_and_the_command_are_right(script):
     assert not heavy
     known = set(re.findall(r'add_argument\(\s*"(--[\w-]+)"', source))
     used = set(re.findall(r"(?<=\s)--[\w-]+", docstring))
-    assert used - known <= {"--flavor", "--secrets", "--number", "--repo-type", "--local-dir", "--help", "--clusters"}
+    assert used - known <= {
+        "--flavor",
+        "--timeout",
+        "--secrets",
+        "--number",
+        "--repo-type",
+        "--local-dir",
+        "--help",
+        "--clusters",
+    }
 
 
 def test_convert_and_push(generative, tmp_path, monkeypatch):
@@ -83,10 +92,39 @@ def test_finetune(embedder, drawings, tmp_path):
 
 
 def test_finetune_reads_the_split_of_your_data_not_of_the_recipe_s(monkeypatch, tmp_path):
-    monkeypatch.setattr("hf_mmembed.training.recipes.train", lambda recipe: recipe)
+    monkeypatch.setattr("hf_mmembed.training.recipes.train", lambda recipe, pairs: recipe)
+    monkeypatch.setattr("hf_mmembed.data.pairs.read_pairs", lambda **_: range(5))
     words = ["--data", "my-name/my-captions", "--output", str(tmp_path)]
     assert finetune_saha.main(words).data == {"source": "my-name/my-captions", "split": "train"}
     assert finetune_saha.main([*words, "--split", "all"]).data["split"] == "all"
+
+
+@pytest.mark.parametrize(
+    ("pairs", "flags", "expected"),
+    [
+        (5_000, {}, {"max_steps": -1, "num_train_epochs": 3, "global_batch_size": 128, "warmup_steps": 0.1}),
+        (3, {}, {"global_batch_size": 32}),
+        (700_000, {}, {"global_batch_size": 2048}),
+        (5_000, {"max_steps": 9}, {"max_steps": 9, "global_batch_size": 128, "warmup_steps": 100}),
+        (5_000, {"num_train_epochs": 1, "max_steps": -1}, {"num_train_epochs": 1, "max_steps": -1}),
+        (5_000, {"global_batch_size": 512, "warmup_steps": 5}, {"global_batch_size": 512, "warmup_steps": 5}),
+    ],
+)
+def test_finetune_asks_for_as_much_as_the_pairs_allow(monkeypatch, pairs, flags, expected):
+    monkeypatch.setattr("hf_mmembed.training.recipes.train", lambda recipe, pairs: recipe)
+    monkeypatch.setattr("hf_mmembed.data.pairs.read_pairs", lambda **_: range(pairs))
+    sets = [word for name, value in flags.items() for word in ("--set", f"training.{name}={value}")]
+    training = finetune_saha.main(["--data", "captions", *sets]).training
+    assert {name: training[name] for name in expected} == expected
+
+
+def test_finetune_leaves_a_recipe_of_your_own_as_it_is(monkeypatch, tmp_path):
+    monkeypatch.setattr("hf_mmembed.training.recipes.train", lambda recipe, pairs: recipe)
+    monkeypatch.setattr("hf_mmembed.data.pairs.read_pairs", lambda **_: range(5))
+    own = tmp_path / "own.yaml"
+    own.write_text("model: m\ndata: {source: d}\noutput: o\ntraining: {max_steps: 7, global_batch_size: 64}\n")
+    recipe = finetune_saha.main(["--recipe", str(own), "--data", "captions"])
+    assert recipe.training == {"max_steps": 7, "global_batch_size": 64}
 
 
 def test_evaluate(embedder, drawings, tmp_path):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, TrainingArguments
 
@@ -216,6 +217,47 @@ def test_resuming_where_there_is_no_checkpoint_begins_anew(generative, store, so
     )  # fmt: skip
     out = fine_tune(generative("qwen2_vl"), some_pairs, store, args, tmp_path / "student", resume=True)
     assert (out / "config.json").is_file()
+
+
+@pytest.mark.parametrize("in_config", [True, False])
+def test_the_result_has_the_type_of_the_student_and_checkpoints_float32(
+    generative, store, some_pairs, tmp_path, in_config
+):
+    base, run = tmp_path / "base", tmp_path / "run"
+    shutil.copytree(generative("qwen2_vl"), base)
+    AutoModelForImageTextToText.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(base)
+    if not in_config:
+        text = (base / "config.json").read_text()
+        (base / "config.json").write_text(re.sub(r'\n\s*"(torch_)?dtype": "bfloat16",', "", text))
+        assert "bfloat16" not in (base / "config.json").read_text()
+    args = TrainingArguments(
+        str(run), max_steps=1, save_steps=1, per_device_train_batch_size=2, use_cpu=True, report_to="none",
+        disable_tqdm=True,
+    )  # fmt: skip
+    out = fine_tune(base, some_pairs, store, args, tmp_path / "student")
+    types = [
+        {weight.dtype for weight in load_file(folder / "model.safetensors").values()}
+        for folder in (out, run / "checkpoint-1")
+    ]
+    assert types == [{torch.bfloat16}, {torch.float32}]
+    assert open_generative(out, load_templates())[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DeepSpeed ZeRO-3"])
+def test_split_weights_are_refused(generative, store, some_pairs, tmp_path, monkeypatch, kind):
+    original = sft._SftTrainer.create_accelerator_and_postprocess
+
+    def split(self):
+        original(self)
+        self.is_fsdp_enabled = kind == "FSDP"
+        plugin = None if kind == "FSDP" else SimpleNamespace(zero_stage=3)
+        monkeypatch.setattr(AcceleratorState, "deepspeed_plugin", plugin)
+
+    monkeypatch.setattr(sft._SftTrainer, "create_accelerator_and_postprocess", split)
+    args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
+    with pytest.raises(ValueError, match=f"{kind} splits the weights.* launch with DistributedDataParallel"):
+        fine_tune(generative("qwen2_vl"), some_pairs, store, args, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_activation_checkpointing_leaves_the_frozen_tower_alone(generative, store, some_pairs, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from hf_mmembed.data.pairs import PAIR_FEATURES, read_pairs
 from hf_mmembed.mining.ids import content_ids
 from hf_mmembed.thinking import traces
 from hf_mmembed.thinking.filling import think_about_pairs
+from hf_mmembed.thinking.recipes import ThinkingRecipe, train_thinking
 from hf_mmembed.thinking.traced import TracedCollator, traced_trainer
 from hf_mmembed.thinking.traces import Trace, TraceStore
 from hf_mmembed.thinking.unified import make_unified, open_unified
@@ -163,6 +164,46 @@ def test_training_an_embedder_on_clusters(store, some_pairs, fresh, tmp_path):
     trainer.train()
     assert trainer.facts["trace_dropout"] == 0.1 and trainer.facts["traces"] == asdict(store.only_origin())
     assert any(not torch.equal(before[name], value) for name, value in model.named_parameters())
+
+
+def test_traces_of_documents_are_warned_of(store, parrot, some_pairs, fresh, tmp_path, caplog):
+    traced_trainer(fresh(), arguments(tmp_path), some_pairs, store)
+    assert "`index`, `embed` and `evaluate` read them without" in caplog.text and "--side query" in caplog.text
+    caplog.clear()
+    of_queries = TraceStore(":memory:")
+    think_about_pairs(of_queries, parrot, some_pairs, sides=("query",))
+    traced_trainer(fresh(), arguments(tmp_path), some_pairs, of_queries)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("variant", "given", "expected"),
+    [("unified", None, 0.0), ("unified", 0.3, 0.3), ("embedder", None, 0.1), ("embedder", 0.0, 0.0)],
+)
+def test_a_recipe_s_dropout_holds_for_both(
+    variant, given, expected, generative, embedder, some_pairs, tmp_path, monkeypatch
+):
+    class Made(Exception):
+        pass
+
+    def trainer(*_, dropout, **__):
+        raise Made(dropout)
+
+    monkeypatch.setattr("hf_mmembed.thinking.recipes.traced_trainer", trainer)
+    TraceStore(tmp_path / "t.sqlite").close()
+    model = (generative if variant == "unified" else embedder)("qwen2_vl")
+    recipe = ThinkingRecipe(
+        variant, str(model), {}, str(tmp_path / "t.sqlite"), str(tmp_path / "run"), trace_dropout=given,
+        head="last_token", training={"use_cpu": True},
+    )  # fmt: skip
+    with pytest.raises(Made) as made:
+        train_thinking(recipe, pairs=some_pairs)
+    assert made.value.args == (expected,)
+
+
+def test_a_reasoner_has_no_trace_dropout():
+    with pytest.raises(ValueError, match="trace_dropout is 0.3, but 'sft' learns to write traces; leave it out"):
+        ThinkingRecipe("sft", "m", {}, "t", "o", trace_dropout=0.3)
 
 
 def test_training_a_head_and_nothing_else(store, some_pairs, generative, tmp_path):

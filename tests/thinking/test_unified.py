@@ -236,6 +236,16 @@ def test_as_an_embedder(unified):
         embedder.encode(["a red disc"], output_value="token_embeddings")
 
 
+def test_it_says_what_it_was_made_of(generative, tmp_path, monkeypatch):
+    base = generative("qwen2_vl")
+    local = UnifiedConfig.from_pretrained(make_unified(base, tmp_path / "local", head="last_token"))
+    assert (local.base_model, local.base_revision) == (base.name, None)
+    assert str(base) not in (tmp_path / "local" / "config.json").read_text()
+    monkeypatch.setattr("hf_mmembed.thinking.unified.local_checkpoint", lambda name: (base, "c0ffee"))
+    hub = UnifiedConfig.from_pretrained(make_unified("org/reasoner", tmp_path / "hub", head="last_token"))
+    assert (hub.base_model, hub.base_revision) == ("org/reasoner", "c0ffee")
+
+
 def test_a_checkpoint_that_lacks_weights_is_refused(unified, tmp_path):
     shutil.copytree(unified("qwen2_vl", "mlp"), tmp_path / "broken")
     weights = load_file(tmp_path / "broken" / "model.safetensors")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -42,6 +44,15 @@ def bare(temperature, scores):
 
 def units(rows, generator):
     return normalize(torch.randn(rows, 4, generator=generator, dtype=torch.float64), dim=-1)
+
+
+def test_scores_reach_the_device_in_the_type_of_the_embeddings():
+    """Not every device has float64."""
+    rows = mock.MagicMock(device=torch.device("meta"))
+    rows.__getitem__.return_value.tolist.return_value = [0]
+    facts = SimpleNamespace(rows=rows, negative_rows=torch.tensor([0]))
+    scores, _, _ = bare(0.3, [np.array([0.5, 0.25])])._table(facts, slice(0, 1), 1, torch.float32)
+    assert (scores.device.type, scores.dtype) == ("meta", torch.float32)
 
 
 @settings(max_examples=40)

@@ -166,6 +166,27 @@ def test_arguments_say_what_is_wrong(tmp_path, options, message):
         arguments(tmp_path, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "epochs", "many"),
+    [({"num_train_epochs": 2}, "6 steps of 3 per epoch: 2 epochs", False),
+     ({"max_steps": 2, "gradient_accumulation_steps": 2}, "2 steps of 3 per epoch: 0.667 epochs", False),
+     ({"max_steps": 61}, "61 steps of 3 per epoch: 20.3 epochs", True)],
+)  # fmt: skip
+def test_the_number_of_epochs_is_told(embedder, tmp_path, caplog, options, epochs, many):
+    caplog.set_level("INFO")
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    trainer = SaHaTrainer(embedder("qwen2_vl"), arguments(tmp_path, **options), make_pairs(), CLUSTERS)
+    trainer.training_step = stop
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert epochs in caplog.text
+    warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert any("each row will be seen some 20 times" in message for message in warned) == many
+
+
 def test_split_weights_are_refused(embedder, tmp_path, monkeypatch):
     original = SaHaTrainer.create_accelerator_and_postprocess
 

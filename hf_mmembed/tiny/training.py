@@ -66,7 +66,7 @@ _WARMED_UP: tuple[Stage, ...] = ("vision", "naming", "relations")  # begun with 
 _STEPS: dict[Stage, int] = {
     "vision": 2000,
     "naming": 200,
-    "binding": 600,
+    "binding": 1500,
     "mix": 3000,
     "relations": 600,
     "review": 1200,

@@ -33,8 +33,8 @@ Lesson = Literal["naming", "binding", "mix", "relations", "review"]
 to each other, or everything with that."""
 
 MIRRORED = 0.5
-"""Share of false relations asked about that are the opposite of the true one. When any false one was as likely, the
-axis gave five in six answers, and a whole *review* passed without the model looking any closer."""
+"""Share of the false relations asked about that are sure to be the opposite of the true one. When any false one was as
+likely, the axis gave five in six answers, and a whole *review* passed without the model looking any closer."""
 
 _TEXT_TOPICS: tuple[Topic, ...] = ("color", "shape")
 _WHOSE_TOPICS: tuple[Topic, ...] = ("color", "color", "shape")

@@ -285,7 +285,20 @@ def _is_inert(adapter: Mapping[str, Tensor], base: Tensor | None) -> bool:
 
 def _digests(directory: Path) -> dict[str, str]:
     paths = sorted({path for pattern in _FILES for path in directory.glob(pattern)})
-    return {path.name: _digest(path) for path in paths}
+    return {path.name: _digest(path) for path in paths} | _digests_of_further_modules(directory)
+
+
+def _digests_of_further_modules(directory: Path) -> dict[str, str]:
+    """Of what sentence-transformers computes behind the model, such as a projection; each has a folder of its own."""
+    listed = directory / "modules.json"
+    modules = json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else []
+    folders = [directory / module["path"] for module in modules if module.get("path")]
+    if not folders:
+        return {}
+    files = sorted(
+        path for folder in folders for path in folder.rglob("*") if path.suffix in (".json", ".safetensors")
+    )
+    return {path.relative_to(directory).as_posix(): _digest(path) for path in [listed, *files]}
 
 
 def _digest(path: Path) -> str:

@@ -60,7 +60,7 @@ class MMEmbedder(SentenceTransformer):
     - strings are always text, never opened as a path or fetched as a URL, and control tokens in them are words;
     - ``{"text": ..., "image": ..., "instruction": ...}`` gives one input its own instruction;
     - identical inputs are embedded once;
-    - embeddings have unit L2 norm, also with ``truncate_dim``;
+    - embeddings have unit L2 norm, also with ``truncate_dim`` (behind a module of your own, such as `Dense`, ask for it);
     - an input can be embedded together with what a reasoner wrote about it: ``traces``, or ``think`` and `thinker`.
 
     Attributes:
@@ -388,8 +388,8 @@ def _read_out(features: dict[str, Any], output_value: str | None, to_cpu: bool) 
                 "this checkpoint has no token embeddings, as its head makes one vector of all states; use "
                 "output_value='sentence_embedding'."
             )
-        masks = features["attention_mask"].bool()
-        return [states[mask] for states, mask in zip(features["token_embeddings"], masks, strict=True)]
+        states, masks = features["token_embeddings"], features["attention_mask"].bool()
+        return [of_row[mask] for of_row, mask in zip(states, masks.to(states.device), strict=True)]
     count = len(embeddings)
     return [
         {

@@ -57,6 +57,21 @@ def test_what_decides_the_numbers_counts_and_is_named(checkpoint, file, content)
     assert before.differences(after) == [f"the model files {file}"]
 
 
+def test_modules_behind_the_model_count(checkpoint):
+    root = {"idx": 0, "name": "0", "path": "", "type": "hf_mmembed.Transformer"}
+    before = of(checkpoint)
+    (checkpoint / "modules.json").write_text(json.dumps([root]))
+    assert of(checkpoint) == before
+    (checkpoint / "modules.json").write_text(json.dumps([root, {**root, "idx": 1, "path": "1_Dense"}]))
+    (checkpoint / "1_Dense").mkdir()
+    (checkpoint / "1_Dense/config.json").write_text("{}")
+    (checkpoint / "1_Dense/model.safetensors").write_bytes(b"projection")
+    projected = of(checkpoint)
+    assert "modules.json" in before.differences(projected)[0]
+    (checkpoint / "1_Dense/model.safetensors").write_bytes(b"another")
+    assert projected.differences(of(checkpoint)) == ["the model files 1_Dense/model.safetensors"]
+
+
 def test_the_prompt_counts_by_what_the_model_reads(checkpoint):
     one, other = of(checkpoint), of(checkpoint, "another prompt")
     assert one.fingerprint == other.fingerprint

@@ -6,7 +6,8 @@ In: a file or directory. Out: a mapping from column name to `Column`. No type is
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,10 +30,13 @@ class Column:
         cells: Values by row number, None where there is none.
         holds: ``"text"`` (strings; in JSONL, some cells may be something else), ``"image"`` (encoded pictures) or the
             name of another type. A column without values holds text.
+        file_of: Path that the cell of a row gives in place of an encoded picture, None where it gives none; of columns
+            that may have such cells. Pictures are not read for it where that can be helped.
     """
 
     cells: Sequence[Any]
     holds: str
+    file_of: Callable[[int], str | None] | None = None
 
 
 def read_csv(path: Path) -> dict[str, Column]:
@@ -104,9 +108,11 @@ def read_parquet(path: Path) -> dict[str, Column]:
         _require_different(file.schema_arrow.names)
     except ValueError as error:
         raise ValueError(f"cannot read {path}: {error}") from error
-    return {
-        field.name: Column(_ParquetCells(file, field.name), _kind_of_type(field.type)) for field in file.schema_arrow
-    }
+    columns = {}
+    for field in file.schema_arrow:
+        cells, holds = _ParquetCells(file, field.name), _kind_of_type(field.type)
+        columns[field.name] = Column(cells, holds, cells.file_of if _is_picture_or_path(field.type) else None)
+    return columns
 
 
 def _require_different(names: Sequence[str]) -> None:
@@ -161,18 +167,45 @@ class _ParquetCells(Sequence[Any]):
             self._ends.append(file.metadata.row_group(group).num_rows + (self._ends[-1] if self._ends else 0))
         self._group: int | None = None
         self._cells: Any = None
+        self._files: tuple[int, Any] | None = None  # of the last row group that was asked for
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, row: Any) -> Any:
-        from bisect import bisect_right
-
         group = bisect_right(self._ends, row)
         if group != self._group:
             self._cells = self._file.read_row_group(group, columns=[self._name]).column(self._name)
             self._group = group
-        return self._cells[row - (self._ends[group - 1] if group else 0)].as_py()
+        return self._cells[row - self._start(group)].as_py()
+
+    def file_of(self, row: int) -> str | None:
+        """See `Column`."""
+        group = bisect_right(self._ends, row)
+        if self._files is None or self._files[0] != group:
+            self._files = group, self._files_of(group)
+        files = self._files[1]
+        return None if files is None else files[row - self._start(group)].as_py()
+
+    def _start(self, group: int) -> int:
+        return self._ends[group - 1] if group else 0
+
+    def _files_of(self, group: int) -> Any:
+        """Paths of a row group, null where there is a picture; None where there are pictures alone."""
+        import pyarrow.compute as pc
+
+        metadata = self._file.metadata.row_group(group)
+        columns = (metadata.column(number) for number in range(metadata.num_columns))
+        counted = next(column.statistics for column in columns if column.path_in_schema == f"{self._name}.bytes")
+        absent = counted.null_count if counted is not None and counted.has_null_count else None
+        if absent == 0:
+            return None
+        if absent == metadata.num_rows:
+            cells = self._file.read_row_group(group, columns=[f"{self._name}.path"]).column(self._name)
+            return pc.struct_field(cells, "path")
+        cells = self._file.read_row_group(group, columns=[self._name]).column(self._name)
+        stored = pc.is_valid(pc.struct_field(cells, "bytes"))
+        return pc.if_else(stored, None, pc.struct_field(cells, "path"))
 
 
 class _DatasetCells(Sequence[Any]):
@@ -200,9 +233,14 @@ def _kind_of_type(kind: pa.DataType) -> str:
         return "text"
     if pa.types.is_binary(value) or pa.types.is_large_binary(value) or pa.types.is_binary_view(value):
         return "image"
-    if pa.types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}:
-        return "image"
-    return str(kind)
+    return "image" if _is_picture_or_path(kind) else str(kind)
+
+
+def _is_picture_or_path(kind: pa.DataType) -> bool:
+    """Whether it is what `datasets` makes of pictures; saved by `save_to_disk`, they all hold the picture."""
+    import pyarrow as pa
+
+    return bool(pa.types.is_struct(kind)) and {field.name for field in kind} == {"bytes", "path"}
 
 
 def _kind_of_values(rows: list[dict[str, Any]], name: str) -> str:

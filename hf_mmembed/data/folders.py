@@ -92,7 +92,9 @@ def list_pictures(root: Path, exclude: Collection[Path] = ()) -> tuple[list[str]
         except OSError as error:
             if folder == root:
                 raise
-            listing.refuse(folder.relative_to(root).as_posix(), f"the folder cannot be listed: {error.strerror}")
+            listing.refuse(
+                folder.relative_to(root).as_posix(), f"the folder cannot be listed: {error.strerror}", error
+            )
             continue
         visited.add((stat.st_dev, stat.st_ino))
         for entry in entries:
@@ -103,7 +105,7 @@ def list_pictures(root: Path, exclude: Collection[Path] = ()) -> tuple[list[str]
             try:
                 is_folder = entry.is_dir()
             except OSError as error:  # a link to what cannot even be looked at
-                listing.refuse(name, f"it cannot be reached: {error.strerror}")
+                listing.refuse(name, f"it cannot be reached: {error.strerror}", error)
                 continue
             if has_lone_surrogate(name):
                 listing.refuse(name, "the name is not valid UTF-8: rename it")

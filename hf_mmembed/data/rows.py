@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from hf_mmembed.transient import is_transient
+
 __all__ = [
     "IMAGE_SUFFIXES",
     "Listing",
     "Row",
     "Source",
     "Unreadable",
+    "UnreadableNow",
     "file_state",
     "has_lone_surrogate",
     "hash_parts",
@@ -55,6 +58,10 @@ class Unreadable:
     row: int | None  # None: met while listing, before it got a row number
     name: str
     reason: str
+
+
+class UnreadableNow(Unreadable):
+    """An item that the disk did not give this time, and may the next."""
 
 
 class Source(Protocol):
@@ -102,9 +109,10 @@ class Listing:
     notes: list[str] = field(default_factory=list)
     unreadable: list[Unreadable] = field(default_factory=list)
 
-    def refuse(self, name: str, reason: str) -> None:
-        """Notes an item that cannot become a row."""
-        self.unreadable.append(Unreadable(None, _printable(name), reason))
+    def refuse(self, name: str, reason: str, error: OSError | None = None) -> None:
+        """Notes an item that cannot become a row, for good or, by the error, for now."""
+        kind = UnreadableNow if is_transient(error) else Unreadable
+        self.unreadable.append(kind(None, _printable(name), reason))
 
 
 def file_state(path: Path) -> str:

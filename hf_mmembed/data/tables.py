@@ -80,6 +80,7 @@ class TableSource:
         self._images = None if images is None else images.cells
         self._texts = None if texts is None else texts.cells
         self._images_are_paths = images is not None and images.holds == "text"
+        self._file_of = None if images is None else images.file_of
         self._length = len(next(column for column in (images, texts) if column is not None).cells)
         self._root = root
         self._state = state
@@ -109,12 +110,17 @@ class TableSource:
         return f"{self.path.name} row {row}"
 
     def fingerprint(self, row: int) -> str:
-        """Text by content, picture path by the file's size and modification time, stored picture by the table's."""
+        """Text by content, picture path by the file's size and modification time, stored picture by the table's.
+
+        A picture column may hold both: paths in place of pictures count by the file as well.
+        """
         text = None if self._texts is None else _hashable(self._texts[row])
         if self._images is None:
             return hash_parts(text)
         if not self._images_are_paths:
-            return hash_parts(text, self._state, str(row))
+            file = None if self._file_of is None else self._file_of(row)
+            of_file = [file_state(self._root / file)] if file else []
+            return hash_parts(text, self._state, str(row), *of_file)
         cell = _hashable(self._images[row])
         return hash_parts(text, cell, file_state(self._root / cell) if cell else None)
 

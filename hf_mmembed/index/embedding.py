@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from hf_mmembed.batching import Lookahead, prefetch
 from hf_mmembed.data import Row, Source, Unreadable
-from hf_mmembed.data.rows import hash_parts
+from hf_mmembed.data.rows import UnreadableNow, hash_parts
 from hf_mmembed.files import replacing, write_atomically
 from hf_mmembed.identity import ModelIdentity
 from hf_mmembed.lock import LOCK, only_writer
@@ -93,10 +93,6 @@ class _Opened:
     pixels: int
 
 
-class _UnreadableNow(Unreadable):
-    """A row that the disk did not give this time."""
-
-
 def embed_source(
     source: Source,
     embedder: MMEmbedder,
@@ -152,6 +148,7 @@ def embed_source(
         total = len(source)
         kept = sum(shard.stop - shard.start for shard in finished)
         new = 0
+        for_now = any(isinstance(item, UnreadableNow) for item in source.unreadable)
         started = time.perf_counter()
         with tqdm(total=total, initial=kept, unit=" items", desc="embedding", disable=None, smoothing=0.1) as bar:
             for number, shard in enumerate(shards):
@@ -168,12 +165,16 @@ def embed_source(
                     bar.update(len(done) + len(failed))
                 rows.sort(key=lambda row: row.row)
                 skipped.sort(key=lambda item: item.row or 0)
-                if any(isinstance(item, _UnreadableNow) for item in skipped):
+                if any(isinstance(item, UnreadableNow) for item in skipped):
                     # Under another name the next run recalls its rows, and does not take it for finished.
+                    for_now = True
                     shard = shards[number] = replace(shard, digest=hash_parts(shard.digest, "not all could be read"))
                 write_shard(items, shard, rows, skipped, salt=salt, dim=identity.dimension)
         seconds = time.perf_counter() - started
-        return _finish(source, out, manifest, shards, new, seconds)
+        report = _finish(source, out, manifest, shards, new, seconds)
+        if not for_now:  # else the next run finds there what this one was not given
+            remove_stale(items, shards)
+        return report
 
 
 @contextmanager
@@ -271,7 +272,6 @@ def _finish(source: Source, out: Path, manifest: Manifest, shards: list[Shard], 
     write_dataset_files(items, shards)
     manifest = manifest.changed(embedded=embedded, skipped=len(skipped), complete=True)
     write_manifest(out, manifest)
-    remove_stale(items, shards)
     return Report(manifest, shards, skipped, new, seconds)
 
 
@@ -331,7 +331,9 @@ def _encoder(
     def encode(inputs: list[dict[str, Any]]) -> np.ndarray:
         if instruction is not None:
             inputs = [{**item, "instruction": instruction} for item in inputs]
-        vectors = method(inputs, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True)
+        # Searching compares by inner products; a module behind the model may have changed the length.
+        options = {"normalize_embeddings": True, "show_progress_bar": False, "convert_to_numpy": True}
+        vectors = method(inputs, batch_size=batch_size, **options)
         return np.asarray(vectors, dtype=np.float32)
 
     return encode
@@ -343,7 +345,7 @@ def _open_in_groups(source: Source, rows: list[int]) -> Iterator[tuple[list[_Ope
     failed: list[Unreadable] = []
     for row, opened in prefetch(_open, _read_rows(source, rows), _OPENING):
         if isinstance(opened, _Refused):
-            kind = _UnreadableNow if opened.transient else Unreadable
+            kind = UnreadableNow if opened.transient else Unreadable
             failed.append(kind(row[0], source.name(row[0]), opened.reason))
             continue
         group.append(opened)

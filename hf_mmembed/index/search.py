@@ -100,8 +100,9 @@ def embed_query(
     `trace` is what a reasoner wrote about it, for the model to read too; the rest is as for `make_query`.
     """
     query = make_query(text=text, image=image, instruction=instruction)
-    traces = {} if trace is None else {"traces": [trace]}
-    return np.asarray(embedder.encode_query([query], show_progress_bar=False, **traces), dtype=np.float32)[0]
+    options: dict[str, Any] = {} if trace is None else {"traces": [trace]}
+    vectors = embedder.encode_query([query], show_progress_bar=False, normalize_embeddings=True, **options)
+    return np.asarray(vectors, dtype=np.float32)[0]
 
 
 def make_query(

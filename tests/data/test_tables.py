@@ -197,6 +197,25 @@ def test_a_broken_saved_dataset_names_the_file(tmp_path, content):
         open_source(tmp_path / "d")
 
 
+def test_fingerprints_follow_the_files_of_a_parquet_column_that_can_hold_pictures(pictures):
+    """Row groups of pictures alone, of both, of paths alone and of neither."""
+    file, stored = {"bytes": None, "path": "pics/a.png"}, {"bytes": png(), "path": "pics/a.png"}
+    cells = [stored, stored, stored, file, file, {"bytes": None, "path": "pics/gone.png"}, None, None]
+    features = datasets.Features({"image": datasets.Image(decode=False), "text": datasets.Value("string")})
+    table = pa.table({"image": cells, "text": ["x"] * 8}, schema=features.arrow_schema)
+    parquet.write_table(table, pictures / "t.parquet", row_group_size=2)
+
+    def fingerprints():
+        source = open_source(pictures / "t.parquet")
+        return [source.fingerprint(row) for row in range(8)]
+
+    before = fingerprints()
+    (pictures / "pics/a.png").write_bytes(png("blue") + b" longer")
+    (pictures / "pics/gone.png").write_bytes(png())
+    assert [row for row in range(8) if fingerprints()[row] != before[row]] == [3, 4, 5]
+    assert len(set(before)) == 8
+
+
 def test_fingerprints_follow_texts_and_picture_files(pictures):
     write_csv(pictures / "t.csv", [["pics/a.png", "one"], ["pics/b.png", "two"]], ["image", "text"])
     before = [open_source(pictures / "t.csv").fingerprint(row) for row in range(2)]

@@ -218,6 +218,30 @@ def test_what_a_disk_failed_to_give_is_tried_again(many_pictures, tmp_path, monk
     assert contents(out) == contents(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("call", ["scandir", "stat"])
+def test_what_a_disk_hides_for_a_while_is_not_embedded_again(many_pictures, tmp_path, monkeypatch, call):
+    folder, out = copy_of(many_pictures, tmp_path), tmp_path / "out"
+    hidden = folder / "hidden"
+    hidden.mkdir()
+    for number in range(8):
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(hidden / f"{number}.png")
+    run(folder, out)
+    before = contents(out)
+    module, real = (os, os.scandir) if call == "scandir" else (Path, Path.stat)
+
+    def failing(path, *args, **options):
+        if Path(path) == hidden if call == "scandir" else Path(path).parent == hidden:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(path, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, call, failing)
+        assert any("Input/output error" in item.reason for item in run(folder, out).skipped)
+    again = FakeEmbedder()
+    run(folder, out, again)
+    assert again.embedded == 0 and contents(out) == before
+
+
 def test_a_killed_update_loses_nothing_either(many_pictures, tmp_path, monkeypatch):
     folder, out = copy_of(many_pictures, tmp_path), tmp_path / "out"
     run(folder, out)

@@ -11,7 +11,9 @@ import faiss
 import numpy as np
 import pytest
 from PIL import Image
+from sentence_transformers.sentence_transformer.modules import Dense
 
+from hf_mmembed import MMEmbedder
 from hf_mmembed.data import open_source
 from hf_mmembed.index import Index, build_index, embed_query, embed_source, vectors
 from tests.index.fake_embedder import DIM, FakeEmbedder, identity
@@ -23,6 +25,17 @@ def index_directory(many_pictures, tmp_path_factory):
     out = tmp_path_factory.mktemp("index") / "out"
     build_index(out, embed_source(open_source(many_pictures), FakeEmbedder(), identity(), out, shard_size=7))
     return out
+
+
+def test_vectors_have_unit_length_whatever_follows_the_model(embedder, many_pictures, tmp_path):
+    opened = MMEmbedder(str(embedder("qwen2_vl")), device="cpu")
+    model = MMEmbedder(modules=[opened[0], Dense(opened.get_embedding_dimension(), DIM)], device="cpu")
+    assert abs(np.linalg.norm(model.encode("a dog")) - 1) > 1e-3
+    report = embed_source(open_source(many_pictures / "08.png"), model, identity(), tmp_path / "out")
+    build_index(tmp_path / "out", report)
+    items = datasets.load_from_disk(str(tmp_path / "out/items"))
+    assert np.linalg.norm(items["embedding"][0]) == pytest.approx(1, abs=1e-6)
+    assert np.linalg.norm(embed_query(model, text="a dog")) == pytest.approx(1, abs=1e-6)
 
 
 def test_hits_are_the_most_similar_items_in_order(index_directory, many_pictures, fake):

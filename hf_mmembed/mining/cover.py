@@ -120,6 +120,7 @@ class _Builder:
         keys = np.repeat(np.arange(relations.number_of_documents), groups.lengths)
         self._rows = groups.items[np.lexsort((self.random.random(len(keys)), keys))]  # in random order per document
         self._starts = groups.starts
+        self._first = groups.starts[:-1].copy()  # before it, the rows of a document are used up
         self._left = groups.lengths.copy()
         self._frequent = np.flatnonzero(self._left > 1)
         self._most = int(self._left.max(initial=0))
@@ -200,10 +201,18 @@ class _Builder:
         return self._frequent[self._left[self._frequent] >= self.missing]
 
     def _free_rows(self, documents: Iterable[int]) -> Iterator[Iterator[int]]:
-        """For each document its free rows."""
+        """For each document its first free rows."""
         for document in documents:
-            rows = self._rows[self._starts[document] : self._starts[document + 1]]
-            yield iter(rows[~self.used[rows]][:_TRIES].tolist())
+            found: list[int] = []
+            place, end = self._first[document], self._starts[document + 1]
+            while len(found) < _TRIES and place < end:
+                rows = self._rows[place : min(place + _TRIES, end)]
+                free = np.flatnonzero(~self.used[rows])
+                if not found:
+                    self._first[document] = place + (free[0] if len(free) else len(rows))
+                found += rows[free].tolist()
+                place += len(rows)
+            yield iter(found[:_TRIES])
 
     def _free_rows_but(self, taken: list[int], number: int) -> list[int]:
         """The next free rows in random order; there are enough of them."""

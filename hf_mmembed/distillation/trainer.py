@@ -62,9 +62,3 @@ class DistillationTrainer(SaHaTrainer):
             mini_batch_size=self.args.mini_batch_size,
             mini_batch_num_tokens=self.args.mini_batch_num_tokens,
         )
-
-    def _load_from_checkpoint(self, checkpoint_path: str) -> None:
-        # A checkpoint opens with its vision tower, which the student does not have.
-        saved = MMEmbedder(checkpoint_path, device="cpu").state_dict()
-        trained = {name for name, weight in self.model.named_parameters() if weight.requires_grad}
-        self.model.load_state_dict({name: saved[name] for name in trained}, strict=False)

@@ -29,7 +29,7 @@ from hf_mmembed.training.arguments import SaHaTrainingArguments, bf16_here
 from hf_mmembed.training.models import weight_files
 from hf_mmembed.training.recipe_files import names_in, read_recipe, require_known, require_types, types_of
 
-from .sft import fine_tune
+from .sft import NOT_PUSHED, fine_tune
 from .templates import LATEST, load_templates
 from .traced import traced_trainer
 from .traces import TraceStore
@@ -63,7 +63,7 @@ class ThinkingRecipe:
         training: `SaHaTrainingArguments`, or transformers' `TrainingArguments` for ``"sft"``, but for the directory.
 
     Raises:
-        ValueError: The variant is unknown, or has no trace dropout.
+        ValueError: The variant is unknown, or ``"sft"`` is given a trace dropout or ``push_to_hub``.
     """
 
     variant: str
@@ -85,6 +85,8 @@ class ThinkingRecipe:
             raise ValueError(f"variant is {self.variant!r}; use one of {', '.join(map(repr, VARIANTS))}")
         if self.variant == "sft" and self.trace_dropout is not None:
             raise ValueError(f"trace_dropout is {self.trace_dropout}, but 'sft' learns to write traces; leave it out")
+        if self.variant == "sft" and self.training.get("push_to_hub"):  # before the data are read
+            raise ValueError(f"training.{NOT_PUSHED.format(Path(self.output, 'model'))}")
 
 
 def thinking_recipe_names() -> list[str]:

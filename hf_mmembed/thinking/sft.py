@@ -42,14 +42,21 @@ from .reasoner import open_generative, row_of
 from .templates import FAMILIES, Templates, load_templates
 from .traces import Origin, Side, TraceStore, content_digest
 
-__all__ = ["IGNORED", "Lesson", "LessonCollator", "fine_tune", "lessons"]
+__all__ = ["IGNORED", "NOT_PUSHED", "Lesson", "LessonCollator", "fine_tune", "lessons"]
 
 logger = logging.getLogger(__name__)
 
 IGNORED = -100
 """Label of a token that is no part of a trace."""
 # Arguments that decide the numbers of transformers' `Trainer`, and have no say in ours.
-_OF_TRANSFORMERS = ("data_seed", "dataloader_drop_last", "label_smoothing_factor", "train_sampling_strategy")
+_OF_TRANSFORMERS = ("data_seed", "label_smoothing_factor", "train_sampling_strategy")
+
+NOT_PUSHED = (
+    "push_to_hub is set, but transformers would upload all that lies in the directory of the run, pickles and logs too, "
+    "and not the result, which is written after training: leave it out, and upload the result afterwards: "
+    "hf upload ORG/NAME {}"
+)
+"""Refusal of ``push_to_hub``, to be filled with where the result goes."""
 
 
 @dataclass(frozen=True)
@@ -330,9 +337,11 @@ def fine_tune(
     Raises:
         OSError: The student cannot be read, or the result not be written.
         ValueError: There is nothing to learn, the teacher had other templates, ``args.output_dir`` holds checkpoints and
-            `resume` is not given, the run to go on with began with something else, the checkpoint lacks weights, or the
-            launch splits the weights (FSDP, ZeRO-3).
+            `resume` is not given, the run to go on with began with something else, the checkpoint lacks weights, the
+            launch splits the weights (FSDP, ZeRO-3), or ``args.push_to_hub`` is set.
     """
+    if args.push_to_hub:
+        raise ValueError(NOT_PUSHED.format(os.fspath(out)))
     if not resume:
         require_no_run(args.output_dir or ".")
 

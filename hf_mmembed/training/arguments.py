@@ -24,6 +24,17 @@ logger = logging.getLogger(__name__)
 Loss = Literal["infonce", "in-batch-hard-negatives", "soft-labels"]
 LOSSES: tuple[Loss, ...] = get_args(Loss)
 
+_NOT_USED = {
+    "neftune_noise_alpha": "NEFTune needs the input embeddings of a model, which transformers does not find in an "
+    "embedder; leave it out, lora_dropout makes an adapter more robust",
+    "data_seed": "the order of the batches depends on seed alone; set seed instead",
+    "prompts": "the model writes its own prompt around every input; name one as `prompt` in the recipe, or write "
+    "instructions into the pairs",
+    "batch_sampler": "batches are whole clusters, which mining makes, or random pairs; set `mining` in the recipe, "
+    "give clusters, or set subsets_per_batch",
+}
+"""Arguments of transformers and sentence-transformers that a training here cannot follow, and what to do instead."""
+
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "down_proj")
 
 
@@ -88,6 +99,8 @@ class SaHaTrainingArguments(SentenceTransformerTrainingArguments):
 
         > Changed defaults
 
+        dataloader_drop_last (`bool`, *optional*, defaults to `False`): leave out steps that are not full. Not
+            changed on several processes, where sentence-transformers sets it.
         bf16 (`bool`, *optional*, defaults to `False`): left out, with a warning, on a machine without an accelerator;
             `use_cpu` keeps it there.
         learning_rate (`float`, *optional*, defaults to 5e-5)
@@ -100,7 +113,8 @@ class SaHaTrainingArguments(SentenceTransformerTrainingArguments):
 
     Raises:
         ValueError: `global_batch_size` cannot be divided among the processes and accumulation steps, a batch has too few
-            pairs for `hard_negatives`, an option is of another loss, or `loss` or `save_as` is unknown.
+            pairs for `hard_negatives`, an option is of another loss, `loss` or `save_as` is unknown, or an argument that
+            nothing here follows is given: `neftune_noise_alpha`, `data_seed`, `prompts`, `batch_sampler`.
     """
 
     global_batch_size: int | None = field(
@@ -129,6 +143,7 @@ class SaHaTrainingArguments(SentenceTransformerTrainingArguments):
     )
     save_as: Literal["adapter", "merged"] = field(default="adapter", metadata={"help": "What the result is."})
 
+    dataloader_drop_last: bool = field(default=False, metadata={"help": "Leave out steps that are not full."})
     use_cpu: bool = field(default=False, metadata={"help": "Train on the CPU."})
     bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16; not on a CPU without use_cpu."})
     learning_rate: float = field(default=5e-5, metadata={"help": "The initial learning rate."})
@@ -154,8 +169,15 @@ class SaHaTrainingArguments(SentenceTransformerTrainingArguments):
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
             self.use_cpu = True  # or transformers would take each process for the only one
         self.dataloader_pin_memory &= torch.accelerator.is_available()  # or torch warns in every epoch
+        # Else sentence-transformers sets it, with a warning, where there are several processes.
+        drop_last = self.dataloader_drop_last
+        self.dataloader_drop_last = True
         super().__post_init__()
+        self.dataloader_drop_last = drop_last  # the same steps on any number of processes
         on_one_device(self)
+        for name, advice in _NOT_USED.items():
+            if (value := getattr(self, name)) != getattr(type(self), name):
+                raise ValueError(f"{name} is {value!r}, but {advice}.")
         # Without clipping, the norm is looked at all the same: a gradient that is no number must not reach the weights.
         self.max_grad_norm = self.max_grad_norm or sys.float_info.max
         if self.push_to_hub and self.hub_strategy != HubStrategy.END:

@@ -76,6 +76,7 @@ def _training(trainer: SaHaTrainer) -> dict[str, Any]:
         "clusters": summary["clusters"],
         "pairs_per_step": summary["pairs per step"],
         "steps": trainer.state.global_step,
+        "best_step": trainer.best_step,  # whose weights were loaded at the end; the numbers below are of the last one
         "epochs": round(trainer.state.epoch or 0, 2),
         "trained_weights": summary["trainable weights"],
         "loss_function": type(trainer.loss).__name__,

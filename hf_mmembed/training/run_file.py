@@ -43,7 +43,7 @@ _ARGUMENTS = (
     *("seed", "learning_rate", "learning_rate_mapping", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
     *("optim", "optim_args", "optim_target_modules", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
     *("max_grad_norm", "gradient_accumulation_steps", "bf16", "fp16", "neftune_noise_alpha"),
-    *("subsets_per_batch", "remine_every_epoch"),
+    *("subsets_per_batch", "remine_every_epoch", "dataloader_drop_last"),
     *("lora_rank", "lora_alpha", "lora_dropout", "use_dora", "lora_target_modules"),
 )
 # Weights that are trained come from the checkpoint, so it does not matter where an adapter of one's own began.
@@ -52,8 +52,9 @@ _OF_MEMORY = {"training", "chunk_size", "chunk_tokens", "mini_batch_size", "gath
 # What of a pair is not in its fingerprint; pictures of negatives are not read again for it.
 _COLUMNS = ("subset", "query_instruction", "pos_instruction", "neg_text", "pos_score", "neg_score")
 _ROWS_AT_ONCE = 1000
-# A reasoner whose directory is gone cannot be compared; the weights made of it are part of the base.
-_MAY_LACK = {"reasoner"}
+# A reasoner whose directory is gone cannot be compared; the weights made of it are part of the base. Earlier versions
+# trained an embedder on all batches, whatever was asked, and wrote nothing of it.
+_MAY_LACK = {"reasoner", "training.dataloader_drop_last"}
 
 
 def begin_or_go_on(trainer: SaHaTrainer, checkpoint: str | None) -> None:

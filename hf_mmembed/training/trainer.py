@@ -30,8 +30,6 @@ from sentence_transformers.sentence_transformer.evaluation import SentenceEvalua
 from sentence_transformers.util.distributed import all_gather
 from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import rotate_checkpoints
 
 from hf_mmembed.data.pairs import require_pairs
 from hf_mmembed.files import saving, write_atomically
@@ -42,7 +40,7 @@ from hf_mmembed.sentence_transformer import MMEmbedder
 
 from .arguments import SaHaTrainingArguments
 from .callbacks import BeginEpoch, Epochs, FrozenStaysFrozen, LogWhatIsSaved, Progress, Values
-from .checkpoints import STAGING, publish, take_up_finished, to_resume
+from .checkpoints import STAGING, load_best, load_trained, put_in_place, take_up_finished, to_resume
 from .choices import make_loss
 from .chunks import NonFiniteLossError
 from .collator import PairCollator, numbered
@@ -81,6 +79,7 @@ class SaHaTrainer(SentenceTransformerTrainer):
     Attributes:
         depends_on: What else decides the numbers, by name, as JSON holds it: a run goes on only where it is the same.
         facts: All that the run depends on, from the beginning of `train`, on the main process.
+        best_step: The step whose weights ``load_best_model_at_end`` loaded; None where it loaded none.
 
     Raises:
         ValueError: The clusters belong to other data, an argument is missing, or the result could not be published.
@@ -127,6 +126,7 @@ class SaHaTrainer(SentenceTransformerTrainer):
         self.mine, self.recipe = mine, recipe
         self.depends_on: dict[str, Any] = {}
         self.facts: dict[str, Any] | None = None
+        self.best_step: int | None = None
         model = model if isinstance(model, MMEmbedder) else open_for_training(model, args)
         if args.push_to_hub:
             require_public_base(model, args)
@@ -184,10 +184,11 @@ class SaHaTrainer(SentenceTransformerTrainer):
         return make_loss(model, self.args, self.train_dataset)
 
     def get_batch_sampler(self, dataset: Dataset, batch_size: int, drop_last: bool, **kwargs: Any) -> SaHaBatchSampler:
-        """Whole clusters, dealt out evenly, so that nothing needs to be dropped."""
+        """Whole clusters, dealt out evenly; steps that are not full come too, unless `drop_last`."""
         self._sampler = SaHaBatchSampler(
             dataset,
             batch_size,
+            drop_last,
             seed=self.args.seed,
             clusters=self.clusters,
             world_size=self.args.world_size,
@@ -197,9 +198,8 @@ class SaHaTrainer(SentenceTransformerTrainer):
         if self._sampler.left_out:
             logger.info(
                 "%d clusters sit out each epoch, since they cannot be dealt out evenly to %d processes",
-                self._sampler.left_out,
-                self.args.world_size,
-            )
+                self._sampler.left_out, self.args.world_size,
+            )  # fmt: skip
         return self._sampler
 
     def collect_features(self, inputs: dict[str, Any]) -> tuple[Any, Any]:
@@ -313,8 +313,9 @@ class SaHaTrainer(SentenceTransformerTrainer):
 
         Raises:
             ValueError: The checkpoint is not complete or of a run with other data, base or settings, or the output
-                directory holds another run.
+                directory holds another run; or the best checkpoint is wanted and gone.
         """
+        self.best_step = None
         with only_run(self.args.output_dir):
             checkpoint = to_resume(self.args.output_dir, resume_from_checkpoint)
             begin_or_go_on(self, checkpoint)
@@ -374,18 +375,7 @@ class SaHaTrainer(SentenceTransformerTrainer):
         finally:
             self._staging = None
         self.accelerator.wait_for_everyone()
-        if best := self.state.best_model_checkpoint == str(staging / name):
-            self.state.best_model_checkpoint = str(output_dir / name)
-        if self.args.should_save:
-            if best:
-                self.state.save_to_json(str(staging / name / TRAINER_STATE_NAME))
-            publish(staging / name, output_dir / name)
-            shutil.rmtree(staging)
-            rotate_checkpoints(
-                output_dir=str(output_dir),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-            )
+        put_in_place(self, staging / name, output_dir / name)
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Any] | None = None) -> None:
@@ -395,6 +385,12 @@ class SaHaTrainer(SentenceTransformerTrainer):
         directory.mkdir(parents=True, exist_ok=True)
         save_embedder(self.model, directory)
         (directory / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
+
+    def _load_from_checkpoint(self, checkpoint_path: str) -> None:
+        load_trained(self.model, checkpoint_path)
+
+    def _load_best_model(self) -> None:  # that of sentence-transformers goes on with the last weights where it fails
+        load_best(self)
 
     def add_model_card_callback(self, default_args_dict: Mapping[str, Any]) -> None:
         """None: that callback reads the training data for examples to publish."""

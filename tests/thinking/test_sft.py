@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText, TrainingArguments
 from hf_mmembed.thinking import sft
 from hf_mmembed.thinking.filling import think_about_pairs
 from hf_mmembed.thinking.reasoner import LocalReasoner, Settings, open_generative
+from hf_mmembed.thinking.recipes import ThinkingRecipe
 from hf_mmembed.thinking.sft import IGNORED, Lesson, LessonCollator, _last_complete, fine_tune, lessons
 from hf_mmembed.thinking.templates import load_templates
 from hf_mmembed.thinking.traces import Record, Trace, TraceStore
@@ -76,6 +77,18 @@ def test_templates_are_those_of_the_teacher(generative, store, some_pairs, tmp_p
     args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
     with pytest.raises(ValueError, match="templates 'mine', but parrot had '1'"):
         fine_tune(generative("qwen2_vl"), some_pairs, store, args, tmp_path / "out", templates=other)
+
+
+def test_nothing_is_pushed(store, some_pairs, tmp_path):
+    """Not the directory of the run either, which holds pickles."""
+    args = TrainingArguments(str(tmp_path / "run"), report_to="none", use_cpu=True, push_to_hub=True)
+    advice = f"push_to_hub is set, .* hf upload ORG/NAME {re.escape(str(tmp_path / 'out'))}$"
+    with pytest.raises(ValueError, match=advice):
+        fine_tune("./never opened", some_pairs, store, args, tmp_path / "out")
+    recipe = {"model": "m", "data": {}, "traces": "t", "output": "runs/sft", "training": {"push_to_hub": True}}
+    with pytest.raises(ValueError, match=r"^training\.push_to_hub is set, .* hf upload ORG/NAME runs/sft/model$"):
+        ThinkingRecipe("sft", **recipe)
+    assert ThinkingRecipe("embedder", **recipe).training["push_to_hub"]
 
 
 def test_labels_are_the_trace_and_its_end(generative, some_pairs):

@@ -6,11 +6,16 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+from hf_mmembed.sentence_transformer import MMEmbedder
+from hf_mmembed.thinking.unified import make_unified, open_unified
 from hf_mmembed.training import checkpoints
+from hf_mmembed.training.models import save_embedder
 from hf_mmembed.training.trainer import SaHaTrainer
 from tests.forks import exit_code
 from tests.training.conftest import make_pairs
@@ -33,6 +38,39 @@ def test_resuming_over_a_base_in_bfloat16_rounds_nothing(embedder, tmp_path):
     resumed = SaHaTrainer(path, arguments(tmp_path, save_strategy="no", **options), make_pairs(), CLUSTERS)
     resumed.train(str(tmp_path / "whole" / "checkpoint-1"))
     assert_same(trained_weights(resumed.model), trained_weights(whole.model))
+
+
+def test_a_head_in_float32_over_a_reasoner_in_bfloat16_is_not_rounded(generative, tmp_path):
+    path = make_unified(generative("qwen2_vl"), tmp_path / "made", head_options={"layers": 1})
+    options = {"device": "cpu", "model_kwargs": {"dtype": "bfloat16"}}
+    model = open_unified(path, **options)
+    with torch.no_grad():
+        for weight in model.transformers_model.head.parameters():
+            weight.normal_()
+    save_embedder(model, tmp_path / "checkpoint")
+    resumed = open_unified(path, **options)
+    SaHaTrainer._load_from_checkpoint(SimpleNamespace(model=resumed), str(tmp_path / "checkpoint"))
+    assert_same(trained_weights(resumed), trained_weights(model))
+    assert {p.dtype for p in resumed.parameters() if not p.requires_grad} == {torch.bfloat16}
+
+
+def test_a_checkpoint_is_opened_outside_the_memory_of_the_device(uninterrupted, fresh, monkeypatch):
+    directory, _, weights = uninterrupted
+    devices = []
+
+    def opened(*args, device=None, **kwargs):
+        devices.append(device)
+        return MMEmbedder(*args, device=device, **kwargs)
+
+    monkeypatch.setattr(checkpoints, "MMEmbedder", opened)
+    model = MMEmbedder(str(directory / "checkpoint-1"), device="cpu")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    SaHaTrainer._load_from_checkpoint(SimpleNamespace(model=model), str(directory / "checkpoint-2"))
+    assert_same(trained_weights(model), weights[2])
+    assert devices == ["cpu"]
+    with pytest.raises(ValueError, match="checkpoint-2 lacks .* weights that are trained, such as"):
+        checkpoints.load_trained(fresh(), directory / "checkpoint-2")
 
 
 def test_a_finished_run_is_not_trained_further(embedder, tmp_path, caplog):

@@ -90,7 +90,8 @@ class SaHaTrainingArguments(SentenceTransformerTrainingArguments):
         lora_dropout (`float`, *optional*, defaults to 0.1):
             Dropout in front of the adapter.
         use_dora (`bool`, *optional*, defaults to `True`):
-            Weight-decomposed LoRA (https://arxiv.org/abs/2402.09353).
+            Weight-decomposed LoRA (https://arxiv.org/abs/2402.09353). Until it is merged, every forward pass computes the
+            norms of all weights that it adapts.
         lora_target_modules (`tuple[str]`, *optional*, defaults to the attention and `down_proj`):
             Names of the linear layers of the language model that get an adapter; the vision tower gets none.
         save_as (`str`, *optional*, defaults to `"adapter"`):

@@ -25,7 +25,15 @@ from .model.registration import MMEmbedProcessor
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Conversation", "Reader", "allows_urls", "estimate_tokens", "lookahead_beside", "prepare"]
+__all__ = [
+    "Conversation",
+    "Reader",
+    "allows_urls",
+    "estimate_tokens",
+    "lookahead_beside",
+    "prepare",
+    "usable_cores",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -143,12 +151,17 @@ def lookahead_beside(device_type: str, *, downloads: bool = False) -> Lookahead:
         >>> lookahead_beside("cuda").in_turns
         False
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     spare = cores - torch.get_num_threads() if device_type == "cpu" else cores
     if spare <= 0 and not downloads:
         return Lookahead(threads=min(_MOST_BATCHES, cores), items=_MOST_BATCHES - 1, in_turns=True)
     threads = min(_MOST_BATCHES, max(2, spare))  # one is often slower than the model
     return Lookahead(threads, items=threads)
+
+
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def prepare(

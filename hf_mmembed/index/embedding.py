@@ -10,25 +10,23 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
-from hf_mmembed.batching import Lookahead, prefetch
-from hf_mmembed.data import Row, Source, Unreadable
+from hf_mmembed.data import Source, Unreadable
 from hf_mmembed.data.rows import UnreadableNow, hash_parts
 from hf_mmembed.files import replacing, write_atomically
 from hf_mmembed.identity import ModelIdentity
 from hf_mmembed.lock import LOCK, only_writer
-from hf_mmembed.model.images_mmembed import open_image
-from hf_mmembed.transient import is_transient
 
 from .manifest import Manifest, read_manifest, remove_leftovers, write_manifest
+from .portions import embed_portions, encoder_of, threads_beside
 from .shards import (
     Embedded,
     Shard,
@@ -44,8 +42,6 @@ from .shards import (
 )
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from hf_mmembed.sentence_transformer import MMEmbedder
 
 __all__ = ["ITEMS", "SKIPPED", "Report", "check_directory", "embed_source", "unchanged_since", "write_npy"]
@@ -55,9 +51,6 @@ logger = logging.getLogger(__name__)
 ITEMS = "items"
 SKIPPED = "skipped.jsonl"
 _NPY = "embeddings.npy"
-_OPEN_PIXELS = 64_000_000  # decoded pictures held at once, about 200 MB; and as much again in the making
-_OPEN_ROWS = 256
-_OPENING = Lookahead(threads=4, items=8)
 
 
 @dataclass(frozen=True)
@@ -77,20 +70,6 @@ class Report:
     skipped: list[Unreadable]
     new: int
     seconds: float
-
-
-@dataclass(frozen=True)
-class _Refused:
-    reason: str
-    transient: bool
-
-
-@dataclass(frozen=True)
-class _Opened:
-    row: int
-    item: Row
-    inputs: dict[str, Any]
-    pixels: int
 
 
 def embed_source(
@@ -118,7 +97,8 @@ def embed_source(
         task: ``"document"`` or ``"query"``.
         instruction: Instruction for every row, if any.
         batch_size: Rows per forward pass, at most. Defaults to 32.
-        shard_size: Rows per file: what at most is lost when the process dies. Defaults to 256.
+        shard_size: Rows per file: what is lost when the process dies, with up to 8 x 64 pictures in the making beside a
+            GPU. Defaults to 256.
         strict: Stop at the first row that cannot be read, now or in an earlier run.
 
     Raises:
@@ -144,32 +124,39 @@ def embed_source(
         write_manifest(out, manifest)
         items.mkdir(exist_ok=True)
         known = recall_rows(items, shards, salt=salt) if len(finished) < len(shards) else {}
-        encode = _encoder(embedder, task=task, instruction=instruction, batch_size=batch_size)
-        total = len(source)
+        encode = encoder_of(embedder, task=task, instruction=instruction, batch_size=batch_size)
+        todo = [(number, shard) for number, shard in enumerate(shards) if shard not in finished]
+        threads = threads_beside(embedder.device.type)
         kept = sum(shard.stop - shard.start for shard in finished)
         new = 0
         for_now = any(isinstance(item, UnreadableNow) for item in source.unreadable)
         started = time.perf_counter()
-        with tqdm(total=total, initial=kept, unit=" items", desc="embedding", disable=None, smoothing=0.1) as bar:
-            for number, shard in enumerate(shards):
-                if shard in finished:
+        rows: list[Embedded] = []
+        skipped: list[Unreadable] = []
+        with (
+            tqdm(total=len(source), initial=kept, unit=" items", desc="embedding", disable=None, smoothing=0.1) as bar,
+            closing(embed_portions(source, todo, encode, known=known, threads=threads)) as portions,
+        ):
+            for done in portions:
+                if strict and done.skipped:
+                    raise ValueError(_stopped(done.skipped[0], items))
+                new += done.new
+                rows += done.rows
+                skipped += done.skipped
+                bar.update(len(done.rows) + len(done.skipped))
+                if not done.last:
                     continue
-                rows: list[Embedded] = []
-                skipped: list[Unreadable] = []
-                for done, failed in _embed_shard(source, shard, encode, known):
-                    if strict and failed:
-                        raise ValueError(_stopped(failed[0], items))
-                    new += sum(row.fingerprint not in known for row in done)
-                    rows += done
-                    skipped += failed
-                    bar.update(len(done) + len(failed))
+                shard = shards[done.shard]
                 rows.sort(key=lambda row: row.row)
                 skipped.sort(key=lambda item: item.row or 0)
                 if any(isinstance(item, UnreadableNow) for item in skipped):
                     # Under another name the next run recalls its rows, and does not take it for finished.
                     for_now = True
-                    shard = shards[number] = replace(shard, digest=hash_parts(shard.digest, "not all could be read"))
+                    shard = shards[done.shard] = replace(
+                        shard, digest=hash_parts(shard.digest, "not all could be read")
+                    )
                 write_shard(items, shard, rows, skipped, salt=salt, dim=identity.dimension)
+                rows, skipped = [], []
         seconds = time.perf_counter() - started
         report = _finish(source, out, manifest, shards, new, seconds)
         if not for_now:  # else the next run finds there what this one was not given
@@ -282,108 +269,6 @@ def _skipped(source: Source, items: Path, shards: Iterable[Shard]) -> Iterator[U
         yield from read_skipped(items, shard)
 
 
-def _embed_shard(
-    source: Source, shard: Shard, encode: Callable[[list[dict[str, Any]]], np.ndarray], known: dict[str, np.ndarray]
-) -> Iterator[tuple[list[Embedded], list[Unreadable]]]:
-    """Finished and failed rows of one shard, a group of opened pictures at a time."""
-    fingerprints = {row: source.fingerprint(row) for row in range(shard.start, shard.stop)}
-    new: list[int] = []
-    recalled: list[Embedded] = []
-    for row, fingerprint in fingerprints.items():
-        if fingerprint in known:
-            recalled.append(Embedded(row, source[row], fingerprint, known[fingerprint]))
-        else:
-            new.append(row)
-    if recalled:
-        yield recalled, []
-    for opened, failed in _open_in_groups(source, new):
-        done, refused = _encode_group(source, opened, encode)
-        yield (
-            [Embedded(item.row, item.item, fingerprints[item.row], vector) for item, vector in done],
-            failed + refused,
-        )
-
-
-def _encode_group(
-    source: Source, group: list[_Opened], encode: Callable[[list[dict[str, Any]]], np.ndarray]
-) -> tuple[list[tuple[_Opened, np.ndarray]], list[Unreadable]]:
-    """Encodes a group; where the model refuses an input (`ValueError`), finds out which one."""
-    if not group:
-        return [], []
-    try:
-        vectors = encode([item.inputs for item in group])
-    except ValueError as error:
-        if len(group) == 1:
-            return [], [Unreadable(group[0].row, source.name(group[0].row), _one_line(error))]
-        halves = [_encode_group(source, half, encode) for half in (group[: len(group) // 2], group[len(group) // 2 :])]
-        return halves[0][0] + halves[1][0], halves[0][1] + halves[1][1]
-    for item, vector in zip(group, vectors, strict=True):
-        if not np.isfinite(vector).all():
-            raise RuntimeError(f"the model gave an embedding that is not finite for {source.name(item.row)}")
-    return list(zip(group, vectors, strict=True)), []
-
-
-def _encoder(
-    embedder: MMEmbedder, *, task: str, instruction: str | None, batch_size: int
-) -> Callable[[list[dict[str, Any]]], np.ndarray]:
-    method = embedder.encode_query if task == "query" else embedder.encode_document
-
-    def encode(inputs: list[dict[str, Any]]) -> np.ndarray:
-        if instruction is not None:
-            inputs = [{**item, "instruction": instruction} for item in inputs]
-        # Searching compares by inner products; a module behind the model may have changed the length.
-        options = {"normalize_embeddings": True, "show_progress_bar": False, "convert_to_numpy": True}
-        vectors = method(inputs, batch_size=batch_size, **options)
-        return np.asarray(vectors, dtype=np.float32)
-
-    return encode
-
-
-def _open_in_groups(source: Source, rows: list[int]) -> Iterator[tuple[list[_Opened], list[Unreadable]]]:
-    """Opens pictures in threads and hands them on in groups of a bounded number of pixels, always the same ones."""
-    group: list[_Opened] = []
-    failed: list[Unreadable] = []
-    for row, opened in prefetch(_open, _read_rows(source, rows), _OPENING):
-        if isinstance(opened, _Refused):
-            kind = UnreadableNow if opened.transient else Unreadable
-            failed.append(kind(row[0], source.name(row[0]), opened.reason))
-            continue
-        group.append(opened)
-        if len(group) == _OPEN_ROWS or sum(item.pixels for item in group) >= _OPEN_PIXELS:
-            yield group, failed
-            group, failed = [], []
-    yield group, failed
-
-
-def _read_rows(source: Source, rows: list[int]) -> Iterator[tuple[int, Row | _Refused]]:
-    for row in rows:
-        try:
-            yield row, source[row]
-        except ValueError as error:
-            yield row, _Refused(_one_line(error), transient=False)
-
-
-def _open(numbered: tuple[int, Row | _Refused]) -> _Opened | _Refused:
-    """The row with its picture decoded, or why it has none. Runs in a worker thread."""
-    row, item = numbered
-    if isinstance(item, _Refused):
-        return item
-    inputs: dict[str, Any] = {} if item.text is None else {"text": item.text}
-    pixels = 0
-    if item.image is not None:
-        try:
-            image: Image = open_image(item.image)
-        except ValueError as error:
-            return _Refused(_one_line(error), transient=is_transient(error))
-        inputs["image"] = image
-        pixels = image.width * image.height
-    return _Opened(row, item, inputs, pixels)
-
-
 def _stopped(item: Unreadable, items: Path) -> str:
     kept = "; finished shards are kept" if any_finished(items) else ""
     return f"{item.name}: {item.reason} (stopped by --strict{kept})"
-
-
-def _one_line(error: ValueError) -> str:
-    return " ".join(str(error).split())

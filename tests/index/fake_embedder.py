@@ -31,7 +31,8 @@ def identity(name: str = "fake", **changes) -> ModelIdentity:
 class FakeEmbedder:
     """Pictures by their mean colour on a 2 x 2 grid, texts by a digest of their words."""
 
-    def __init__(self, prompt: str = "prompt") -> None:
+    def __init__(self, prompt: str = "prompt", device: str = "cpu") -> None:
+        self.device = torch.device(device)
         self.calls: list[list[dict]] = []
         self.prompts = {"query": "", "document": ""}
         self.processor = SimpleNamespace(

@@ -361,7 +361,7 @@ def test_a_full_disk_is_an_error_that_names_the_file(many_pictures, tmp_path, fu
 
 
 def test_groups_of_opened_pictures_are_bounded(many_pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_mmembed.index.embedding._OPEN_PIXELS", 3 * 32 * 32)
+    monkeypatch.setattr("hf_mmembed.index.portions._OPEN_PIXELS", 3 * 32 * 32)
     fake = FakeEmbedder()
     run(many_pictures, tmp_path / "out", fake, shard_size=100)
     assert [len(call) for call in fake.calls] == [3] * 6

@@ -32,6 +32,7 @@ RANK = {
     "transient": 0,
     "processes": 0,
     "shipped": 0,
+    "visible": 0,
     "only_run": 1,
     "staging": 1,
     "model": 2,

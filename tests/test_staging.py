@@ -100,3 +100,58 @@ def test_new_files_are_kept_where_the_old_cannot_be_moved_away(tmp_path, monkeyp
     (kept,) = tmp_path.glob("out-*")
     assert [file.name for folder in (kept, out) for file in folder.iterdir()] == ["new", "old"]
     assert set(tmp_path.iterdir()) == {kept, out}
+
+
+@pytest.mark.parametrize("rescue", [True, False])
+@pytest.mark.parametrize("there", [True, False])
+def test_nothing_is_lost_where_the_new_files_cannot_be_moved_in(tmp_path, monkeypatch, there, rescue):
+    out, held = tmp_path / "out", tmp_path / ".out.unfinished"
+    if there:
+        out.mkdir()
+        (out / "old").write_text("old")
+    replace = os.replace
+
+    def busy(source, target):
+        if source == held / "files":
+            raise PermissionError(errno.EACCES, "Access is denied")
+        replace(source, target)
+
+    def rename(source, target):
+        if not rescue or os.path.exists(target):  # as on Windows
+            raise PermissionError(errno.EACCES, "Access is denied")
+        replace_anyway(source, target)
+
+    replace_anyway = os.rename
+    monkeypatch.setattr("hf_mmembed.staging.os.replace", busy)
+    monkeypatch.setattr("hf_mmembed.staging.os.rename", rename)
+    with pytest.raises(OSError, match="cannot be replaced .Access is denied.; the new") as error, replaced(out) as new:
+        (new / "new").write_text("new")
+    new_place = next(tmp_path.glob("out-*")) if rescue else held / "files"
+    old_place = out if rescue else held / "old"
+    assert str(new_place) in str(error.value) and (new_place / "new").read_text() == "new"
+    if there:
+        assert (old_place / "old").read_text() == "old"
+    assert (str(old_place) in str(error.value)) == (there or rescue)
+    assert held.exists() != rescue
+    monkeypatch.undo()
+    with replaced(out) as new:
+        (new / "new").write_text("newer")
+    assert [file.name for file in out.iterdir()] == ["new"] and not held.exists()
+
+
+def test_old_files_that_a_killed_process_left_are_in_nobodys_way(tmp_path):
+    out, left = tmp_path / "out", tmp_path / ".out.unfinished" / "old"
+    for folder in (out, left):
+        folder.mkdir(parents=True)
+        (folder / "old").write_text("old")
+    with replaced(out) as written:
+        (written / "new").write_text("new")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"] and (out / "new").exists()
+
+
+def test_a_folder_that_looks_empty_on_a_mac_is_empty(tmp_path):
+    (tmp_path / ".DS_Store").write_bytes(b"view")
+    require_empty(tmp_path)
+    (tmp_path / ".git").mkdir()
+    with pytest.raises(FileExistsError, match="not an empty directory"):
+        require_empty(tmp_path)

@@ -6,6 +6,8 @@ Keep torch, transformers and the like out of the top of the command file.
 
 from __future__ import annotations
 
+import codecs
+import io
 import logging
 import os
 import sys
@@ -100,6 +102,8 @@ def main(args: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: Always, with the exit code.
     """
+    for stream in (sys.stdout, sys.stderr):
+        _take_every_character(stream)
     try:
         _require_working_directory()
         app(args=None if args is None else list(args), prog_name="hf-mmembed")
@@ -113,6 +117,17 @@ def main(args: Sequence[str] | None = None) -> None:
         if isinstance(interrupt, KeyboardInterrupt):
             typer.echo("; ".join(["\nstopped", *map(str, interrupt.args)]), err=True)
         raise
+
+
+def _take_every_character(stream: Any) -> None:
+    """Files and pipes are UTF-8 on Windows as elsewhere; another encoding that was chosen spells out what it lacks."""
+    # None without a console, and anything at all where a program calls `main`.
+    if not isinstance(stream, io.TextIOWrapper) or codecs.lookup(stream.encoding).name == "utf-8":
+        return
+    if os.name == "nt" and not stream.isatty():
+        stream.reconfigure(encoding="utf-8", errors=stream.errors)
+    else:
+        stream.reconfigure(errors="backslashreplace")
 
 
 def _require_working_directory() -> None:

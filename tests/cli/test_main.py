@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import os
+import subprocess
+import sys
+
 import pytest
 import typer
 from torch._utils import ExceptionWrapper
@@ -120,6 +125,33 @@ def test_ctrl_c_is_code_130_and_says_so(failing_command, capsys):
     failing_command(KeyboardInterrupt())
     assert run([]) == 130
     assert capsys.readouterr().err == "\nstopped\n"
+
+
+def test_a_pipe_of_another_encoding_takes_every_character():
+    code = "import typer\nfrom hf_mmembed.cli import main as cli\n"
+    code += "cli.app = lambda **_: typer.echo('caf\\xe9 \\u2717')\ncli.main([])"
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=True)
+    assert done.stdout.rstrip() == b"caf\xe9 \\u2717"
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-8"])
+def test_files_and_pipes_are_utf8_on_windows(monkeypatch, encoding):
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, encoding=encoding, errors="backslashreplace")
+    with monkeypatch.context() as windows:
+        windows.setattr(os, "name", "nt")
+        cli._take_every_character(stream)
+    print("\u2717", end="", file=stream, flush=True)
+    assert (written.getvalue(), stream.errors) == ("\u2717".encode(), "backslashreplace")
+
+
+def test_a_program_may_have_no_streams_or_some_of_its_own(monkeypatch, failing_command):
+    for stream in (None, io.StringIO()):
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "stderr", stream)
+        failing_command(SystemExit(0))
+        assert run([]) == 0
 
 
 def test_torchvision_trouble_points_to_the_doctor(failing_command, capsys):

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from hf_mmembed.visible import visible
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -284,7 +286,7 @@ def _is_inert(adapter: Mapping[str, Tensor], base: Tensor | None) -> bool:
 
 
 def _digests(directory: Path) -> dict[str, str]:
-    paths = sorted({path for pattern in _FILES for path in directory.glob(pattern)})
+    paths = sorted({path for pattern in _FILES for path in visible(directory, pattern)})
     return {path.name: _digest(path) for path in paths} | _digests_of_further_modules(directory)
 
 
@@ -296,7 +298,7 @@ def _digests_of_further_modules(directory: Path) -> dict[str, str]:
     if not folders:
         return {}
     files = sorted(
-        path for folder in folders for path in folder.rglob("*") if path.suffix in (".json", ".safetensors")
+        path for folder in folders for path in visible(folder, "**/*") if path.suffix in (".json", ".safetensors")
     )
     return {path.relative_to(directory).as_posix(): _digest(path) for path in [listed, *files]}
 
@@ -305,6 +307,8 @@ def _digest(path: Path) -> str:
     if path.suffix == ".json":
         settings = _without_volatile(json.loads(path.read_text(encoding="utf-8")))
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    if path.suffix == ".jinja":  # written as text, so Windows ends its lines otherwise
+        return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -14,6 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.utils import cached_file
 
 from hf_mmembed.shipped import SHIPPED
+from hf_mmembed.visible import visible
 
 __all__ = ["has_modules", "invalid_json", "is_on_the_hub", "may_be_on_the_hub", "no_embedder"]
 
@@ -22,7 +23,7 @@ PREFIX = "sentence-transformers/"  # which sentence-transformers puts before a n
 
 def invalid_json(directory: Path, error: json.JSONDecodeError) -> ValueError:
     """The error for a checkpoint with a file of JSON that breaks off, which `error` does not name."""
-    for file in sorted(directory.glob("**/*.json")):
+    for file in visible(directory, "**/*.json"):
         try:
             json.loads(file.read_text(encoding="utf-8"))
         except ValueError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -55,6 +56,28 @@ def test_what_decides_the_numbers_counts_and_is_named(checkpoint, file, content)
     after = of(checkpoint)
     assert after.fingerprint != before.fingerprint
     assert before.differences(after) == [f"the model files {file}"]
+
+
+def test_the_halves_that_a_mac_splits_off_do_not_count(checkpoint):
+    root = {"idx": 0, "name": "0", "path": "", "type": "hf_mmembed.Transformer"}
+    (checkpoint / "modules.json").write_text(json.dumps([root, {**root, "idx": 1, "path": "1_Dense"}]))
+    (checkpoint / "1_Dense").mkdir()
+    (checkpoint / "1_Dense/config.json").write_text("{}")
+    before = of(checkpoint)
+    for name in ("._model.safetensors", "._config.json", "1_Dense/._config.json"):
+        (checkpoint / name).write_bytes(b"\0\5\x16\7")
+    assert of(checkpoint) == before
+
+
+def test_a_template_counts_by_its_lines_however_they_end(checkpoint):
+    template = checkpoint / "chat_template.jinja"
+    template.write_bytes(b"{% if a %}\nb\n{% endif %}")
+    before = of(checkpoint)
+    assert before.files[template.name] == hashlib.sha256(template.read_bytes()).hexdigest()
+    template.write_bytes(b"{% if a %}\r\nb\r\n{% endif %}")  # as transformers writes it on Windows
+    assert of(checkpoint) == before
+    template.write_bytes(b"{% if a %}\nb{% endif %}")
+    assert of(checkpoint).fingerprint != before.fingerprint
 
 
 def test_modules_behind_the_model_count(checkpoint):

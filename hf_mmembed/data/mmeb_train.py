@@ -20,6 +20,8 @@ import pyarrow as pa
 from datasets import Dataset
 from pyarrow import parquet
 
+from hf_mmembed.visible import visible
+
 __all__ = ["is_mmeb_train", "read_mmeb_train"]
 
 logger = logging.getLogger(__name__)
@@ -62,16 +64,16 @@ def read_mmeb_train(path: Path, *, split: str, subset: str | None) -> Iterator[t
 
 
 def _subset_folders(path: Path) -> list[Path]:
-    return [folder for folder in [path, *sorted(path.iterdir())] if folder.is_dir() and _is_subset(folder)]
+    return [folder for folder in [path, *visible(path)] if folder.is_dir() and _is_subset(folder)]
 
 
 def _is_subset(folder: Path) -> bool:
-    file = next(iter(sorted(folder.glob("*-of-*.parquet"))), None)
+    file = next(iter(visible(folder, "*-of-*.parquet")), None)
     return file is not None and set(_COLUMNS) <= set(parquet.read_schema(file).names)
 
 
 def _split_files(folder: Path, split: str) -> list[Path]:
-    files = sorted(folder.glob("*.parquet"))
+    files = visible(folder, "*.parquet")
     return [file for file in files if (match := _SPLIT_FILE.fullmatch(file.name)) and match["split"] == split]
 
 

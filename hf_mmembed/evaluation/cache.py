@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_mmembed.files import write_atomically
+from hf_mmembed.visible import visible
 
 __all__ = ["EmbeddingCache"]
 
@@ -41,7 +42,7 @@ class EmbeddingCache:
 
     def refresh(self) -> None:
         """Takes in what other processes have added."""
-        for file in sorted(set(self.directory.glob("*.safetensors")) - self._known):
+        for file in sorted(set(visible(self.directory, "*.safetensors")) - self._known):
             self._known.add(file)
             rows = _load(file, "digests").reshape(-1, 16)
             self._place_of |= {row.tobytes(): (file, place) for place, row in enumerate(rows)}

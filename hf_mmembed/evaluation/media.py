@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from hf_mmembed.visible import is_litter, visible
+
 from .items import ImageFile
 
 __all__ = ["Pictures", "frames_in", "sample_frames"]
@@ -55,12 +57,13 @@ class Pictures:
 
 
 def _members(archive: Path) -> dict[str, str]:
-    """Names in a zip file, each also without the folders above it that all members share."""
+    """Names in a zip file, each also without the folder above it that all members share; what a Mac adds is no member."""
     try:
         with zipfile.ZipFile(archive) as file:
             names = [info.filename for info in file.infolist() if not info.is_dir()]
     except (OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"cannot read {archive}: {error} (was its download interrupted?)") from error
+    names = [name for name in names if not any(map(is_litter, name.split("/")))]
     tops = {name.partition("/")[0] for name in names}
     prefix = f"{tops.pop()}/" if len(tops) == 1 else ""
     return {name.removeprefix(prefix): name for name in names} | {name: name for name in names}
@@ -74,7 +77,7 @@ def frames_in(folder: Path) -> tuple[ImageFile, ...]:
     """
     if not folder.is_dir():
         raise ValueError(f"no folder of frames {folder}: unpack the benchmark's frames archive")
-    files = [file for file in folder.iterdir() if file.suffix.lower() in _FRAME_SUFFIXES]
+    files = [file for file in visible(folder) if file.suffix.lower() in _FRAME_SUFFIXES]
     if not files:
         raise ValueError(f"the folder {folder} holds no frames ({', '.join(sorted(_FRAME_SUFFIXES))})")
     return tuple(ImageFile(file) for file in sorted(files, key=_natural))

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hf_mmembed.visible import visible
+
 from .instructions import WORDINGS, Protocol, built_item
 from .items import ImageFile
 from .media import Pictures
@@ -35,7 +37,7 @@ def list_retrieval(root: Path) -> tuple[Subset, ...]:
     """
     if not root.is_dir():
         raise ValueError(f"no folder {root}")
-    folders = [root] if _captions_file(root) else [path for path in sorted(root.iterdir()) if _captions_file(path)]
+    folders = [root] if _captions_file(root) else [path for path in visible(root) if _captions_file(path)]
     if not folders:
         raise ValueError(
             f"{root} holds no captions: expected a .json file in Karpathy's layout or a list of captions, metadata.jsonl, "
@@ -85,15 +87,15 @@ def _captions_file(folder: Path) -> Path | None:
         return folder / "metadata.jsonl"
     if (folder / "caption").is_dir() and (folder / "image").is_dir():
         return folder / "caption"
-    files = sorted(folder.glob("*.json"))
+    files = visible(folder, "*.json")
     return files[0] if len(files) == 1 else next((file for file in files if file.name.startswith("dataset_")), None)
 
 
 def _pairs(folder: Path, file: Path) -> Iterator[tuple[ImageFile, list[str]]]:
     """Pictures with their captions."""
-    pictures = Pictures([folder / place for place in _FOLDERS], sorted(folder.glob("*.zip")))
+    pictures = Pictures([folder / place for place in _FOLDERS], visible(folder, "*.zip"))
     if file.is_dir():
-        for text in sorted(file.glob("*.txt")):
+        for text in visible(file, "*.txt"):
             found = sorted((folder / "image").glob(f"{text.stem}.*"))
             if not found:
                 raise ValueError(f"no picture {text.stem}.* in {folder / 'image'} for {text}")

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_mmembed.visible import visible
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -101,7 +103,7 @@ def _files(path: Path, split: str) -> list[Path]:
             return [saved]
     for folder in (path, path / "data"):
         for pattern in (f"{split}-*.parquet", "*.parquet", "*.jsonl", "*.json"):
-            if files := sorted(folder.glob(pattern)):
+            if files := visible(folder, pattern):
                 return files
     raise Missing(f"{path} holds no table: looked for {split}-*.parquet, *.parquet, *.jsonl, *.json, a saved dataset")
 

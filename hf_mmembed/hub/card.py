@@ -21,6 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hf_mmembed.model.convert import MARKER
 from hf_mmembed.shipped import SHIPPED
+from hf_mmembed.visible import visible
 
 from .golden import FOLDER
 
@@ -238,7 +239,7 @@ def _license_of(directory: Path, base: str | None) -> dict[str, str]:
 def _scores(folder: Path) -> list[dict[str, Any]]:
     """Entries of `.eval_results/*.yaml`, in the layout of huggingface_hub's EvalResultEntry."""
     entries = []
-    for path in sorted(folder.glob("*.yaml")):
+    for path in visible(folder, "*.yaml"):
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
         entries += loaded if isinstance(loaded, list) else [loaded]
     return entries

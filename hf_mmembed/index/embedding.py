@@ -24,6 +24,7 @@ from hf_mmembed.data.rows import UnreadableNow, hash_parts
 from hf_mmembed.files import replacing, write_atomically
 from hf_mmembed.identity import ModelIdentity
 from hf_mmembed.lock import LOCK, only_writer
+from hf_mmembed.visible import is_litter
 
 from .manifest import Manifest, read_manifest, remove_leftovers, write_manifest
 from .portions import embed_portions, encoder_of, threads_beside
@@ -206,7 +207,7 @@ def check_directory(out: Path) -> None:
     if not out.is_dir():
         raise ValueError(f"{out} is a file: choose a directory for the embeddings")
     # A run killed early leaves its lock and a temporary file.
-    foreign = any(item.name != LOCK and item.suffix != ".tmp" for item in out.iterdir())
+    foreign = any(item.name != LOCK and item.suffix != ".tmp" and not is_litter(item.name) for item in out.iterdir())
     if foreign and not (out / "manifest.json").exists():
         raise ValueError(f"{out} is not empty and holds no embeddings of ours: choose another directory")
 

@@ -40,6 +40,7 @@ from hf_mmembed.model.product_mmembed import quicken_products
 from hf_mmembed.model.registration import MMEmbedProcessor, UnifiedConfig
 from hf_mmembed.model.rows_mmembed import Row, row_of_conversation
 from hf_mmembed.preparation import Conversation, estimate_tokens
+from hf_mmembed.visible import visible
 
 from .templates import Templates, load_templates
 from .traces import Origin, Trace, TraceStore, content_digest
@@ -368,7 +369,7 @@ def fingerprint(directory: Path) -> str:
     """Digest of the files of a generative checkpoint that decide what it writes (about a second per gigabyte)."""
     names = ("*.safetensors", "*config.json", "tokenizer.json", "chat_template.*")
     digest = hashlib.sha256()
-    for path in sorted({path for name in names for path in directory.glob(name)}):
+    for path in sorted({path for name in names for path in visible(directory, name)}):
         with path.open("rb") as file:
             digest.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:32]

@@ -36,6 +36,7 @@ from hf_mmembed.training.arguments import on_one_device
 from hf_mmembed.training.callbacks import Epochs, FrozenStaysFrozen, Progress, Values
 from hf_mmembed.training.checkpoints import require_no_run, take_up_finished
 from hf_mmembed.training.run_file import keep_to, settings_of
+from hf_mmembed.visible import visible
 
 from .filling import thoughts_of_pairs
 from .reasoner import open_generative, row_of
@@ -283,7 +284,8 @@ def _stored_dtype(directory: Path) -> torch.dtype:
     """What ``dtype="auto"`` of transformers takes: what the config says, or else the type of the first weight of floats."""
     stored: torch.dtype | None = AutoConfig.from_pretrained(directory).dtype
     if stored is None:
-        stored = get_state_dict_dtype(load_state_dict(str(min(directory.glob("*.safetensors"))), map_location="meta"))
+        first = visible(directory, "*.safetensors")[0]
+        stored = get_state_dict_dtype(load_state_dict(str(first), map_location="meta"))
     return stored
 
 

@@ -21,6 +21,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from hf_mmembed.sentence_transformer import MMEmbedder
+from hf_mmembed.visible import is_litter
 
 from .models import adapter_of
 
@@ -54,7 +55,8 @@ def publish(staged: Path, final: Path) -> None:
         staged: The directory; a list of its files and their sizes is added.
         final: On the same file system.
     """
-    files = {str(path.relative_to(staged)): path.stat().st_size for path in staged.rglob("*") if path.is_file()}
+    paths = [path for path in staged.rglob("*") if path.is_file() and not is_litter(path.name)]
+    files = {path.relative_to(staged).as_posix(): path.stat().st_size for path in paths}
     (staged / FILE_LIST).write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
     if final.exists():
         replaced = staged.with_name(staged.name + ".replaced")

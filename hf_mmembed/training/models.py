@@ -31,6 +31,7 @@ from hf_mmembed.model.presets import load_prompt
 from hf_mmembed.processes import world
 from hf_mmembed.sentence_transformer import MMEmbedder
 from hf_mmembed.staging import replaced
+from hf_mmembed.visible import visible
 
 from .arguments import SaHaTrainingArguments
 
@@ -188,7 +189,7 @@ def _may_name(path: str, made: str) -> bool:
 def weight_files(path: str) -> dict[str, list[int | str]]:
     """Size and a digest of parts of each file of weights in a directory, in a moment however large they are."""
     found: dict[str, list[int | str]] = {}
-    for file in sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else []:
+    for file in visible(Path(path), "*.safetensors") if Path(path).is_dir() else []:
         size, digest = file.stat().st_size, hashlib.sha256()
         with file.open("rb") as weights:
             for place in range(0, size, max(size // _PIECES, _PIECE)):

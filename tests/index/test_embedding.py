@@ -339,6 +339,12 @@ def test_instruction_and_task_reach_the_model(tmp_path):
     assert fake.calls == [[{"text": "a", "instruction": "Find it."}]]
 
 
+def test_a_folder_that_was_opened_in_finder_counts_as_empty(many_pictures, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/.DS_Store").touch()
+    assert run(many_pictures, tmp_path / "out").new == 18
+
+
 def test_npy_has_the_rows_of_the_dataset(many_pictures, tmp_path):
     report = run(many_pictures, tmp_path / "out")
     array = np.load(write_npy(report, tmp_path / "out"), allow_pickle=False)

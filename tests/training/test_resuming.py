@@ -157,6 +157,15 @@ def test_incomplete_checkpoints_are_passed_over_and_reported(uninterrupted, tmp_
     assert checkpoints.last_complete(tmp_path / "checkpoint-1") is None
 
 
+def test_what_another_system_adds_or_spells_otherwise_does_not_count(tmp_path):
+    (tmp_path / "staged/1_Dense").mkdir(parents=True)
+    for name in ("1_Dense/config.json", ".metadata", "._config.json"):
+        (tmp_path / "staged" / name).write_text("{}")
+    checkpoints.publish(tmp_path / "staged", tmp_path / "final")
+    listed = json.loads((tmp_path / "final/checkpoint.json").read_text())["files"]
+    assert listed == {"1_Dense/config.json": 2, ".metadata": 2}
+
+
 def test_resuming_from_an_incomplete_checkpoint_is_refused(embedder, tmp_path):
     (tmp_path / "checkpoint-7").mkdir()
     trainer = SaHaTrainer(embedder("qwen2_vl"), arguments(tmp_path), make_pairs(), CLUSTERS)

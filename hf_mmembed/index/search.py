@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import subprocess
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -277,4 +278,4 @@ def _index_command(manifest: Manifest, directory: Path) -> str:
         for option in ("image_column", "text_column"):
             if settings[option] is not None:
                 words += [f"--{option.replace('_', '-')}", str(settings[option])]
-    return shlex.join(words)
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)

@@ -16,6 +16,8 @@ from sentence_transformers.sentence_transformer.modules import Dense
 from hf_mmembed import MMEmbedder
 from hf_mmembed.data import open_source
 from hf_mmembed.index import Index, build_index, embed_query, embed_source, vectors
+from hf_mmembed.index.manifest import read_manifest
+from hf_mmembed.index.search import _index_command
 from tests.index.fake_embedder import DIM, FakeEmbedder, identity
 
 
@@ -136,6 +138,15 @@ def test_unusable_directories_say_what_to_do(index_directory, many_pictures, tmp
     (copied / "index.faiss").unlink()
     with pytest.raises(ValueError, match=r"cannot read .*index.faiss"):
         Index(copied)
+
+
+def test_the_advice_is_quoted_for_the_shell_of_windows(index_directory, monkeypatch):
+    manifest = read_manifest(index_directory)
+    manifest.input["path"] = "C:\\my pictures"
+    with monkeypatch.context() as windows:
+        windows.setattr(os, "name", "nt")
+        advice = _index_command(manifest, "D:\\index")
+    assert advice == 'hf-mmembed index fake "C:\\my pictures" D:\\index'
 
 
 def test_a_damaged_file_of_items_is_named(index_directory, tmp_path, fake):

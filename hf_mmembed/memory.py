@@ -20,6 +20,14 @@ __all__ = ["TokenBudget", "run_batches"]
 
 logger = logging.getLogger(__name__)
 
+# Where torch raises a bare `RuntimeError` instead of its `OutOfMemoryError`, only the words tell.
+_OUT_OF_MEMORY = (
+    "MPS backend out of memory",
+    "Invalid buffer size",  # Metal: one tensor is larger than any may be
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",  # Windows
+)
+
 Features = TypeVar("Features")
 Result = TypeVar("Result")
 
@@ -57,7 +65,7 @@ def run_batches(
         lookahead: How many threads prepare, and how far ahead of the model.
 
     Raises:
-        torch.OutOfMemoryError: A single input does not fit.
+        torch.OutOfMemoryError: A single input does not fit. On a CPU and on Apple's GPUs: `RuntimeError`, as torch has it.
 
     Example:
         >>> options = {"batch_size": 8, "budget": TokenBudget(), "batch_cost": 9, "lookahead": Lookahead(1, 1)}
@@ -76,8 +84,8 @@ def run_batches(
             for batch, features in prepared:
                 try:
                     result = run(features)
-                except torch.OutOfMemoryError:
-                    if len(batch) == 1:
+                except RuntimeError as error:
+                    if len(batch) == 1 or not _ran_out_of_memory(error):
                         raise
                     budget.tokens = max(1, len(batch) * max(tokens[place] for place in batch) // 2)
                     logger.warning(
@@ -91,3 +99,16 @@ def run_batches(
                 done.update(batch)
                 yield batch, result
         left = [place for place in left if place not in done]
+        if left:  # only now: a traceback keeps the failed batch's tensors alive until its `except` has ended
+            _release_cache()
+
+
+def _ran_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+def _release_cache() -> None:
+    """Give back the memory that the accelerator's allocator keeps in pieces of sizes no longer wanted."""
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is not None:
+        torch.get_device_module(device).empty_cache()

@@ -13,14 +13,16 @@ from hypothesis import strategies as st
 from hf_mmembed.batching import Lookahead
 from hf_mmembed.memory import TokenBudget, run_batches
 
+CUDA = torch.OutOfMemoryError("CUDA out of memory. Simulated.")
 
-def run_in(memory: int, tokens: list[int], tried: list[list[int]], **options: Any):
+
+def run_in(memory: int, tokens: list[int], tried: list[list[int]], error: RuntimeError = CUDA, **options: Any):
     """All results of a device that takes so many tokens."""
 
     def run(batch: list[int]) -> list[int]:
         tried.append(batch)
         if len(batch) * max(tokens[place] for place in batch) > memory:
-            raise torch.OutOfMemoryError("CUDA out of memory. Simulated.")
+            raise error
         return [tokens[place] for place in batch]
 
     options = {"batch_size": 16, "batch_cost": 10_000, "lookahead": Lookahead(2, 2)} | options
@@ -60,6 +62,49 @@ def test_a_budget_that_was_lowered_stays_so_for_the_next_call():
 def test_one_input_that_does_not_fit_is_an_error():
     with pytest.raises(torch.OutOfMemoryError):
         run_in(50, [10, 60, 10], [])
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "MPS backend out of memory (MPS allocated: 8.00 GiB, other allocations: 1.00 GiB, max allowed: 9.07 GiB). "
+        "Tried to allocate 1.00 GiB on private pool.",
+        "Invalid buffer size: 19.45 GiB",
+        "[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.",
+    ],
+)
+def test_bare_errors_of_other_devices_shrink_batches_too(message):
+    results, budget = run_in(100, [10] * 64, [], RuntimeError(message))
+    assert len(results) == 8 and budget.tokens == 80
+    with pytest.raises(RuntimeError, match=message.split(" (")[0].split("] ")[-1]):
+        run_in(50, [10, 60, 10], [], RuntimeError(message))
+
+
+def test_what_this_torch_says_when_its_cpu_has_no_memory_left_shrinks_batches():
+    try:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    except RuntimeError as error:
+        results, _ = run_in(100, [10] * 16, [], error)
+    assert len(results) == 2
+
+
+def test_the_cache_is_released_once_the_failed_batch_is_gone(monkeypatch):
+    class States:
+        pass
+
+    def run(batch: list[int]) -> None:
+        if len(batch) > 1:
+            states = States()
+            alive.add(states)
+            raise torch.OutOfMemoryError("CUDA out of memory. Simulated.")
+
+    alive: weakref.WeakSet[States] = weakref.WeakSet()
+    released: list[int] = []
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("mps"))
+    monkeypatch.setattr(torch.mps, "empty_cache", lambda: released.append(len(alive)))
+    options = {"batch_size": 2, "batch_cost": 9, "lookahead": Lookahead(0, 0)}
+    list(run_batches([1, 2], list, run, budget=TokenBudget(), **options))
+    assert released == [0]
 
 
 def test_other_errors_are_the_caller_s():

@@ -37,11 +37,16 @@ def draws_at_random(model: nn.Module) -> bool:
 
 def random_state() -> tuple[Tensor, list[Tensor]]:
     """That of the CPU, and those of the GPUs."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    if torch.cuda.is_available():
+        return torch.get_rng_state(), torch.cuda.get_rng_state_all()
+    return torch.get_rng_state(), [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else []
 
 
 def set_random_state(state: tuple[Tensor, list[Tensor]]) -> None:
     """Back to what `random_state` returned."""
-    torch.set_rng_state(state[0])
-    if state[1]:
-        torch.cuda.set_rng_state_all(state[1])
+    cpu, gpus = state
+    torch.set_rng_state(cpu)
+    if gpus and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(gpus)
+    elif gpus:
+        torch.mps.set_rng_state(gpus[0])

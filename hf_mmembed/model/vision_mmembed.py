@@ -2,8 +2,8 @@
 
 In: a backbone of transformers. Out: the same backbone, whose patch embedding is a matrix product, whose pictures of
 equal size attend in one call instead of one call each, and whose activations pass over memory less often. Names and
-shapes of weights do not change, and where gradients are wanted the modules compute as they always did. This file
-travels with the checkpoint.
+shapes of weights do not change, and where gradients flow the modules compute as they always did; through a frozen tower
+none flow, also in training. This file travels with the checkpoint.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class InPlaceQuickGELU(QuickGELUActivation):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Any shape → the same shape."""
-        if torch.is_grad_enabled():
+        if _gradients_flow(self, input):
             return super().forward(input)
         return (1.702 * input).sigmoid_().mul_(input)
 
@@ -84,7 +84,7 @@ class OnePassFeedForward(Overlay, nn.Module):
         """`(patches, dim)` → `(patches, dim)`."""
         first: Any = self.fc1
         second: Any = self.fc2
-        if torch.is_grad_enabled() or not (is_plain(first) and is_plain(second)):
+        if _gradients_flow(self, states) or not (is_plain(first) and is_plain(second)):
             return super().forward(states)
         wide = product(1.702 * states, first.weight, 1.702 * first.bias)
         return torch.add(second.bias, product(F.silu(wide, inplace=True), second.weight), alpha=1 / 1.702)
@@ -116,7 +116,7 @@ class AttentionByLength(Overlay, nn.Module):
         """
         attention: Any = self
         implementation = attention.config._attn_implementation
-        if implementation != "sdpa" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if implementation != "sdpa" or torch.compiler.is_compiling() or _gradients_flow(self, hidden_states):
             return super().forward(
                 hidden_states, cu_seqlens=cu_seqlens, position_embeddings=position_embeddings, **kwargs
             )
@@ -136,6 +136,13 @@ class AttentionByLength(Overlay, nn.Module):
             outputs.append(mixed.transpose(1, 2).reshape(stop - start, -1))
             start = stop
         return attention.proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
+
+
+def _gradients_flow(module: nn.Module, states: torch.Tensor) -> bool:
+    """Whether anything that a module computes from `states` will be differentiated."""
+    return torch.is_grad_enabled() and (
+        states.requires_grad or any(weight.requires_grad for weight in module.parameters())
+    )
 
 
 def _turned(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:

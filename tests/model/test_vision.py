@@ -108,6 +108,57 @@ def test_gradients_and_other_implementations_take_the_library_s_way(implementati
     assert torch.allclose(embeddings, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("trained", ["nothing", "input", "weights", "adapter"])
+def test_a_frozen_tower_takes_the_library_s_way_only_where_gradients_flow(trained, loaded, monkeypatch):
+    model, _ = loaded("qwen2_vl")
+    model.requires_grad_(trained == "weights")
+    if trained == "adapter":
+        model.add_adapter(LoraConfig(target_modules=["qkv", "fc1"]))
+    block = model.backbone.visual.blocks[0]
+    calls = []
+    for kind in (stock(block.attn), stock(block.mlp), QuickGELUActivation):
+        monkeypatch.setattr(
+            kind,
+            "forward",
+            lambda self, *args, forward=kind.forward, **kw: calls.append(1) or forward(self, *args, **kw),
+        )
+    states = torch.randn(8, block.attn.qkv.in_features, requires_grad=trained == "input")
+    angles = torch.randn(8, block.attn.qkv.in_features // block.attn.num_heads // 2).repeat(1, 2)
+    arguments = {"cu_seqlens": torch.tensor([0, 4, 8]), "position_embeddings": (angles.cos(), angles.sin())}
+    mixed, wide = block.attn(states, **arguments), block.mlp(states)
+    assert len(calls) == (0 if trained == "nothing" else 3)
+    assert mixed.requires_grad == wide.requires_grad == (trained != "nothing")
+    with torch.no_grad():
+        assert torch.allclose(mixed, block.attn(states, **arguments), rtol=0, atol=2e-5)
+        assert torch.allclose(wide, block.mlp(states), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_over_a_frozen_tower(reentrant, loaded):
+    model, batch = loaded("qwen2_vl")
+    decoder = model.backbone.get_decoder()
+
+    def gradient() -> torch.Tensor:
+        model.zero_grad()
+        model(**batch).embeddings.sum().backward()
+        return decoder.layers[0].mlp.up_proj.weight.grad.clone()
+
+    expected = gradient()
+    model.backbone.visual.requires_grad_(False)
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    model.train()  # otherwise nothing is computed twice
+    assert torch.allclose(gradient(), expected, rtol=0, atol=2e-5)
+    assert all(weight.grad is None for weight in model.backbone.visual.parameters())
+
+
+def test_a_frozen_feed_forward_compiles(loaded):
+    model, _ = loaded("qwen2_vl")
+    mlp = model.backbone.visual.blocks[0].mlp.requires_grad_(False)
+    states = torch.randn(7, mlp.fc1.in_features)
+    compiled = torch.compile(mlp, backend="eager", fullgraph=True)
+    assert torch.allclose(compiled(states), stock(mlp).forward(mlp, states), rtol=0, atol=2e-5)
+
+
 def test_a_copy_computes_with_its_own_weights(loaded):
     model, batch = loaded("qwen2_vl")
     expected = vectors(model, batch)

@@ -1,4 +1,4 @@
-"""``hf-mmembed doctor``: what is installed, what is broken, and the pip command that fixes it.
+"""``hf-mmembed doctor``: what is installed, what is broken, and the command that fixes it.
 
 In: the running Python environment. Out: a report on stdout and exit code 0, or 1 when something needed is missing,
 too old or broken. Nothing suspicious is imported here: whatever can crash is tried in a child process, so a broken
@@ -22,6 +22,7 @@ __all__ = [
     "doctor",
     "examine_extras",
     "examine_requirements",
+    "examine_torch_with_faiss",
     "examine_torchvision",
     "extra_with",
     "probe",
@@ -44,6 +45,18 @@ else:
     flags = getattr(torch.cpu, "get_capabilities", dict)()
     report["gpus"], report["bf16"] = [], bool(flags.get("avx512_bf16") or flags.get("amx_bf16"))
 print(json.dumps(report))
+"""
+
+# Enough work that each starts threads of its own.
+_SEARCH_BESIDE_TORCH = """
+import torch
+import faiss
+import numpy as np
+torch.ones(1 << 20).sum()
+vectors = np.random.default_rng(0).random((4096, 32), dtype=np.float32)
+index = faiss.IndexFlatIP(32)
+index.add(vectors)
+index.search(vectors[:64], 10)
 """
 
 
@@ -69,7 +82,8 @@ def probe(code: str) -> tuple[str, str | None]:
         code: Python source.
 
     Returns:
-        What it printed, and None if it ran to its end, else the last line of its error output.
+        What it printed, and None if it ran to its end, else the line of its error output that says why not, and the
+        signal that killed it, if one did.
 
     Example:
         >>> probe("print(1 + 1)")
@@ -85,8 +99,10 @@ def probe(code: str) -> tuple[str, str | None]:
         return "", f"no answer within {PROBE_SECONDS} seconds"
     if done.returncode == 0:
         return done.stdout.strip(), None
-    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-    return done.stdout.strip(), lines[-1]
+    lines = done.stderr.strip().splitlines()
+    why = [line for line in lines if line.startswith("OMP: Error")] or lines[-1:]  # hints follow OpenMP's errors
+    ended = [f"exit code {done.returncode}"] if done.returncode > 0 else [f"killed by signal {-done.returncode}"]
+    return done.stdout.strip(), ": ".join(ended + why if done.returncode < 0 else why or ended)
 
 
 def examine_requirements(requirements: list[str], extra: str = "") -> list[Finding]:
@@ -196,6 +212,28 @@ def examine_torchvision(torch_version: str | None) -> Finding:
     )
 
 
+def examine_torch_with_faiss() -> Finding:
+    """Try a search by faiss beside torch, when each is known to be imported alone.
+
+    Wheels for macOS bring an OpenMP runtime each (faiss-wheels issue 73). The second one to load may end the process,
+    at once or in the first search, without a traceback.
+    """
+    name = "torch and faiss together"
+    _, error = probe(_SEARCH_BESIDE_TORCH)
+    if error is None:
+        return Finding(name, "yes")
+    if not error.startswith(("killed by signal", "OMP: Error")):
+        return Finding(name, f"BROKEN: {error}", "pip install --force-reinstall --no-deps faiss-cpu")
+    return Finding(
+        name,
+        f"BROKEN: {error}. Each is imported alone without it, so the likely cause is that each brought an OpenMP "
+        "runtime of its own and the two collide, as is known of the wheels for macOS. The line below lets both be "
+        "loaded, which OpenMP's authors call unsafe, and keeps to one thread, which is reported to avoid the crashes. "
+        "Or install both from conda-forge (faiss-cpu, pytorch), where they share one runtime",
+        "export KMP_DUPLICATE_LIB_OK=TRUE OMP_NUM_THREADS=1",
+    )
+
+
 def _examine_imports() -> list[Finding]:
     findings = []
     for name, code in (
@@ -227,7 +265,7 @@ def _examine_device() -> list[Finding]:
 
 
 def doctor() -> None:
-    """Show what is installed and what is broken, with the pip command that fixes it.
+    """Show what is installed and what is broken, with the command that fixes it.
 
     Exit code 0 means that everything the core needs is there and works; a missing extra is no fault.
 
@@ -243,6 +281,8 @@ def doctor() -> None:
     torch_version = next((finding.state for finding in core if finding.name == "torch"), None)
     core.append(examine_torchvision(torch_version))
     works = [*_examine_device(), *_examine_imports()]
+    if not any(finding.remedy for finding in works):
+        works.append(examine_torch_with_faiss())
     optional = examine_extras(requirements, extras)
 
     for title, findings in (("installed", core), ("works", works), ("extras", optional)):

@@ -9,7 +9,14 @@ import sys
 import pytest
 
 from hf_mmembed.cli import doctor as doctor_module
-from hf_mmembed.cli.doctor import Finding, examine_extras, examine_requirements, examine_torchvision, probe
+from hf_mmembed.cli.doctor import (
+    Finding,
+    examine_extras,
+    examine_requirements,
+    examine_torch_with_faiss,
+    examine_torchvision,
+    probe,
+)
 
 REQUIREMENTS = [
     "typer>=0.1",
@@ -84,7 +91,45 @@ def test_probe_gives_up_on_a_hanging_import(monkeypatch):
 
 def test_probe_reports_a_crash_of_the_interpreter():
     printed, error = probe("import os; os.abort()")
-    assert printed == "" and error
+    assert printed == "" and error == "killed by signal 6"
+
+
+@pytest.fixture
+def colliding(tmp_path, monkeypatch):
+    """`colliding(source)`: a faiss that does so when it is imported beside torch, and is fine alone."""
+
+    def plant_both(source: str) -> None:
+        plant(tmp_path, "torch", "")
+        plant(tmp_path, "faiss", f"import os, sys\nif 'torch' in sys.modules:\n    {source}\n")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    return plant_both
+
+
+OPENMP = r"'OMP: Error #15: libomp.dylib already initialized.\nOMP: Hint This is dangerous.\n'"
+
+
+@pytest.mark.parametrize(
+    ("crash", "said"),
+    [
+        ("os.abort()", "killed by signal 6."),
+        (f"sys.stderr.write({OPENMP}); sys.stderr.flush(); os.abort()", "killed by signal 6: OMP: Error #15: libomp"),
+        (f"sys.stderr.write({OPENMP}); sys.exit(3)", "OMP: Error #15: libomp"),
+    ],
+)
+def test_a_crash_of_torch_beside_faiss_is_explained(crash, said, colliding):
+    colliding(crash)
+    assert probe("import torch") == probe("import faiss") == ("", None)
+    finding = examine_torch_with_faiss()
+    assert finding.state.startswith(f"BROKEN: {said}") and "Hint" not in finding.state
+    assert "OpenMP runtime" in finding.state and "conda-forge" in finding.state
+    assert finding.remedy == "export KMP_DUPLICATE_LIB_OK=TRUE OMP_NUM_THREADS=1"
+
+
+def test_another_error_of_torch_beside_faiss_is_not_blamed_on_openmp(colliding):
+    colliding("raise ImportError('undefined symbol')")
+    finding = examine_torch_with_faiss()
+    assert finding.state == "BROKEN: ImportError: undefined symbol" and "faiss-cpu" in finding.remedy
 
 
 def doctor_in_child(**environment: str) -> subprocess.CompletedProcess:
@@ -131,6 +176,7 @@ def test_whole_report_of_this_environment():
         "transformers",
         "sentence-transformers",
         "faiss-cpu",
+        "torch and faiss together",
         "device",
         "bfloat16",
         "train",

@@ -7,14 +7,12 @@ stays the same query however a row words the instruction. Neither ever depends o
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import os
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -26,9 +24,10 @@ from tqdm import tqdm
 
 from hf_mmembed.data.pairs import document_of, negatives_of, query_of
 
+from .digests import DIGEST_BYTES, digest_of, keeping_digests, read_digest
+
 __all__ = ["ContentIds", "canonical_instructions", "content_ids", "normalise"]
 
-_DIGEST = 16
 _ROWS_AT_ONCE = 256
 _READERS = 8
 # Not "+", "-", "%" and the like: "C++" is not "C", "-5" is not "5".
@@ -77,13 +76,17 @@ class ContentIds:
         return np.unique(self.document_ids, return_index=True)[1]
 
 
-def content_ids(pairs: Dataset, *, canonical_instruction: str | Mapping[str, str] | None = None) -> ContentIds:
+def content_ids(
+    pairs: Dataset, *, canonical_instruction: str | Mapping[str, str] | None = None, kept: Path | None = None
+) -> ContentIds:
     """Finds out which rows share a query or a document.
 
     Args:
         pairs: What `read_pairs` returns. Picture files are read, once each, not decoded.
         canonical_instruction: The instruction that stands for all wordings in a subset: one for all subsets, or by
             name of the subset. Defaults to the most frequent one of each subset.
+        kept: A file for the digests of picture files: those that have not changed since are not read again. Defaults
+            to reading them all.
 
     Raises:
         ValueError: A picture file cannot be read, or `canonical_instruction` names a subset that is not there. The
@@ -109,14 +112,17 @@ def content_ids(pairs: Dataset, *, canonical_instruction: str | Mapping[str, str
     queries: list[bytes] = []
     documents: list[bytes] = []
     negatives: list[list[bytes]] = []
-    with tqdm(total=len(pairs), unit=" rows", desc="hashing contents", delay=2, disable=None) as bar:
-        for batch in _digests(pairs):
+    with (
+        nullcontext(read_digest) if kept is None else keeping_digests(kept) as of_file,
+        tqdm(total=len(pairs), unit=" rows", desc="hashing contents", delay=2, disable=None) as bar,
+    ):
+        for batch in _digests(pairs, lru_cache(maxsize=65_536)(of_file)):
             queries += (query for query, _, _ in batch)
             documents += (document for _, document, _ in batch)
             negatives += (own for _, _, own in batch)
             bar.update(len(batch))
-    salts = [_digest(instruction.encode("utf-8", "surrogatepass")) for instruction in instructions]
-    salted = [_digest(salts[subset] + query) for subset, query in zip(subset_ids, queries, strict=True)]
+    salts = [digest_of(instruction.encode("utf-8", "surrogatepass")) for instruction in instructions]
+    salted = [digest_of(salts[subset] + query) for subset, query in zip(subset_ids, queries, strict=True)]
     query_ids, query_digests = _number(salted)
     contents, document_digests = _number([*documents, *(digest for row in negatives for digest in row), *queries])
     most = max(map(len, negatives), default=0)
@@ -134,7 +140,7 @@ def content_ids(pairs: Dataset, *, canonical_instruction: str | Mapping[str, str
         query_digests,
         document_digests[: positives.max(initial=-1) + 1],
         asked[np.unique(query_ids, return_index=True)[1]],
-        _digest(b"".join([*queries, *documents])).hex(),
+        digest_of(b"".join([*queries, *documents])).hex(),
     )
 
 
@@ -165,31 +171,30 @@ def _numbered_names(pairs: Dataset) -> tuple[np.ndarray, tuple[str, ...]]:
     return np.array(ids, np.int64), tuple(places)
 
 
-def _digests(pairs: Dataset) -> Iterator[list[tuple[bytes, bytes, list[bytes]]]]:
+def _digests(pairs: Dataset, of_file: Callable[[str], bytes]) -> Iterator[list[tuple[bytes, bytes, list[bytes]]]]:
     """Digests of the query, the document and the negatives of each row, a batch of rows at a time."""
-    of_file = lru_cache(maxsize=65_536)(_file_digest)
     start = 0
     with ThreadPoolExecutor(_READERS) as pool:
         for batch in pairs.with_format("arrow").iter(_ROWS_AT_ONCE):
-            rows = [(query_of(row), document_of(row), negatives_of(row)) for row in batch.to_pylist()]
-            contents = [
-                (row, content)
-                for row, (query, document, negatives) in enumerate(rows, start)
-                for content in (query, document, *negatives)
-            ]
-            found = pool.map(partial(_content_digest, of_file), contents, chunksize=32)
-            yield [(next(found), next(found), [next(found) for _ in negatives]) for _, _, negatives in rows]
-            start += len(rows)
+            yield list(pool.map(partial(_row_digests, of_file), enumerate(batch.to_pylist(), start)))
+            start += len(batch)
 
 
-def _content_digest(of_file: Callable[[str], bytes], numbered: tuple[int, dict[str, Any]]) -> bytes:
-    row, content = numbered
+def _row_digests(
+    of_file: Callable[[str], bytes], numbered: tuple[int, dict[str, Any]]
+) -> tuple[bytes, bytes, list[bytes]]:
+    number, row = numbered
+    digest = partial(_content_digest, of_file, number)
+    return digest(query_of(row)), digest(document_of(row)), [digest(negative) for negative in negatives_of(row)]
+
+
+def _content_digest(of_file: Callable[[str], bytes], row: int, content: dict[str, Any]) -> bytes:
     image = content.get("image")
     try:
-        picture = b"" if image is None else of_file(image) if isinstance(image, str) else _digest(image)
+        picture = b"" if image is None else of_file(image) if isinstance(image, str) else digest_of(image)
     except OSError as error:
         raise ValueError(f"row {row}: the picture {image} cannot be read ({error.strerror})") from error
-    return _digest(picture + b"|" + normalise(content.get("text", "")).encode("utf-8", "surrogatepass"))
+    return digest_of(picture + b"|" + normalise(content.get("text", "")).encode("utf-8", "surrogatepass"))
 
 
 def _batches(pairs: Dataset, columns: list[str]) -> Iterator[dict[str, list[Any]]]:
@@ -200,19 +205,9 @@ def _batches(pairs: Dataset, columns: list[str]) -> Iterator[dict[str, list[Any]
 def _number(digests: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """Ids by first appearance, and the digest behind each."""
     keys, firsts, inverse = np.unique(
-        np.array(digests, dtype=f"V{_DIGEST}").reshape(-1), return_index=True, return_inverse=True
+        np.array(digests, dtype=f"V{DIGEST_BYTES}").reshape(-1), return_index=True, return_inverse=True
     )
     order = np.argsort(firsts, kind="stable")
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     return place[inverse].astype(np.int64), keys[order]
-
-
-def _file_digest(path: str) -> bytes:
-    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for, a device has no end
-        raise OSError(errno.EINVAL, "it is no file")
-    return _digest(Path(path).read_bytes())
-
-
-def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=_DIGEST).digest()

@@ -49,6 +49,8 @@ _NOT_MINING = ("pairs", "embedder", "out", "model")  # of `mine_pairs`: not matt
 
 _ASKED = ("strategy", "k", "mult", "seed", "canonical_instruction")
 
+_DIGESTS = "picture-digests"  # in the output directory, beside the clusters
+
 FOLDER = resources.files("hf_mmembed") / "recipes"
 
 
@@ -158,7 +160,7 @@ def prepare(
         model = _as_asked(
             open_for_training(recipe.model, args, prompt=recipe.prompt or "saha", dtype=recipe.dtype), recipe
         )
-        ids = world().once(partial(content_ids, pairs))  # which reads all pictures
+        ids = world().once(partial(content_ids, pairs, kept=Path(args.output_dir, _DIGESTS)))
         mine = None if recipe.mining is None else partial(mine_clusters, pairs=pairs, options=recipe.mining, ids=ids)
         given = clusters is not None
         if not given and recipe.mining is not None and mine is not None:

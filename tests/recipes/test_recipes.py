@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import MISSING, fields
 from functools import wraps
@@ -8,11 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from peft.tuners.lora import LoraLayer
 from sentence_transformers import SentenceTransformer
 
 from hf_mmembed import PRESETS, MMEmbedder
-from hf_mmembed.mining import Clusters, content_ids, dataset, mine_pairs
+from hf_mmembed.data.pairs import read_pairs
+from hf_mmembed.mining import Clusters, content_ids, dataset, digests, mine_pairs
 from hf_mmembed.training import recipes
 from hf_mmembed.training.arguments import SaHaTrainingArguments
 from hf_mmembed.training.checkpoints import publish
@@ -138,6 +141,23 @@ def test_pictures_are_read_once_to_tell_who_is_who(embedder, tmp_path, monkeypat
     assert len(read) == 1
 
 
+def test_a_run_that_starts_again_reads_no_picture_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes, "open_for_training", lambda *_, **__: None)
+    monkeypatch.setattr(recipes, "SaHaTrainer", lambda *_, ids, **__: ids)
+    values = {"output": str(tmp_path / "run"), "mining": None, "training": {"global_batch_size": 4, "use_cpu": True}}
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(b"some")
+    os.utime(picture, (1_600_000_000, 1_600_000_000))
+    table = Dataset.from_dict({"query_image": [{"bytes": None, "path": str(picture)}], "pos_text": ["p"]})
+
+    def fingerprint():
+        return prepare(recipes.Recipe("", {}, **values), pairs=read_pairs(table), resume=True).fingerprint
+
+    first = fingerprint()
+    monkeypatch.delattr(digests, "read_digest")
+    assert fingerprint() == first
+
+
 def test_a_run_goes_on_with_the_clusters_that_it_began_with(embedder, tmp_path, monkeypatch):
     """Mined again, a row may be elsewhere: the run could never be resumed."""
     values = {
@@ -196,7 +216,7 @@ def _rank_read(rank, directory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipes, "open_for_training", lambda *_, **__: None)
         patch.setattr(recipes, "SaHaTrainer", lambda *_, ids, **__: ids)
-        patch.setattr(recipes, "content_ids", lambda pairs: read.append(pairs) or content_ids(pairs))
+        patch.setattr(recipes, "content_ids", lambda pairs, **_: read.append(pairs) or content_ids(pairs))
         asked = recipes.Recipe("", {}, str(directory), mining=None, training={"global_batch_size": 4, "use_cpu": True})
         return prepare(asked, pairs=make_pairs()).fingerprint, len(read)
 

@@ -7,9 +7,10 @@ batch; where memory runs out, batches of half the size, for the rest of the work
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -38,9 +39,15 @@ class TokenBudget:
 
     Attributes:
         tokens: Text and visual, padding included. Defaults to 16,384.
+        turn: Held while a batch is on the device. Of threads that encode with one model, only one needs memory there.
     """
 
     tokens: int = TOKEN_BUDGET
+    turn: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[type[TokenBudget], tuple[int]]:
+        """A copy of a model, or one in another process, has a lock of its own."""
+        return TokenBudget, (self.tokens,)
 
 
 def run_batches(
@@ -83,7 +90,8 @@ def run_batches(
         with closing(prefetch(prepare, batches, ahead)) as prepared:
             for batch, features in prepared:
                 try:
-                    result = run(features)
+                    with budget.turn:
+                        result = run(features)
                 except RuntimeError as error:
                     if len(batch) == 1 or not _ran_out_of_memory(error):
                         raise

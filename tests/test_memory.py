@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from typing import Any
 
@@ -127,3 +128,22 @@ def test_no_more_batches_are_in_memory_than_the_lookahead_says(lookahead):
     alive, most = weakref.WeakSet(), []
     list(run_batches([1] * 12, Features, id, budget=TokenBudget(), batch_size=1, batch_cost=9, lookahead=lookahead))
     assert max(most) <= lookahead.items + 1
+
+
+def test_a_thread_has_the_device_for_itself_while_a_batch_is_on_it():
+    budget = TokenBudget(100)
+    options = {"batch_size": 1, "batch_cost": 9, "lookahead": Lookahead(0, 0), "budget": budget}
+    held = [
+        (before, now)
+        for _, (before, now) in run_batches(
+            [1, 2], lambda batch: budget.turn.locked(), lambda before: (before, budget.turn.locked()), **options
+        )
+    ]
+    assert held == [(False, True)] * 2 and not budget.turn.locked()
+
+
+def test_a_copy_of_a_budget_has_a_lock_of_its_own():
+    budget = TokenBudget(80)
+    with budget.turn:
+        copied = copy.deepcopy(budget)  # as it is pickled for another process
+        assert copied == budget and not copied.turn.locked()

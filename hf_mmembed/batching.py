@@ -6,13 +6,14 @@ padding (`plan_batches`), and their prepared features one after the other (`pref
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TypeVar
 
-__all__ = ["TOKEN_BUDGET", "Lookahead", "plan_batches", "prefetch", "text_tokens"]
+__all__ = ["TOKEN_BUDGET", "Lookahead", "plan_batches", "prefetch", "text_tokens", "usable_cores"]
 
 TOKEN_BUDGET = 16_384
 """Tokens in a batch unless someone asks for another number, text and visual, padding included."""
@@ -37,6 +38,11 @@ class Lookahead:
     threads: int
     items: int
     in_turns: bool = False
+
+
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def text_tokens(text: str) -> int:

@@ -7,7 +7,6 @@ and features batch by batch, made in worker threads while the model runs. Errors
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from .batching import Lookahead, text_tokens
+from .batching import Lookahead, text_tokens, usable_cores
 from .inputs import height_and_width, pictures, texts
 from .model.images_mmembed import ImageError, open_image
 from .model.registration import MMEmbedProcessor
@@ -25,15 +24,7 @@ from .model.registration import MMEmbedProcessor
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = [
-    "Conversation",
-    "Reader",
-    "allows_urls",
-    "estimate_tokens",
-    "lookahead_beside",
-    "prepare",
-    "usable_cores",
-]
+__all__ = ["Conversation", "Reader", "allows_urls", "estimate_tokens", "lookahead_beside", "prepare"]
 
 logger = logging.getLogger(__name__)
 
@@ -157,11 +148,6 @@ def lookahead_beside(device_type: str, *, downloads: bool = False) -> Lookahead:
         return Lookahead(threads=min(_MOST_BATCHES, cores), items=_MOST_BATCHES - 1, in_turns=True)
     threads = min(_MOST_BATCHES, max(2, spare))  # one is often slower than the model
     return Lookahead(threads, items=threads)
-
-
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def prepare(

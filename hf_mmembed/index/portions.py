@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_mmembed.batching import Lookahead, prefetch
+from hf_mmembed.batching import Lookahead, prefetch, usable_cores
 from hf_mmembed.data import Row, Source, Unreadable
 from hf_mmembed.data.rows import UnreadableNow
 from hf_mmembed.model.images_mmembed import open_image
-from hf_mmembed.preparation import usable_cores
 from hf_mmembed.transient import is_transient
 
 from .shards import Embedded, Shard

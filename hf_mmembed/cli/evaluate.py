@@ -5,6 +5,7 @@ In: a model and a folder, or results files. Out: tables on the screen, files in 
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,6 +14,16 @@ from typer.core import TyperGroup
 
 from .config import ConfigOption
 from .embed import BatchSizeOption, DeviceOption, LongestEdgeOption, ModelArgument
+from .reasoner import (
+    ApiKeyOption,
+    EndpointOption,
+    HowToThink,
+    MaxNewTokensOption,
+    SamplingSeedOption,
+    TemperatureOption,
+    TemplatesOption,
+    reasoner_of,
+)
 
 if TYPE_CHECKING:
     from hf_mmembed.thinking import Thinker, TraceStore
@@ -80,14 +91,25 @@ def run(
     think: Annotated[
         str | None,
         typer.Option(
-            help="Score with thinking too: a reasoner (directory, Hub id; a unified model is its own), or the traces of "
-            "`hf-mmembed think`."
+            help="Score with thinking too: a reasoner (directory, Hub id, served name; a unified model is its own), or the "
+            "traces of `hf-mmembed think`."
         ),
     ] = None,
     think_when: Annotated[
         Literal["auto", "always"], typer.Option(help="About queries where it pays, or about every query and document.")
     ] = "auto",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The reasoner stops here at the latest.")] = 512,
+    endpoint: EndpointOption = None,
+    api_key: ApiKeyOption = None,
+    think_revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of the reasoner; or the version that is served.")
+    ] = None,
+    templates: TemplatesOption = "1",
+    max_new_tokens: MaxNewTokensOption = 512,
+    temperature: TemperatureOption = 0.0,
+    seed: SamplingSeedOption = 0,
+    think_longest_edge: Annotated[
+        int | None, typer.Option(min=1, help="As --longest-edge, for what the reasoner sees.")
+    ] = None,
     batch_size: BatchSizeOption = 32,
     longest_edge: LongestEdgeOption = None,
     device: DeviceOption = None,
@@ -109,6 +131,10 @@ def run(
 
     name = model_name(model)
     folder = out or results_folder(name, benchmark)
+    how = HowToThink(
+        endpoint, api_key, think_revision, templates, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
+        longest_edge=think_longest_edge,
+    )  # fmt: skip
     try:
         results = measure(
             embedder(model),
@@ -121,7 +147,7 @@ def run(
             fusion=fusion,
             tie=tie,
             frames=frames,
-            think=_source(think, folder / "traces.sqlite", max_new_tokens, device or world().device),
+            think=_source(think, folder / "traces.sqlite", how, device or world().device),
             think_when=think_when,
             name=name,
             batch_size=batch_size,
@@ -140,18 +166,23 @@ def run(
         raise typer.Exit(1)
 
 
-def _source(think: str | None, traces: Path, max_new_tokens: int, device: str | None) -> Thinker | TraceStore | None:
+def _source(think: str | None, traces: Path, how: HowToThink, device: str | None) -> Thinker | TraceStore | None:
     """The reasoner or the traces that --think names."""
+    there = think is not None and how.endpoint is None and Path(think).is_file()
+    if (think is None or there) and how != HowToThink():
+        given = [field.name for field in fields(how) if getattr(how, field.name) != field.default and field.compare]
+        spelled = {"revision": "think-revision", "longest_edge": "think-longest-edge"}
+        why = f"{think} holds traces that are written already" if there else "there is no --think with a reasoner"
+        hint = ", ".join(f"--{spelled.get(name, name.replace('_', '-'))}" for name in given)
+        raise typer.BadParameter(f"it has no effect, since {why}; leave it out", param_hint=hint)
     if think is None:
         return None
-    from hf_mmembed.thinking import LocalReasoner, Settings, Thinker, TraceStore
+    how.check("--think-longest-edge")
+    from hf_mmembed.thinking import Thinker, TraceStore
 
-    from .models import generative
-
-    if Path(think).is_file():
+    if there:
         return TraceStore(think)
-    reasoner = LocalReasoner(generative(think), settings=Settings(max_new_tokens), device=device)
-    return Thinker(reasoner, TraceStore(traces))
+    return Thinker(reasoner_of(think, how, device=device), TraceStore(traces))
 
 
 @evaluate.command()

@@ -15,6 +15,16 @@ import typer
 from .columns import ColumnOption, columns_named
 from .config import ConfigOption, values_set
 from .embed import DeviceOption, LongestEdgeOption
+from .reasoner import (
+    ApiKeyOption,
+    EndpointOption,
+    HowToThink,
+    MaxNewTokensOption,
+    SamplingSeedOption,
+    TemperatureOption,
+    TemplatesOption,
+    reasoner_of,
+)
 
 __all__ = ["think", "think_train"]
 
@@ -31,17 +41,13 @@ def think(
             "name, of others by their form."
         ),
     ] = None,
-    endpoint: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible server that has MODEL, such as http://localhost:8000/v1.")
-    ] = None,
-    api_key: Annotated[
-        str | None, typer.Option(envvar="HF_MMEMBED_API_KEY", help="For the endpoint.", show_envvar=True)
-    ] = None,
+    endpoint: EndpointOption = None,
+    api_key: ApiKeyOption = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; or the version that is served.")] = None,
-    templates: Annotated[str, typer.Option(help="Version of the prompts, or a YAML file of the same form.")] = "1",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="A trace ends here at the latest.")] = 512,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most probable token each time.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    templates: TemplatesOption = "1",
+    max_new_tokens: MaxNewTokensOption = 512,
+    temperature: TemperatureOption = 0.0,
+    seed: SamplingSeedOption = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Inputs at a time, or requests on their way at once.")] = 16,
     longest_edge: LongestEdgeOption = None,
     show_answers: Annotated[
@@ -63,35 +69,19 @@ def think(
     from hf_mmembed.data.pairs import read_pairs
     from hf_mmembed.processes import world
     from hf_mmembed.thinking.filling import think_about_pairs
-    from hf_mmembed.thinking.reasoner import LocalReasoner, Reasoner, Settings
-    from hf_mmembed.thinking.templates import load_templates
     from hf_mmembed.thinking.traces import TraceStore
 
-    from .models import generative
-
-    if endpoint is not None and longest_edge is not None:
-        raise typer.BadParameter(
-            "the server decides on the size of pictures; leave it out", param_hint="--longest-edge"
-        )
+    how = HowToThink(
+        endpoint, api_key, revision, templates, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
+        longest_edge=longest_edge,
+    )  # fmt: skip
+    how.check("--longest-edge")
     _no_bars_in_a_file()
     families = _families(family or [])
     process = world()
     pairs = read_pairs(data, columns=columns_named(column), split=split)
     pairs = pairs if limit is None else pairs.select(range(min(limit, len(pairs))))
-    settings = Settings(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    reasoner: Reasoner
-    if endpoint is not None:
-        from hf_mmembed.thinking.endpoint import EndpointReasoner
-
-        reasoner = EndpointReasoner(
-            endpoint, model, revision=revision or "", api_key=api_key, settings=settings,
-            templates=load_templates(templates), concurrency=batch_size,
-        )  # fmt: skip
-    else:
-        reasoner = LocalReasoner(
-            generative(model), revision=revision, settings=settings, templates=load_templates(templates),
-            batch_size=batch_size, longest_edge=longest_edge, device=device or process.device,
-        )  # fmt: skip
+    reasoner = reasoner_of(model, how, device=device or process.device, batch_size=batch_size)
     with TraceStore(out) as store:
         try:
             done = think_about_pairs(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .scoreboard import OVERALL, aggregate, found_score, measures_of, subsets_of, visdoc_split
+from .scoreboard import OVERALL, aggregate, columns, found_score, subsets_of, visdoc_split
 
 __all__ = ["compare", "differences_in_protocol"]
 
@@ -18,22 +18,28 @@ _PROTOCOL = ("benchmark", "instruction_in", "fusion", "tie", "num_frames")
 def compare(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """Means and data sets of two results, in percent, where both have them.
 
-    Means are over the same data sets on both sides: one that either lacks has no mean.
+    Means are over the same data sets on both sides: one that either lacks has no mean. Scores with thinking follow where
+    both have them.
     """
     names = [results["metadata"].get("model_name", side) for results, side in ((one, "A"), (other, "B"))]
     lines = [f"**Not comparable as they stand:** {reason}." for reason in differences_in_protocol(one, other)]
     lines += [""] * bool(lines)
     lines += [f"| % | {names[0]} | {names[1]} | difference |", "|---|---:|---:|---:|"]
     subsets = subsets_of(one)
-    for measure in measures_of(one["metadata"].get("benchmark", "")):
-        suffix = f" ({measure})" if measure else ""
-        boards = [aggregate(results["metrics"], subsets, measure) for results in (one, other)]
+    theirs = {column.title: column for column in columns(other)}
+    for column in columns(one):
+        if column.title not in theirs:
+            continue
+        both = [column.metrics, theirs[column.title].metrics]
+        measure, thought = column.measure, column.metrics is not one["metrics"]
+        suffix = f" ({column.title})" if measure else " (with thinking)" if thought else ""
+        boards = [aggregate(metrics, subsets, measure) for metrics in both]
         for name in boards[0]:
             values = [board[name].value for board in boards]
             if name == OVERALL or all(value is not None for value in values):
                 lines.append(_line(f"**{name}**{suffix}", *values))
         for subset in subsets:
-            found = [found_score(results["metrics"], subset, measure) for results in (one, other)]
+            found = [found_score(metrics, subset, measure) for metrics in both]
             if all(score is not None for _, score in found):
                 title = " / ".join(dict.fromkeys(name for name, _ in found))
                 lines.append(_line(f"{title}{suffix}", *(score for _, score in found)))
@@ -62,6 +68,29 @@ def differences_in_protocol(one: Mapping[str, Any], other: Mapping[str, Any]) ->
     splits = [visdoc_split(results["metrics"]) for results in (one, other)]
     if None not in splits and splits[0] != splits[1]:
         found.append(f"visual documents are scored on {splits[0]} in the first and on {splits[1]} in the second")
+    return found + _differences_in_thinking(one, other)
+
+
+def _differences_in_thinking(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    first, second = (results["metadata"].get("thinking") for results in (one, other))
+    if not (isinstance(first, Mapping) and isinstance(second, Mapping)):
+        return []
+    found = [
+        f"with thinking, {key} is {first.get(key)} in the first and {second.get(key)} in the second"
+        for key in dict.fromkeys([*first, *second])
+        if first.get(key) != second.get(key)
+    ]
+    # A store holds what it was filled with, whatever `when` says.
+    traced = [
+        {name: row["thinking"].get("traced") for rows in results["metrics"].values() for name, row in rows.items()
+         if isinstance(row, Mapping) and "thinking" in row}
+        for results in (one, other)
+    ]  # fmt: skip
+    counts = {name: (count, traced[1].get(name)) for name, count in traced[0].items()}
+    unlike = [f"{name} ({a} and {b})" for name, (a, b) in counts.items() if None not in (a, b) and a != b]
+    if unlike:
+        shown = ", ".join([*unlike[:4], *["..."] * (len(unlike) > 4)])
+        found.append(f"with thinking, other numbers of queries have a trace: {shown}")
     return found
 
 

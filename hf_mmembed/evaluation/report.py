@@ -13,7 +13,8 @@ from typing import Any
 
 from hf_mmembed.files import write_atomically
 
-from .scoreboard import OVERALL, aggregate, columns, found_score, measures_of, subsets_of
+from .scoreboard import OVERALL, aggregate, columns, found_score, subsets_of
+from .thinking import NOT_WHOLE
 
 __all__ = ["markdown", "write_predictions", "write_results"]
 
@@ -57,14 +58,12 @@ def markdown(results: Mapping[str, Any]) -> str:
     titles = [column.title for column in shown]
     boards = [aggregate(column.metrics, subsets, column.measure) for column in shown]
     rule = f"|---|{'---:|' * len(shown)}"
-    costs = (
-        {"tokens_per_query": "tokens per query", "ms_per_query": "ms per query"} if metadata.get("thinking") else {}
-    )
+    costs = ["tokens per query", "ms per query", "traced", "not whole"] if metadata.get("thinking") else []
     lines = [f"# {metadata.get('model_name', 'model')} on {metadata.get('benchmark', 'MMEB')}", ""]
     lines += ["**Partial run:** some data sets have no score, so there is no overall.", ""] * bool(_partial(boards))
     lines += [f"| mean, % | {' | '.join(titles)} |", rule]
     lines += [f"| {name} | {' | '.join(str(board[name]) for board in boards)} |" for name in boards[0]]
-    titles += costs.values()
+    titles += costs
     lines += [
         "",
         f"| data set, % | {' | '.join(titles)} | counts | queries |",
@@ -75,14 +74,26 @@ def markdown(results: Mapping[str, Any]) -> str:
         for name in dict.fromkeys(name for name, score in found if score is not None):
             row = results["metrics"][subset.modality][name]
             cells = [f"{100 * score:.1f}" if score is not None and under == name else "–" for under, score in found]
-            taken = [row.get("thinking", {}).get(cost) for cost in costs]
-            cells += ["–" if value is None else f"{value:.0f}" for value in taken]
+            if costs:
+                thought = row.get("thinking", {})
+                taken = [thought.get("tokens_per_query"), thought.get("ms_per_query"), *_traced(thought)]
+                cells += ["–" if value is None else f"{value:.0f}" for value in taken]
             counts = ", ".join(dict.fromkeys(column.measure or subset.metric for column in shown))
             lines.append(f"| {name} | {' | '.join(cells)} | {counts} | {row.get('num_data', '')} |")
     told = [f"{key}: {metadata[key]}" for key in (*_PROTOCOL, "dtype", "model_revision") if metadata.get(key)]
     if costs:
-        told.append(f"thinking: {metadata['thinking'].get('reasoner')}, {metadata['thinking']['when']}")
+        thinking = metadata["thinking"]
+        told.append(
+            f"thinking: {thinking.get('reasoner')}, {thinking['when']}, templates {thinking.get('template_version')}"
+        )
     return "\n".join([*lines, "", "; ".join(told), ""])
+
+
+def _traced(thought: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Queries that have a trace, and one that is not whole; earlier runs did not count them."""
+    if "traced" not in thought:
+        return None, None
+    return thought["traced"], sum(thought[status] for status in NOT_WHOLE)
 
 
 def _partial(boards: Sequence[Mapping[str, Any]]) -> bool:
@@ -90,7 +101,10 @@ def _partial(boards: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _hub_yaml(results: Mapping[str, Any], dataset: str) -> str:
-    """The Hub's format of a model's evaluation results; means of complete groups, and every data set."""
+    """The Hub's format of a model's evaluation results; means of complete groups, and every data set.
+
+    Scores with thinking are tasks of their own, lest they be taken for those of the embedder alone.
+    """
     import yaml
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
@@ -100,13 +114,21 @@ def _hub_yaml(results: Mapping[str, Any], dataset: str) -> str:
     note = ", ".join([f"hf_mmembed {metadata['hf_mmembed_version']}", *told])
     date = metadata["report_generated_date"][:10]
     entries = []
-    for measure in measures_of(metadata["benchmark"]):
-        suffix = f"_{measure}" if measure else ""
-        found = {name: mean.value for name, mean in aggregate(results["metrics"], subsets, measure).items()}
-        found["overall"] = found.pop(OVERALL)
-        found |= dict(found_score(results["metrics"], subset, measure) for subset in subsets)
-        for name, value in found.items():
+    for column in columns(results):
+        suffix, said, rows = f"_{column.measure}" if column.measure else "", note, {}
+        if column.metrics is not results["metrics"]:
+            thinking = metadata["thinking"]
+            suffix += "_with_thinking"
+            names = {"reasoner": "reasoner", "template_version": "templates", "when": "think_when"}
+            said = ", ".join([note, *(f"{short}={thinking.get(name)}" for name, short in names.items())])
+            rows = {name: row for found in column.metrics.values() for name, row in found.items()}
+        scores = {name: mean.value for name, mean in aggregate(column.metrics, subsets, column.measure).items()}
+        scores["overall"] = scores.pop(OVERALL)
+        scores |= dict(found_score(column.metrics, subset, column.measure) for subset in subsets)
+        for name, value in scores.items():
             if value is not None:
                 task = f"{name}{suffix}".replace(" ", "_")
-                entries.append(EvalResultEntry(dataset, task, round(100 * value, 2), date=date, notes=note))
+                traced, broken = _traced(rows.get(name, {}))
+                notes = said if traced is None else f"{said}, traced={traced}, not whole={broken}"
+                entries.append(EvalResultEntry(dataset, task, round(100 * value, 2), date=date, notes=notes))
     return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)

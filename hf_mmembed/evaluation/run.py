@@ -138,10 +138,11 @@ def evaluate(
         tie: ``"strict"`` (a tie is never won by the right candidate) or ``"legacy"`` (as the official code).
         frames: Frames per video; recorded with the score. Defaults to 8.
         think: Score everything a second time, the model reading what a reasoner writes (or wrote) about its inputs; the
-            tokens and milliseconds of thinking per query stand beside the scores. Needs an `MMEmbedder`, best one that
-            was trained to. Give a thinker a store on the disk, and an interrupted run goes on.
+            tokens and milliseconds of thinking per query, and how many queries have a trace, and a whole one, stand
+            beside the scores. A data set of which a store has a part of the traces gets no such score. Needs an
+            `MMEmbedder`, best one that was trained to. Give a thinker a store on the disk, and an interrupted run goes on.
         think_when: ``"auto"``: about queries of families where it pays by the thinker's templates. ``"always"``: about
-            every query and document. Without effect on traces that are there.
+            every query and document. Of traces that are there, ``"always"`` wants one for each query.
         name: What to call the model in tables. Defaults to its Hub id, or its directory's name; the result of a training
             is called after the training; see `model_name`. An `Encoder` has its own.
         batch_size: Inputs per forward pass, at most. An `Encoder` has its own.
@@ -241,6 +242,7 @@ def evaluate(
                 row["thinking"] = scored.metrics | {
                     "tokens_per_query": thought.tokens_per_query,
                     "ms_per_query": thought.ms_per_query or former.get(found.name),
+                    **thought.counts,
                 }
             rows[found.name] = row
         except Missing as error:

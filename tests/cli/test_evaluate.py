@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import resources
 
 import pytest
 
@@ -11,6 +12,7 @@ from hf_mmembed.cli.main import main
 from tests.evaluation import layouts
 from tests.evaluation.test_scoreboard import leaderboard
 from tests.evaluation.test_thinking import GQA, reader, store_of
+from tests.thinking.test_endpoint import server  # noqa: F401 - a fixture
 
 
 def call(*words):
@@ -81,9 +83,48 @@ def test_thinking_is_scored_too(tmp_path, monkeypatch, capsys):
     words = ["evaluate", "some-model", "--benchmark", "mmeb-v1", "--data", tmp_path / "data", "--subset", "GQA"]
     assert call(*words, "--out", tmp_path / "out", "--think", tmp_path / "traces.sqlite") == 0
     # Every trace says 3, which is right for one query of twelve.
-    assert "| GQA | 0.0 | 8.3 | 5 | – | hit@1 | 12 |" in capsys.readouterr().out
+    assert "| GQA | 0.0 | 8.3 | 5 | – | 12 | 0 | hit@1 | 12 |" in capsys.readouterr().out
     assert call("evaluate", "aggregate", tmp_path / "out" / "results.json") == 0
     assert "[score with thinking]" in capsys.readouterr().out
+
+
+def test_a_reasoner_is_asked_as_by_think(tmp_path, monkeypatch, server):  # noqa: F811
+    import hf_mmembed.evaluation.run as run
+
+    seen_by = layouts.Fake(lambda item: layouts.one_hot(len(item.trace or "")))
+    monkeypatch.setattr(run, "load_encoder", lambda model, **options: seen_by)
+    layouts.write_small_v1(tmp_path / "data", rows=2, candidates=2)
+    templates = resources.files("hf_mmembed.thinking").joinpath("templates-v1.yaml").read_text()
+    own = templates.replace('version: "1"', "version: mine").replace("Answer the question", "Guess the answer")
+    (tmp_path / "mine.yaml").write_text(own)
+    url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    words = ["evaluate", "some-model", "--benchmark", "mmeb-v1", "--data", tmp_path / "data", "--subset", "GQA"]
+    words += ["--out", tmp_path / "out", "--think", "teacher", "--endpoint", url, "--api-key", "sesame"]
+    words += ["--think-revision", "v2", "--templates", tmp_path / "mine.yaml", "--max-new-tokens", 9]
+    assert call(*words, "--temperature", 0.5, "--seed", 4) == 0
+    _, key, body = server.seen[-1]
+    assert (key, body["model"], body["max_tokens"]) == ("Bearer sesame", "teacher", 9)
+    assert (body["temperature"], body["seed"]) == (0.5, 4)
+    assert "Guess the answer" in body["messages"][-1]["content"][-1]["text"]
+    thinking = json.loads((tmp_path / "out" / "results.json").read_text())["metadata"]["thinking"]
+    assert thinking["reasoner"] == "teacher" and thinking["revision"] == "v2"
+    assert thinking["template_version"].startswith("mine-") and '"temperature": 0.5' in thinking["settings"]
+
+
+def test_options_of_a_reasoner_need_one(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_MMEMBED_API_KEY", "sesame")
+    store_of([], tmp_path / "t.sqlite").close()
+    words = ["evaluate", "some-model", "--benchmark", "mmeb-v1", "--data", tmp_path]
+
+    def refused(*more):
+        assert call(*words, *more) == 2
+        return " ".join(capsys.readouterr().err.replace("│", "").split())  # without the frame
+
+    assert "--temperature: it has no effect, since there is no --think with a reasoner" in refused("--temperature", 1)
+    told = refused("--think", tmp_path / "t.sqlite", "--think-revision", "v2", "--templates", "2")
+    assert "--think-revision, --templates: it has no effect" in told and "written already" in told
+    served = ["--think", "teacher", "--endpoint", "http://127.0.0.1:9/v1"]
+    assert "--think-longest-edge: the server decides" in refused(*served, "--think-longest-edge", 9)
 
 
 def test_averages_of_a_leaderboard_file(tmp_path, capsys):

@@ -184,6 +184,28 @@ def test_comparison_tells_sizes_of_pictures_where_they_mean_the_same():
         assert "Not comparable" not in compare(pixels[0], other)
 
 
+def with_thinking(reasoner, score, traced=None, **thinking):
+    results = small(thinking={"reasoner": reasoner, "when": "auto"} | thinking)
+    row = results["metrics"]["sugarcrepe"]["swap_obj"]
+    row["thinking"] = {"accuracy": score} | ({} if traced is None else {"traced": traced})
+    return results
+
+
+def test_comparison_shows_scores_with_thinking_and_who_thought():
+    one, other = with_thinking("a", 0.75, 12), with_thinking("b", 0.875, 12, when="always")
+    table = compare(one, other)
+    assert "| swap_obj | 50.00 | 50.00 | +0.00 |" in table
+    assert "| swap_obj (with thinking) | 75.00 | 87.50 | +12.50 |" in table
+    assert "with thinking, reasoner is a in the first and b in the second" in table
+    assert "with thinking, when is auto in the first and always in the second" in table
+    assert "with thinking, other numbers of queries have a trace: swap_obj (12 and 3)" in compare(
+        one, with_thinking("a", 0.5, 3)
+    )
+    for alike in (one, with_thinking("a", 0.5), small()):  # earlier runs did not count
+        assert "Not comparable" not in compare(one, alike)
+    assert "with thinking" not in compare(one, small())
+
+
 def test_references_name_their_source_and_split_and_agree_with_themselves():
     rows = [row for benchmark in ("mmeb-v1", "mmeb-v2", "sugarcrepe", "retrieval") for row in references(benchmark)]
     assert len(rows) > 60 and all(row.source and row.split and row.scores for row in rows)

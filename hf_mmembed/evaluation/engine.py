@@ -20,11 +20,12 @@ from .items import Item, digest
 
 __all__ = ["embed_items"]
 
-_SHARD = 256
+_SHARDS = 32  # some for each of many processes
+_SIZES = 64, 256  # of a shard: a model that begins anew with each wants several batches in it
 
 
 def embed_items(
-    items: Sequence[Item], encoder: Encoder, cache: EmbeddingCache, *, name: str, shard: int = _SHARD
+    items: Sequence[Item], encoder: Encoder, cache: EmbeddingCache, *, name: str, shard: int | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Embeddings of items, from the cache or from the model.
 
@@ -33,7 +34,8 @@ def embed_items(
         encoder: The model.
         cache: Its embeddings so far; what is new is added.
         name: What to call the work in the progress bar.
-        shard: Contents per file of the cache: what a killed process loses at most.
+        shard: Contents per file of the cache: what a killed process loses at most. Defaults to between 64 and 256, so
+            that there are 32 files where that goes.
 
     Returns:
         Vectors of unit length, float32, ``(contents, dim)``, and places ``(items,)``, int64, among them.
@@ -51,6 +53,9 @@ def embed_items(
     if (failure := here.agree(failure)) is not None:
         raise ValueError(failure)
     item_of = dict(zip(reversed(digests), reversed(items), strict=True))
+    if shard is None:
+        # By all contents, not by what is missing: a run that goes on then makes the batches that it would have made.
+        shard = min(max(-(-len(item_of) // _SHARDS), _SIZES[0]), _SIZES[1])
     # The main process decides: another may be ahead, with files that not every process has seen yet.
     missing = here.share(sorted(one for one in item_of if one not in cache))
     shards = [missing[start : start + shard] for start in range(0, len(missing), shard)]

@@ -35,6 +35,7 @@ class Pictures:
     def __init__(self, roots: Sequence[Path], archives: Sequence[Path] = ()) -> None:
         self.roots = [root for root in dict.fromkeys(roots) if root.is_dir()]
         self.members = {file: _members(file) for file in archives if file.is_file()}
+        self._found: dict[str, ImageFile] = {}
 
     def __getitem__(self, name: str) -> ImageFile:
         """The picture at a path relative to one of the roots.
@@ -42,6 +43,12 @@ class Pictures:
         Raises:
             ValueError: There is none; the message says where it was looked for.
         """
+        # A name stands in many rows, and a network file system takes its time over every question.
+        if (found := self._found.get(name)) is None:
+            found = self._found[name] = self._find(name)
+        return found
+
+    def _find(self, name: str) -> ImageFile:
         for root in self.roots:
             if (root / name).is_file():
                 return ImageFile(root / name)

@@ -126,15 +126,23 @@ def _ranking(rows: Sequence[dict[str, Any]], query: Any, candidate: Any, file: P
     queries: list[Item] = []
     pools: list[list[int]] = []
     place_of: dict[Item, int] = {}
+    # The same candidates stand in row after row, and a million of them take a minute to build.
+    built: dict[tuple[str | None, ...], int] = {}
     for number, row in enumerate(rows):
         texts, paths = (list(row[name]) if row[name] is not None else [] for name in _LISTS)
         if not texts or len(texts) != len(paths):
             raise ValueError(f"{file}, row {number}: {len(texts)} texts and {len(paths)} pictures of candidates")
         try:
             queries.append(query(row))
-            items = [candidate(row, text, path) for text, path in zip(texts, paths, strict=True)]
+            pool = []
+            for text, path in zip(texts, paths, strict=True):
+                key = (row.get("tgt_inst"), text, path)
+                if (place := built.get(key)) is None:
+                    item = candidate(row, text, path)
+                    place = built[key] = place_of.setdefault(item, len(place_of))
+                pool.append(place)
         except ValueError as error:
             raise ValueError(f"{file}, row {number}: {error}") from error
-        pools.append([place_of.setdefault(item, len(place_of)) for item in items])
+        pools.append(pool)
     relevance = [{pool[0]: 1} for pool in pools]
     return Ranking(queries, list(place_of), relevance, pools, legacy, {"rows": len(rows), "candidates": len(place_of)})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -62,6 +64,16 @@ def test_v1_reads_images_zip(tmp_path, prefix):
     layouts.write_zip(tmp_path / "images.zip", {f"{prefix}GQA/5.png": layouts.picture(5)})
     task = read_v1(tmp_path, subset("GQA"), "user")
     assert layouts.number_in(task.queries[0].images[0].read()) == 5
+
+
+def test_a_candidate_of_many_rows_is_looked_for_once(tmp_path, monkeypatch):
+    layouts.write_small_v1(tmp_path, rows=3, candidates=4)
+    asked, is_file = [], Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda path: asked.append(path) or is_file(path))
+    task = read_v1(tmp_path, subset("MSCOCO_t2i"), "user")
+    pictures = [path for path in asked if path.suffix == ".png"]
+    assert len(task.candidates) == 6 and len(task.pools) * len(task.pools[0]) == 12
+    assert len(pictures) == len(set(pictures))
 
 
 def test_candidates_that_share_a_picture_but_not_a_caption_are_two(tmp_path):
@@ -187,3 +199,15 @@ def test_v2_image_candidates(tmp_path):
     ]
     apart = read_v2_image(tmp_path, subset("WebQA"), "system")
     assert [(item.text, item.instruction) for item in apart.candidates] == [("about #1", None), ("about #2", None)]
+
+
+def test_v2_candidates_with_another_instruction_are_others(tmp_path):
+    layouts.write_pictures(tmp_path / "image-tasks", [1, 2])
+    rows = [
+        v2_row(qry_img_path="", tgt_inst=f"<|image_1|>\n{words} ", tgt_text=["", ""], tgt_img_path=["1.png", "2.png"])
+        for words in ("Represent it:", "Describe it:", "Represent it:")
+    ]
+    layouts.write_parquet(tmp_path / "image-tasks/WebQA/test-0.parquet", rows)
+    task = read_v2_image(tmp_path, subset("WebQA"), "user")
+    assert [item.text for item in task.candidates] == ["\nRepresent it:\n"] * 2 + ["\nDescribe it:\n"] * 2
+    assert task.pools == [[0, 1], [2, 3], [0, 1]]

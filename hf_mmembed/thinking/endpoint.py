@@ -1,6 +1,7 @@
 """A reasoner behind an OpenAI-compatible chat endpoint: vLLM, TGI, SGLang, llama.cpp or a paid service.
 
-In: inputs, sent as chat messages with pictures as data URLs, several requests at a time. Out: traces, in order.
+In: inputs, sent as chat messages with pictures as data URLs, several requests at a time. Out: traces, in order. A
+picture file that every server reads the same is sent as it is, any other as a PNG of what `open_image` makes of it.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ import base64
 import http.client
 import io
 import json
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from threading import Event
+from pathlib import Path
+from threading import Event, Lock
 from typing import Any
+
+from PIL import Image
 
 from hf_mmembed.model.images_mmembed import ImageError, open_image
 from hf_mmembed.model.rows_mmembed import Row
@@ -29,6 +34,11 @@ _NOT_ACCEPTED = (400, 413, 422)  # one input is at fault, such as a text that is
 _BUSY = (429, 503)
 _WAITS = (1.0, 4.0, 15.0)  # seconds until a busy server is asked again
 _LONGEST_WAIT = 60.0  # whatever the server asks for
+_SENT_AS_THEY_ARE = {"JPEG": "image/jpeg", "PNG": "image/png"}  # llama.cpp reads no WebP
+# What Pillow calls the parts of a file that are for Pillow, or for nobody, to read.
+_NOT_SENT = {"transparency", "exif", "xmp", "XML:com.adobe.xmp", "photoshop"}
+_BIT_DEPTH = 24  # its place in a PNG: Pillow opens 16 bits per channel as "RGB", too
+_DECODING = Lock()
 
 
 class EndpointReasoner:
@@ -96,15 +106,19 @@ class EndpointReasoner:
         """
         request = self.templates.prompt(task_family).represent_text
         rows = [row_of(item, index, self.templates, answers) for index, item in enumerate(inputs)]
-        bodies = [self._messages(row, index, request) for index, row in enumerate(rows)]
+
+        def trace_of(index: int, row: Row) -> Trace:
+            # Pictures are read here, in several threads and while others wait for the server.
+            return self._ask(index, self._messages(row, index, request), gold_visible=answers is not None)
+
         self._stopped.clear()
         pool = ThreadPoolExecutor(self.concurrency)
         asked: list[Future[Trace]] = []
         stopped: BaseException | None = None
         try:
             try:
-                for index, body in enumerate(bodies):
-                    asked.append(pool.submit(self._ask, index, body, gold_visible=answers is not None))
+                for index, row in enumerate(rows):
+                    asked.append(pool.submit(trace_of, index, row))
                 wait(asked, return_when=FIRST_EXCEPTION)
             except KeyboardInterrupt:
                 self._stopped.set()
@@ -204,6 +218,38 @@ class EndpointReasoner:
 
 
 def _data_url(image: Any) -> str:
+    opened = _opened(image)  # with all checks, whatever is sent
+    kind, data = _as_it_is(image) or ("image/png", _png(opened))
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _opened(image: Any) -> Image.Image:
+    if not isinstance(image, Image.Image):
+        return open_image(image)
+    with _DECODING:  # which happens in place, and one picture may belong to several inputs
+        return open_image(image).copy()
+
+
+def _png(image: Image.Image) -> bytes:
     stream = io.BytesIO()
-    open_image(image).save(stream, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _as_it_is(image: Any) -> tuple[str, bytes] | None:
+    """Type and bytes of a picture file that can be sent unchanged; None for any other picture.
+
+    A file that says where and when it was taken, or how to turn it, is not sent unchanged.
+    """
+    if not isinstance(image, (bytes, str, os.PathLike)):
+        return None
+    try:
+        data = image if isinstance(image, bytes) else Path(image).read_bytes()
+        with Image.open(io.BytesIO(data), formats=list(_SENT_AS_THEY_ARE)) as file:
+            plain = file.mode in ("RGB", "L") and getattr(file, "n_frames", 1) == 1 and not file.getexif()
+            kind = None if file.info.keys() & _NOT_SENT else _SENT_AS_THEY_ARE.get(file.format or "")
+    except OSError:  # another format
+        return None
+    if not plain or kind is None or (kind == "image/png" and data[_BIT_DEPTH] != 8):
+        return None
+    return kind, data

@@ -5,14 +5,18 @@ from __future__ import annotations
 import base64
 import io
 import json
+import struct
 import threading
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 from datasets import Dataset
-from PIL import Image
+from PIL import ExifTags, Image
 
 from hf_mmembed.data.pairs import read_pairs
+from hf_mmembed.model.images_mmembed import ImageError, open_image
 from hf_mmembed.thinking import endpoint
 from hf_mmembed.thinking.endpoint import EndpointReasoner
 from hf_mmembed.thinking.filling import Thought, fill, think_about_pairs
@@ -233,6 +237,102 @@ def test_no_url():
         EndpointReasoner("localhost:8000", "teacher")
     with pytest.raises(ValueError, match="give a URL"):
         EndpointReasoner("http://gerät:8000/v1", "teacher")
+
+
+def encoded(picture, kind, **options):
+    stream = io.BytesIO()
+    picture.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def sent_of(image):
+    kind, _, data = endpoint._data_url(image).removeprefix("data:").partition(";base64,")
+    return kind, base64.b64decode(data)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_file_that_needs_nothing_done_is_sent_as_it_is(tmp_path, kind, mode):
+    data = encoded(Image.new("RGB", (8, 6), (200, 30, 30)).convert(mode), kind)
+    (tmp_path / "a.bin").write_bytes(data)
+    for image in (data, str(tmp_path / "a.bin"), tmp_path / "a.bin"):
+        assert sent_of(image) == (f"image/{kind.lower()}", data)
+
+
+ROTATED, CAMERA = Image.Exif(), Image.Exif()
+ROTATED[ExifTags.Base.Orientation] = 6
+CAMERA[ExifTags.Base.Make] = "a camera"
+RED = Image.new("RGB", (8, 6), (200, 30, 30))
+RED_16 = np.full((6, 8, 3), (200 << 8, 30 << 8, 30 << 8), ">u2")
+
+
+def png_of_16_bits():
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    rows = b"".join(b"\0" + row.tobytes() for row in RED_16)
+    header = struct.pack(">IIBBBBB", 8, 6, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(encoded(RED, "WEBP", lossless=True), id="webp"),  # which llama.cpp does not read
+        pytest.param(encoded(RED, "BMP"), id="bmp"),
+        pytest.param(encoded(RED.convert("CMYK"), "JPEG"), id="cmyk"),
+        pytest.param(encoded(RED.convert("P"), "PNG"), id="palette"),
+        pytest.param(encoded(RED.convert("RGBA"), "PNG"), id="alpha"),
+        pytest.param(encoded(RED, "PNG", transparency=(200, 30, 30)), id="transparent colour"),
+        pytest.param(encoded(RED.convert("1"), "PNG"), id="one bit"),
+        pytest.param(png_of_16_bits(), id="16 bits"),
+        pytest.param(encoded(RED, "PNG", save_all=True, append_images=[Image.new("RGB", RED.size)]), id="animated"),
+        pytest.param(encoded(RED, "JPEG", exif=ROTATED), id="rotated"),
+        pytest.param(encoded(RED, "PNG", exif=ROTATED), id="rotated png"),
+        pytest.param(encoded(RED, "JPEG", exif=CAMERA), id="with what a camera notes"),
+    ],
+)
+def test_any_other_file_is_sent_as_it_is_opened(data):
+    kind, sent = sent_of(data)
+    assert kind == "image/png" and sent != data
+    picture, opened = Image.open(io.BytesIO(sent)), open_image(data)
+    assert picture.mode == "RGB" and np.array_equal(np.asarray(picture), np.asarray(opened))
+    assert not picture.getexif()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_file_that_breaks_off_is_not_sent(kind):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    with pytest.raises(ImageError, match="broken or breaks off"):
+        endpoint._data_url(encoded(noise, kind)[:-600])
+    with pytest.raises(ImageError, match="more than 200 times the other"):
+        endpoint._data_url(encoded(Image.new("RGB", (402, 2)), kind))
+
+
+def test_pictures_are_read_in_several_threads_at_once(reasoner, monkeypatch):
+    both, read = threading.Barrier(2, timeout=10), endpoint.open_image
+
+    def open_in_company(image):
+        both.wait()
+        return read(image)
+
+    monkeypatch.setattr(endpoint, "open_image", open_in_company)
+    traces = reasoner.think([{"image": encoded(RED, "PNG"), "text": f"w{n}"} for n in range(2)], "qa")
+    assert [trace.final for trace in traces] == ["(200, 30, 30) w0", "(200, 30, 30) w1"]
+
+
+def test_one_picture_in_several_inputs(reasoner, tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(RED, "PNG"))
+    with Image.open(tmp_path / "a.png") as picture:
+        traces = reasoner.think([{"image": picture, "text": f"w{n}"} for n in range(16)], "qa")
+    assert [trace.final for trace in traces] == [f"(200, 30, 30) w{n}" for n in range(16)]
+
+
+def test_what_was_answered_before_a_bad_picture_is_kept(server):
+    one_at_a_time = EndpointReasoner(f"http://127.0.0.1:{server.server_port}/v1", "teacher", concurrency=1)
+    with pytest.raises(ImageError, match=r"^the image of inputs\[1\]: ") as raised:
+        one_at_a_time.think(["a", {"image": b"no picture"}, "b"], "qa")
+    assert raised.value.finished[0].final == "a" and 1 not in raised.value.finished
 
 
 def test_bad_picture_is_named(reasoner):

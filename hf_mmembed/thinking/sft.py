@@ -39,6 +39,7 @@ from hf_mmembed.training.run_file import keep_to, settings_of
 from hf_mmembed.visible import visible
 
 from .filling import thoughts_of_pairs
+from .parallel import keep_gradients_once, require_whole_weights
 from .reasoner import open_generative, row_of
 from .templates import FAMILIES, Templates, load_templates
 from .traces import Origin, Side, TraceStore, content_digest
@@ -289,21 +290,6 @@ def _stored_dtype(directory: Path) -> torch.dtype:
     return stored
 
 
-def _require_whole_weights(trainer: Trainer) -> None:
-    """Refuses what splits the weights before the first step: the result is written by one process, from its own.
-
-    Raises:
-        ValueError: The launch asks for FSDP, or for the third stage of DeepSpeed.
-    """
-    plugin = trainer.accelerator.state.deepspeed_plugin
-    if trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
-        raise ValueError(
-            f"{'FSDP' if trainer.is_fsdp_enabled else 'DeepSpeed ZeRO-3'} splits the weights, which fine-tuning a "
-            "reasoner cannot save: launch with DistributedDataParallel (`accelerate launch --multi_gpu`); "
-            "--set training.activation_checkpointing=true and --set training.optim=adafactor make room."
-        )
-
-
 def fine_tune(
     model: str | os.PathLike[str],
     pairs: Dataset,
@@ -379,7 +365,8 @@ def fine_tune(
         train_dataset=chosen,
         processing_class=processor.backbone_processor,
     )
-    _require_whole_weights(trainer)
+    require_whole_weights(trainer)
+    keep_gradients_once(trainer)
     trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
     trainer.add_callback(Epochs())
     trainer.add_callback(Values() if args.disable_tqdm else Progress())

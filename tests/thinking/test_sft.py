@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText, TrainingArguments
+from transformers import AutoModelForImageTextToText, TrainerCallback, TrainingArguments
 
 from hf_mmembed.thinking import sft
 from hf_mmembed.thinking.filling import think_about_pairs
@@ -19,6 +19,7 @@ from hf_mmembed.thinking.recipes import ThinkingRecipe
 from hf_mmembed.thinking.sft import IGNORED, Lesson, LessonCollator, _last_complete, fine_tune, lessons
 from hf_mmembed.thinking.templates import load_templates
 from hf_mmembed.thinking.traces import Record, Trace, TraceStore
+from tests.forks import in_processes
 from tests.thinking.conftest import Parrot
 
 
@@ -268,9 +269,46 @@ def test_split_weights_are_refused(generative, store, some_pairs, tmp_path, monk
 
     monkeypatch.setattr(sft._SftTrainer, "create_accelerator_and_postprocess", split)
     args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
-    with pytest.raises(ValueError, match=f"{kind} splits the weights.* launch with DistributedDataParallel"):
+    with pytest.raises(
+        ValueError, match=f"{kind} splits the weights.* launch with DistributedDataParallel.* --zero_stage 2"
+    ):
         fine_tune(generative("qwen2_vl"), some_pairs, store, args, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+class Copies(TrainerCallback):
+    """Pieces of memory with gradients, and the gradients, after each part of a step."""
+
+    def __init__(self):
+        self.found = []
+
+    def on_substep_end(self, args, state, control, model=None, **kwargs):
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        self.found.append((len({g.untyped_storage().data_ptr() for g in gradients}), len(gradients)))
+
+    on_pre_optimizer_step = on_substep_end
+
+
+def copies_of_gradients(rank, base, pairs, directory):
+    copies = Copies()
+    args = TrainingArguments(
+        str(directory / "run"), max_steps=1, per_device_train_batch_size=1, gradient_accumulation_steps=2,
+        use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": True}},
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch, TraceStore(directory / "traces.sqlite") as store:
+        patch.setattr(sft, "Epochs", lambda: copies)
+        fine_tune(base, pairs, store, args, directory / "student")
+    return copies.found
+
+
+def test_several_processes_keep_gradients_once(generative, parrot, some_pairs, tmp_path):
+    with TraceStore(tmp_path / "traces.sqlite") as store:
+        think_about_pairs(store, parrot, some_pairs)
+    for found in in_processes(
+        copies_of_gradients, generative("qwen2_vl"), some_pairs, tmp_path, store=tmp_path / "group"
+    ):
+        assert [pieces < gradients for pieces, gradients in found] == [True, True]
 
 
 def test_activation_checkpointing_leaves_the_frozen_tower_alone(generative, store, some_pairs, tmp_path, monkeypatch):

@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 from hf_mmembed.data.pairs import document_of
 from hf_mmembed.mining import ContentIds, content_ids
 from hf_mmembed.mining.candidates import nearest_documents
+from hf_mmembed.mining.digests import KEPT_DIGESTS
 from hf_mmembed.mining.relations import Relations
 from hf_mmembed.mining.store import Embedder, Embeddings, embed_contents
+from hf_mmembed.only_run import only_run
 from hf_mmembed.processes import world
 
 __all__ = ["Pool", "mined", "of_pairs"]
@@ -70,7 +72,7 @@ def mined(
     Args:
         pairs: What `read_pairs` returns.
         miner: Who retrieves.
-        directory: For embeddings; resumable.
+        directory: For embeddings and the digests of pictures; resumable.
         model: What decides the embeddings; see `embed_contents`.
         depth: How many. Defaults to 50.
         cap: δ: what is more similar than this is passed over, however much it is; a query has fewer than `depth` only
@@ -78,11 +80,13 @@ def mined(
         device: Where to search; the CPU for ``mps``. Defaults to the CPU.
 
     Raises:
-        ValueError: An input cannot be embedded.
+        OSError: The directory cannot be written.
+        ValueError: An input cannot be read or embedded, or another run writes to the directory.
     """
-    ids = content_ids(pairs)
-    queries = embed_contents(pairs, ids, miner, directory, "queries", model=model)
-    documents = embed_contents(pairs, ids, miner, directory, "documents", model=model)
+    with only_run(directory):
+        ids = world().once(partial(content_ids, pairs, kept=directory / KEPT_DIGESTS))
+        queries = embed_contents(pairs, ids, miner, directory, "queries", model=model)
+        documents = embed_contents(pairs, ids, miner, directory, "documents", model=model)
     if skipped := {**queries.skipped, **documents.skipped}:
         raise ValueError(f"{len(skipped)} inputs cannot be embedded, the first: {next(iter(skipped.values()))}")
     places = world().once(partial(_nearest_others, ids, queries, documents, depth, cap, device))
@@ -109,10 +113,13 @@ def _nearest_others(
     ]
     positives = relations.positives.lengths
     nearest = np.full((len(ids.query_rows), min(depth, len(ids.document_rows))), -1, np.int32)
-    searched, short = depth + int(positives.max(initial=0)), np.arange(len(nearest))
+    enough = np.minimum(depth + positives, len(ids.document_rows))  # of its nearest, for a query to see `depth` others
+    searched, short = int(enough.min(initial=len(ids.document_rows))), np.arange(len(nearest))
     while len(short):
         at_once = max(1, _FOUND_AT_ONCE // searched)
-        for block in np.split(short, range(at_once, len(short), at_once)):
+        ready = short[enough[short] <= searched]  # or one query with many positives would have all searched that deep
+        for start in range(0, len(ready), at_once):
+            block = ready[start : start + at_once]
             found = nearest_documents(vectors[0][torch.from_numpy(block).to(device)], vectors[1], searched)
             wrong = relations.are_positives(block[:, None], found.documents) | (found.scores > cap)
             order = np.argsort(wrong, axis=1, kind="stable")[:, : nearest.shape[1]]

@@ -4,15 +4,19 @@ In: embeddings of shape ``(queries, dim)`` and ``(documents, dim)``. Out: docume
 ``(queries, depth)``, best first, equal scores by number: what sorting all scores in float64 gives. No approximate index
 is needed up to about two million documents, and memory does not grow with the product of the two.
 
-How it stays exact in float32: a block product finds a few more documents than asked for. Scores that lie closer together
-than float32 can err are computed anew in float64. A row is settled when its last document beats, by more than that, all
-that was left out; the rest, full of ties, is scored in float64 throughout.
+How it stays exact in float32: a block product, never one of TF32, finds a few more documents than asked for. Scores that
+lie closer together than float32 can err are computed anew in float64. A row is settled when its last document beats, by
+more than that, all that was left out; the rest, full of ties, is scored in float64 throughout.
 """
 
 from __future__ import annotations
 
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import faiss
 import numpy as np
@@ -31,6 +35,7 @@ _GROUP = 32  # scores whose maximum stands for them in the first selection
 _EXACT_ROWS = 16
 _CACHED_VALUES = 1 << 15  # gathered at once by a processor: what stays in its cache
 _GATHERED_ROWS = 1 << 14  # gathered at once by an accelerator
+_precision_is_set = threading.Lock()  # torch has one for all threads
 
 
 @dataclass(frozen=True)
@@ -163,13 +168,35 @@ def _roughly_nearest(
         part = documents[start : start + columns]
         width = _GROUP * -(-len(part) // _GROUP)
         scores = buffer[: len(queries) * width].view(len(queries), width)
-        torch.mm(queries, part.T, out=scores[:, : len(part)])
+        with _full_precision():
+            torch.mm(queries, part.T, out=scores[:, : len(part)])
         scores[:, len(part) :] = -torch.inf
         own, places = _top(scores, min(kept, len(part)))
         best, numbers = torch.cat([best, own], 1), torch.cat([numbers, places + start], 1)
         best, places = best.topk(min(kept, best.shape[1]), dim=1)
         numbers = numbers.gather(1, places)
     return numbers, best
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Matrix products of float32 that multiply float32, where torch may be told to round to TF32 or bfloat16 before.
+
+    What it is told for each kind of device is all that products look at, and can be read and written however it was set:
+    `torch.get_float32_matmul_precision` and ``allow_tf32`` fail where it was set by kind of device.
+    """
+    kinds: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
+    with _precision_is_set:
+        rounding = [(kind, kind.fp32_precision) for kind in kinds if kind.fp32_precision not in ("none", "ieee")]
+        try:
+            for kind, _ in rounding:
+                kind.fp32_precision = "ieee"
+            yield
+        finally:
+            for kind, precision in rounding:
+                kind.fp32_precision = "none"  # as it is where torch as a whole was told, which the kind then follows
+                if kind.fp32_precision != precision:
+                    kind.fp32_precision = precision
 
 
 def _top(scores: torch.Tensor, kept: int) -> tuple[torch.Tensor, torch.Tensor]:

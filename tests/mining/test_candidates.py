@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,54 @@ def test_many_blocks_and_groups_change_nothing(kind, monkeypatch):
     found = nearest_documents(torch.from_numpy(q), torch.from_numpy(d), 20, block_bytes=1_000_000)
     assert found.documents.tolist() == brute_force(q, d, 20)[0].tolist()
     assert (found.unsettled > 0) == (kind == "ties")
+
+
+KINDS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+
+
+@pytest.fixture
+def as_it_was():
+    yield
+    torch.set_float32_matmul_precision("highest")
+    for place in (torch.backends, *KINDS):
+        place.fp32_precision = "none"
+
+
+@pytest.mark.usefixtures("as_it_was")
+@pytest.mark.parametrize(
+    ("place", "name", "value"),
+    [
+        (torch.backends, "fp32_precision", "tf32"),
+        (torch.backends, "fp32_precision", "bf16"),
+        (KINDS[0], "fp32_precision", "tf32"),
+        (KINDS[1], "fp32_precision", "bf16"),
+        (KINDS[0], "allow_tf32", True),
+        (torch._C, "_set_float32_matmul_precision", "medium"),
+        (torch._C, "_set_float32_matmul_precision", "highest"),
+    ],
+)
+@pytest.mark.parametrize("fails", [False, True])
+def test_products_are_of_float32_whatever_torch_is_told(monkeypatch, place, name, value, fails):
+    if callable(setter := getattr(place, name)):
+        setter(value)
+    else:
+        setattr(place, name, value)
+    before, seen = [kind.fp32_precision for kind in KINDS], []
+
+    def product(*factors, original=torch.mm, **options):
+        seen.extend(kind.fp32_precision for kind in KINDS)
+        if fails:
+            raise RuntimeError("out of memory")
+        return original(*factors, **options)
+
+    monkeypatch.setattr(torch, "mm", product)
+    with pytest.raises(RuntimeError, match="out of memory") if fails else nullcontext():
+        nearest_documents(torch.eye(3), torch.eye(3), 1)
+    assert len(seen) == 2 and set(seen) <= {"none", "ieee"}
+    assert [kind.fp32_precision for kind in KINDS] == before
+    if name == "fp32_precision" and place is torch.backends:
+        place.fp32_precision = "none"
+        assert [kind.fp32_precision for kind in KINDS] == ["none", "none"], "they no longer follow torch as a whole"
 
 
 @settings(max_examples=200, deadline=None)

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from hf_mmembed.data.rows import hash_parts
 from hf_mmembed.identity import settings_digest, weights_digest
 from hf_mmembed.mining import content_ids
 from hf_mmembed.mining.store import Embeddings, embed_contents
+from hf_mmembed.processes import world
 from hf_mmembed.shipped import PACKAGED
 
 from .sentences import as_sentence_pairs
@@ -97,7 +99,7 @@ def embed_with_teacher(
     """
     both = zip(pairs["query_text"][:], pairs["pos_text"][:], strict=True)
     sentences = as_sentence_pairs([text for pair in both for text in pair for _ in range(2)])  # a row for each
-    ids = content_ids(sentences)
+    ids = world().once(partial(content_ids, sentences))
     limit = teacher.max_seq_length
     limit = None if limit is None or math.isinf(limit) else limit
     long = 0 if limit is None else _longer_than(limit, teacher, sentences.select(ids.document_rows.tolist()))

@@ -20,11 +20,15 @@ from pathlib import Path
 from hf_mmembed.data.rows import file_state
 from hf_mmembed.files import write_atomically
 
-__all__ = ["DIGEST_BYTES", "digest_of", "keeping_digests", "read_digest"]
+__all__ = ["DIGEST_BYTES", "KEPT_DIGESTS", "digest_of", "keeping_digests", "read_digest"]
 
 logger = logging.getLogger(__name__)
 
 DIGEST_BYTES = 16
+
+KEPT_DIGESTS = "picture-digests"
+"""Name of the file to keep them in, in a run's output directory."""
+
 _FORMAT = b"hf_mmembed/digests 1\n"
 _BODY = len(_FORMAT) + DIGEST_BYTES
 # A file system counts in up to two seconds: a file may change again within them and look the same.

@@ -29,6 +29,7 @@ from hf_mmembed.mining import (
     content_ids,
     mine_pairs,
 )
+from hf_mmembed.mining.digests import KEPT_DIGESTS
 from hf_mmembed.model.presets import load_prompt
 from hf_mmembed.only_run import only_run
 from hf_mmembed.processes import world
@@ -48,8 +49,6 @@ logger = logging.getLogger(__name__)
 _NOT_MINING = ("pairs", "embedder", "out", "model")  # of `mine_pairs`: not matters of a recipe
 
 _ASKED = ("strategy", "k", "mult", "seed", "canonical_instruction")
-
-_DIGESTS = "picture-digests"  # in the output directory, beside the clusters
 
 FOLDER = resources.files("hf_mmembed") / "recipes"
 
@@ -160,7 +159,7 @@ def prepare(
         model = _as_asked(
             open_for_training(recipe.model, args, prompt=recipe.prompt or "saha", dtype=recipe.dtype), recipe
         )
-        ids = world().once(partial(content_ids, pairs, kept=Path(args.output_dir, _DIGESTS)))
+        ids = world().once(partial(content_ids, pairs, kept=Path(args.output_dir, KEPT_DIGESTS)))
         mine = None if recipe.mining is None else partial(mine_clusters, pairs=pairs, options=recipe.mining, ids=ids)
         given = clusters is not None
         if not given and recipe.mining is not None and mine is not None:

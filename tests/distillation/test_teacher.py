@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hf_mmembed.distillation import teacher as module
 from hf_mmembed.distillation.sentences import as_sentence_pairs
 from hf_mmembed.distillation.teacher import embed_with_teacher, open_teacher
 from tests.distillation.conftest import SENTENCES
+from tests.forks import in_processes
 
 
 @pytest.mark.parametrize(
@@ -132,6 +134,19 @@ def test_words_beyond_the_limit_of_a_teacher_of_words(tmp_path, caplog):
         tmp_path,
     )
     assert "1 of 2 sentences are longer than the teacher reads (2 tokens)" in caplog.text
+
+
+def test_one_of_two_processes_finds_equal_sentences(tmp_path):
+    words = WordEmbeddings(WhitespaceTokenizer(["disc", "box"], stop_words=[]), np.eye(2, dtype=np.float32))
+    teacher = SentenceTransformer(modules=[words, Pooling(2)], device="cpu")
+
+    def embedded(rank):
+        with mock.patch.object(module, "content_ids", wraps=module.content_ids) as found:
+            ids = embed_with_teacher(as_sentence_pairs(["disc", "box", "disc", "disc box"]), teacher, tmp_path).ids
+        return found.call_count, ids.tolist()
+
+    ids = [[0, 1], [0, 2]]
+    assert in_processes(embedded, store=tmp_path / "store") == [(1, ids), (0, ids)]
 
 
 def test_the_same_weights_under_another_pooling_are_another_teacher(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from unittest import mock
 
@@ -16,6 +17,7 @@ from hf_mmembed.data.pairs import negatives_of, query_of, read_pairs
 from hf_mmembed.judging import judge_pairs, sampled
 from hf_mmembed.judging.candidates import _nearest_others, mined, of_pairs
 from hf_mmembed.judging.pairs import _digest
+from hf_mmembed.mining import content_ids, digests
 from hf_mmembed.mining.candidates import nearest_documents
 from hf_mmembed.training.soft_labels import SoftLabelLoss
 from tests.forks import in_processes
@@ -136,6 +138,27 @@ def test_a_query_with_no_other_document_has_not_lost_it_to_the_cap(caplog):
     assert _nearest_others(only, vectors, vectors, 3, 1.0, None).tolist() == [[-1]] and not caplog.text
 
 
+def test_only_a_query_with_many_answers_is_searched_deep(monkeypatch):
+    queries, documents = _vectors(30, 0), _vectors(60, 1)
+    answers = [*((query, query) for query in range(30)), *((7, document) for document in range(10, 50))]
+    query_ids, document_ids = np.array(answers).T
+    ids = SimpleNamespace(
+        query_ids=query_ids, document_ids=document_ids, query_rows=np.arange(30), document_rows=np.arange(60)
+    )
+    searched = []
+
+    def search(vectors, others, depth):
+        searched.append((len(vectors), depth))
+        return nearest_documents(vectors, others, depth)
+
+    monkeypatch.setattr("hf_mmembed.judging.candidates.nearest_documents", search)
+    found = _nearest_others(ids, *(SimpleNamespace(take=side.__getitem__) for side in (queries, documents)),
+                            5, 1.0, None)  # fmt: skip
+    for query, (own, scores) in enumerate(zip(found, queries.astype(np.float64) @ documents.T, strict=True)):
+        assert own.tolist() == [i for i in np.argsort(-scores, kind="stable") if (query, i) not in answers][:5]
+    assert searched == [(29, 6), (1, 48)]
+
+
 @pytest.mark.parametrize("rows_at_once", [32, 4])
 def test_pictures_become_negatives(tmp_path, monkeypatch, rows_at_once):
     monkeypatch.setattr("hf_mmembed.judging.pairs._ROWS_AT_ONCE", rows_at_once)
@@ -241,18 +264,35 @@ def test_the_search_runs_on_the_device_it_is_given(tmp_path, monkeypatch, device
 
 
 def _rank_mined(rank, pairs, out):
-    with mock.patch("hf_mmembed.judging.candidates.nearest_documents", wraps=nearest_documents) as search:
+    module = "hf_mmembed.judging.candidates"
+    with (
+        mock.patch(f"{module}.nearest_documents", wraps=nearest_documents) as search,
+        mock.patch(f"{module}.content_ids", wraps=content_ids) as read,
+    ):
         places = mined(pairs, Words(), out, model={"name": "words"}, depth=3).places
-        return search.call_count, places
+        return [read.call_count, search.call_count], places
 
 
-def test_one_of_two_processes_searches_and_both_return_the_same(tmp_path):
+def test_one_of_two_processes_reads_and_searches_and_both_return_the_same(tmp_path):
     pairs = make_pairs(7)
     alone = mined(pairs, Words(), tmp_path / "one", model={"name": "words"}, depth=3)
     results = in_processes(_rank_mined, pairs, tmp_path / "two", store=tmp_path / "store")
-    assert [searches for searches, _ in results] == [1, 0]
+    assert [calls for calls, _ in results] == [[1, 1], [0, 0]]
     for _, places in results:
         np.testing.assert_array_equal(places, alone.places)
+
+
+def test_a_judge_that_starts_again_reads_no_picture_again(tmp_path, monkeypatch):
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(b"some")
+    os.utime(picture, (1_600_000_000, 1_600_000_000))
+    table = {"query_text": ["a disc", "a box"], "pos_text": ["round", "square"],
+             "query_image": [{"bytes": None, "path": str(picture)}, None]}  # fmt: skip
+    pairs, options = read_pairs(Dataset.from_dict(table)), {"model": {"name": "words"}, "depth": 1}
+    places = mined(pairs, Words(), tmp_path / "out", **options).places
+    monkeypatch.delattr(digests, "read_digest")
+    monkeypatch.delattr("hf_mmembed.mining.ids.read_digest")
+    np.testing.assert_array_equal(mined(pairs, Words(), tmp_path / "out", **options).places, places)
 
 
 def test_two_processes_share_the_questions_and_return_the_same(tmp_path):

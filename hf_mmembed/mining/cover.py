@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _STALLED = 0.05  # a round that builds fewer than this share of the missing clusters is the last of its kind
 _GIVEN_UP = 32  # anchors in a row without a cluster
+_TRIES = 4  # rows of one query without a cluster: its others have the same candidates, fewer by then
 _TRIES = 64  # rows of one document that are tried
 
 
@@ -124,6 +125,8 @@ class _Builder:
         self._left = groups.lengths.copy()
         self._frequent = np.flatnonzero(self._left > 1)
         self._most = int(self._left.max(initial=0))
+        self._left_of_query = np.bincount(relations.query_ids)
+        self._queries_left = np.count_nonzero(self._left_of_query)
         self.missing = self.achievable()
         self._urgent = self._find_urgent()
         self._spare = np.empty(0, np.int64)
@@ -147,11 +150,15 @@ class _Builder:
         self.missing = self.achievable()
         self._urgent = self._find_urgent()
         before, failures = len(self._clusters), 0
-        places = pools.place[self._relations.query_ids]
+        queries = self._relations.query_ids
+        places = pools.place[queries]
+        in_vain = np.zeros(len(self._left_of_query), np.int64)
         for row in anchors.tolist():
-            if self.used[row]:
+            if self.used[row] or stage == 0 and in_vain[queries[row]] == _TRIES:
                 continue
             if self.missing == 0 or failures == _GIVEN_UP and stage > 0:
+                break
+            if self._queries_left <= self._k and not self._allow_conflicts:  # no two rows of one query in a cluster
                 break
             line = places[row]
             near = pools.documents[line] if stage == 2 else pools.documents[line, : pools.kept[line]]
@@ -162,6 +169,7 @@ class _Builder:
             draft = _Draft(self._relations, row, self._k, pools if stage < 2 else None)
             built = self._build(draft, near, stage, first)
             failures = 0 if built else failures + 1
+            in_vain[queries[row]] += not built
         return len(self._clusters) - before
 
     def result(self) -> Cover:
@@ -187,6 +195,9 @@ class _Builder:
             return False
         self.used[draft.rows] = True
         np.subtract.at(self._left, self._relations.document_ids[draft.rows], 1)
+        queries = self._relations.query_ids[draft.rows]
+        np.subtract.at(self._left_of_query, queries, 1)
+        self._queries_left -= np.count_nonzero(self._left_of_query[np.unique(queries)] == 0)
         origins = (hard, 0) if first else (0, hard)
         self._clusters.append(draft.rows)
         self._origins.append((*origins, self._k - hard - conflicts, conflicts))

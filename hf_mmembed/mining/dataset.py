@@ -1,7 +1,7 @@
 """Mines a whole dataset of pairs with a model's own embeddings, one subset after the other.
 
 In: pairs and an embedder. Out: `Mined`, with the clusters of all subsets; on the disk, in one directory, the embeddings
-(``embeddings/``), the clusters and ``skipped.jsonl``.
+(``embeddings/``), the clusters, ``skipped.jsonl`` and the digests of pictures.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,29 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from hf_mmembed.data.pairs import document_of
 from hf_mmembed.files import write_atomically
 from hf_mmembed.only_run import only_run
 from hf_mmembed.processes import world
 
 from .clusters import Clusters
+from .digests import KEPT_DIGESTS
 from .filters import FilterRules
 from .groups import same_things
 from .ids import ContentIds, content_ids
 from .store import Embedder, Embeddings, embed_contents
 from .strategies import Strategy, mine, shuffled
 
-__all__ = ["LABEL_ROWS", "Mined", "are_labels", "mine_pairs"]
+__all__ = ["LABEL_DOCUMENTS", "LABEL_ROWS", "Mined", "are_labels", "mine_pairs"]
 
 logger = logging.getLogger(__name__)
 
 LABEL_ROWS = 10
-"""Rows per distinct document, on average, from which on the documents of a subset are taken for labels."""
+"""Rows per distinct document, on average, from which on the documents of a subset may be labels."""
+
+LABEL_DOCUMENTS = 1000
+"""Distinct documents up to which they may be: as many as ImageNet-1K has, the largest of the label sets that SaHa's
+authors do not filter. Ten questions for each of many passages are as many rows per document."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +64,14 @@ class Mined:
 
 
 def are_labels(document_ids: np.ndarray) -> bool:
-    """Whether the documents of a subset are labels: few distinct ones for its number of rows.
+    """Whether the documents of a subset may be labels: few distinct ones, and few for its number of rows.
 
     Example:
         >>> are_labels(np.arange(100) % 5), are_labels(np.arange(100) % 20)
         (True, False)
     """
-    return len(document_ids) >= LABEL_ROWS * len(np.unique(document_ids))
+    distinct = len(np.unique(document_ids))
+    return distinct <= LABEL_DOCUMENTS and len(document_ids) >= LABEL_ROWS * distinct
 
 
 def mine_pairs(
@@ -91,7 +99,8 @@ def mine_pairs(
     Args:
         pairs: What `read_pairs` returns.
         embedder: The model that mines, as a rule the one to be trained.
-        out: Directory for embeddings and clusters.
+        out: Directory for embeddings and clusters, and for the digests of pictures, which are read again only where
+            they have changed.
         model: What decides the embeddings; see `embed_contents`.
         strategy: See `mine`. ``"random"`` mixes subsets, every other strategy keeps them apart.
         k: Members of a cluster beside the anchor. Defaults to 15.
@@ -100,7 +109,8 @@ def mine_pairs(
         rules: When a candidate is suspect. Defaults to those of the strategy.
         canonical_instruction: The instruction every query is embedded with, for all subsets or by subset. Defaults to
             the most frequent one of each subset.
-        label_subsets: Whether the documents of a subset are labels. Defaults, subset by subset, to `are_labels`.
+        label_subsets: Whether the documents of a subset are labels. Defaults, subset by subset, to `are_labels`, and no where
+            documents are pictures.
         batch_size: Inputs per forward pass, at most. Defaults to 32.
         shard_size: Contents per file of embeddings. Defaults to 2048.
         device: Where to search. Defaults to the CPU.
@@ -112,12 +122,15 @@ def mine_pairs(
             writes to the directory.
     """
     out = Path(out)
-    ids = ids or content_ids(pairs, canonical_instruction=canonical_instruction)
-    if unknown := sorted(set(label_subsets or {}) - set(ids.subsets)):
-        raise ValueError(
-            f"no subset {unknown[0]!r} to take for labels or not; there are {', '.join(sorted(ids.subsets))}"
-        )
     with only_run(out):
+        if ids is None:
+            ids = world().once(
+                partial(content_ids, pairs, canonical_instruction=canonical_instruction, kept=out / KEPT_DIGESTS)
+            )
+        if unknown := sorted(set(label_subsets or {}) - set(ids.subsets)):
+            raise ValueError(
+                f"no subset {unknown[0]!r} to take for labels or not; there are {', '.join(sorted(ids.subsets))}"
+            )
         options: dict[str, Any] = {"model": model, "batch_size": batch_size, "shard_size": shard_size}
         queries = embed_contents(pairs, ids, embedder, out / "embeddings", "queries", **options)
         documents = embed_contents(pairs, ids, embedder, out / "embeddings", "documents", **options)
@@ -144,8 +157,11 @@ def mine_pairs(
             else:
                 chosen = {"strategy": strategy, "k": k, "mult": mult, "seed": seed, "rules": rules, "device": device}
                 of_subset = {name: usable[ids.subset_ids[usable] == subset] for subset, name in enumerate(ids.subsets)}
-                labels = {name: are_labels(ids.document_ids[rows]) for name, rows in of_subset.items()}
-                labels |= label_subsets or {}
+                told = label_subsets or {}
+                labels = {
+                    name: told[name] if name in told else _taken_for_labels(name, rows, pairs, ids)
+                    for name, rows in of_subset.items()
+                }
                 telling = [rows for name, rows in of_subset.items() if not labels[name]]
                 groups = same_things(ids, np.concatenate([usable[:0], *telling]))
                 parts = {
@@ -169,6 +185,22 @@ def mine_pairs(
 
         world().once(save_clusters)
         return Mined(Clusters.load(out), ids, queries, documents, skipped)
+
+
+def _taken_for_labels(name: str, rows: np.ndarray, pairs: Dataset, ids: ContentIds) -> bool:
+    """Whether the documents of a subset are taken for labels, which is logged."""
+    # Pictures with ten captions each are no labels, however few there are.
+    if not len(rows) or not are_labels(ids.document_ids[rows]) or "image" in document_of(pairs[int(rows[0])]):
+        return False
+    logger.info(
+        "subset %s: its documents are taken for labels, %d distinct ones for %d rows, so none is dropped as a false "
+        "negative; `--labels %s=no` (label_subsets) says that they are none",
+        name,
+        len(np.unique(ids.document_ids[rows])),
+        len(rows),
+        name,
+    )
+    return True
 
 
 def _mine_subset(
@@ -204,6 +236,18 @@ def _mine_subset(
             chosen["k"] + 1,
             len(own_queries),
             len(own_documents),
+        )
+    members = found.rows[:, 1:].size
+    if 2 * found.counts.get("at_random", 0) > members and not label_subset:
+        logger.warning(
+            "subset %s: %d of the %d members beside an anchor were taken at random, as too few candidates were left for "
+            "them: its %d queries found %d, of which no rule suspects %d",
+            name,
+            found.counts["at_random"],
+            members,
+            len(own_queries),
+            found.counts["candidates"],
+            found.counts["pool"],
         )
     return Clusters(
         np.where(found.rows >= 0, rows[found.rows], -1),

@@ -44,6 +44,7 @@ _RANK = np.uint8(1 << RULES.index("rank"))
 _NOT_MUTUAL = np.uint8(1 << len(RULES))
 _MOST_CHECKED = 8  # owners and documents that the mutual strategy looks at
 _BLOCK_ROWS = 65_536
+_DEEP_VALUES = 1 << 24  # documents looked at together for queries with very many of their own
 
 
 def changed_rules(strategy: str, changes: Mapping[str, Any]) -> FilterRules:
@@ -85,7 +86,7 @@ def mine_filtered(
         documents: ``(documents, dim)``.
         strategy: A key of `DEFAULT_RULES`.
         k: Members of a cluster beside the anchor.
-        mult: ``mult · k`` admissible candidates per query are kept, from the ``2 · mult · k`` nearest documents.
+        mult: ``mult · k`` admissible candidates per query are kept.
         rules: When a candidate is suspect.
         label_subset: The documents are labels: no candidate is suspect, and where there are too few labels one may
             come twice in a cluster (training masks it by its id).
@@ -151,11 +152,8 @@ class _Finder:
             hits[block] = np.stack([own[:, :depth].any(1) for depth in _RECALL_AT], 1)
         near = near[:, :reach]
         for block in _blocks(len(queries)):
-            related = relations.are_related(queries[block, None], near[block])
-            others = np.argsort(related, axis=1, kind="stable")[:, : self._depth]
-            admissible = np.take_along_axis(near[block], others, 1)
-            admissible[np.take_along_axis(related, others, 1)] = -1
-            found[block, : admissible.shape[1]] = admissible
+            found[block] = self._admissible(queries[block], near[block])
+        self._look_deeper(queries, documents, near, found)
         marks = self._filter.suspicions(queries, found)
         if self._strategy == "mutual":
             marks[~_mutual(relations, queries, near, found) & (found >= 0)] |= _NOT_MUTUAL
@@ -173,6 +171,33 @@ class _Finder:
         place = np.full(len(self._queries), -1, np.int64)
         place[queries] = np.arange(len(queries))
         return Pools(place, found, pool, firm)
+
+    def _admissible(self, queries: np.ndarray, near: np.ndarray) -> np.ndarray:
+        """The first of the documents `near` each query that are not related to it, ``(queries, depth)``; −1 for none."""
+        related = self._relations.are_related(queries[:, None], near)
+        others = np.argsort(related, axis=1, kind="stable")[:, : self._depth]
+        found = np.full((len(queries), self._depth), -1, np.int32)
+        found[:, : others.shape[1]] = np.take_along_axis(near, others, 1)
+        found[:, : others.shape[1]][np.take_along_axis(related, others, 1)] = -1
+        return found
+
+    def _look_deeper(self, queries: np.ndarray, documents: np.ndarray, near: np.ndarray, found: np.ndarray) -> None:
+        """Searches on for queries that have found too few documents but their own, and completes their lines of `found`.
+
+        In `near`, what they find takes the place of their own documents.
+        """
+        reach = near.shape[1]
+        short = begun = np.flatnonzero(found[:, -1] < 0)
+        while len(short) and reach < len(documents):
+            reach = min(2 * reach, len(documents))
+            for part in np.array_split(short, -(-len(short) * reach // _DEEP_VALUES)):
+                asked = _chosen(self._queries, queries[part])
+                deeper = nearest_documents(asked, _chosen(self._documents, documents), reach).documents
+                found[part] = self._admissible(queries[part], documents.astype(np.int32)[deeper])
+            short = short[found[short, -1] < 0]
+        width = min(near.shape[1], self._depth)  # the mutual strategy asks whose nearest documents others' answers are
+        there = found[begun, :width] >= 0
+        near[begun, :width] = np.where(there, found[begun, :width], near[begun, :width])
 
     def _describe(
         self, queries: np.ndarray, found: np.ndarray, marks: np.ndarray, pool: np.ndarray, hits: np.ndarray

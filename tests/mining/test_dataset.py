@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections import Counter
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from datasets import Dataset, concatenate_datasets
 from PIL import Image
 
 from hf_mmembed.data.pairs import read_pairs
-from hf_mmembed.mining import Clusters, FilterRules, dataset, mine_pairs
+from hf_mmembed.mining import Clusters, FilterRules, dataset, digests, mine_pairs
 from hf_mmembed.mining.dataset import are_labels
 from hf_mmembed.mining.report import hardness, write_report
 from tests.forks import exit_code, in_processes
@@ -117,7 +120,41 @@ def test_subsets_are_kept_apart_and_labels_seen(fake, tmp_path):
     assert any(len({row < 40 for row in cluster.tolist()}) == 2 for cluster in mixed.rows)
     apart = mine_pairs(pairs, fake, tmp_path, model=MODEL, k=3, strategy="same-subset").clusters
     assert all(len({row < 40 for row in cluster.tolist()}) == 1 for cluster in apart.rows)
+
+
+def test_labels_are_few_in_number_and_for_the_rows():
     assert are_labels(np.zeros(10, int)) and not are_labels(np.arange(10) // 5)
+    for documents in (1000, 1001):
+        assert are_labels(np.repeat(np.arange(documents), 10)) == (documents == 1000)
+
+
+@pytest.mark.parametrize(("pictures", "told"), [(False, None), (False, {"s": False}), (True, None)])
+def test_what_is_taken_for_labels_is_logged_with_the_way_to_change_it(tmp_path, caplog, pictures, told):
+    caplog.set_level("INFO")
+    table = {"query_text": [f"query {i}" for i in range(40)], "subset": ["s"] * 40}
+    if pictures:
+        paths = [str(tmp_path / f"{i}.png") for i in range(4)]
+        for i, path in enumerate(paths):
+            Image.new("RGB", (8, 8), (60 * i, 0, 0)).save(path)
+        table["pos_image"] = [{"bytes": None, "path": path} for path in paths] * 10
+    else:
+        table["pos_text"] = list("abcd") * 10
+    pairs = read_pairs(Dataset.from_dict(table))
+    mined = mine_pairs(pairs, ToRGB(), tmp_path / "out", model=MODEL, k=1, label_subsets=told)
+    labels = not pictures and told is None
+    assert mined.clusters.settings["subsets"]["s"]["label_subset"] == labels
+    said = "subset s: its documents are taken for labels, 4 distinct ones for 40 rows"
+    assert (said in caplog.text) == ("`--labels s=no`" in caplog.text) == labels
+
+
+@pytest.mark.parametrize("rule", [None, -1.0])
+def test_a_subset_of_random_members_is_named(fake, tmp_path, caplog, rule):
+    """A rule that suspects every candidate leaves none."""
+    mine_pairs(rows(40), fake, tmp_path, model=MODEL, k=3, rules=FilterRules(query_similarity=rule))
+    said = (
+        r"subset s: \d+ of the 30 members beside an anchor were taken at random.* 40 queries found 360, .* suspects 0"
+    )
+    assert bool(re.search(said, caplog.text)) == (rule is not None)
 
 
 def test_what_cannot_be_embedded_is_left_out_and_named(fake, tmp_path, caplog):
@@ -201,13 +238,32 @@ def test_killed_and_resumed_gives_the_same_bytes(fake, tmp_path):
     assert mined.clusters.rows.tolist() == Clusters.load(tmp_path / "whole").rows.tolist()
 
 
+def test_mining_that_starts_again_reads_no_picture_again(tmp_path, monkeypatch):
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (8, 8)).save(picture)
+    os.utime(picture, (1_600_000_000, 1_600_000_000))
+    table = {
+        "query_image": [{"bytes": None, "path": str(picture)}, None],
+        "query_text": ["", "b"],
+        "pos_text": ["p", "q"],
+    }
+    mine_again = partial(mine_pairs, read_pairs(Dataset.from_dict(table)), ToRGB(), tmp_path / "out", model=MODEL, k=1)
+    first = mine_again().ids
+    monkeypatch.delattr(digests, "read_digest")
+    monkeypatch.delattr("hf_mmembed.mining.ids.read_digest")
+    assert mine_again().ids.fingerprint == first.fingerprint
+    monkeypatch.delattr(dataset, "content_ids")
+    assert mine_again(ids=first).ids is first
+
+
 def test_two_processes_give_what_one_gives(tmp_path):
     def embedded(rank):
         embedder = FakeEmbedder()
-        mined_into(tmp_path / "two", embedder)
-        return embedder.embedded
+        with mock.patch.object(dataset, "content_ids", wraps=dataset.content_ids) as read:
+            mined_into(tmp_path / "two", embedder)
+        return read.call_count, embedder.embedded
 
-    assert sorted(in_processes(embedded, store=tmp_path / "store")) == [56, 64]
+    assert in_processes(embedded, store=tmp_path / "store") == [(1, 64), (0, 56)]
     mined_into(tmp_path / "one", FakeEmbedder())
     assert files(tmp_path / "two") == files(tmp_path / "one")
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hf_mmembed.mining import STRATEGIES, Clusters, FilterRules, mine
 from hf_mmembed.mining.relations import Relations
-from hf_mmembed.mining.saha import _mutual
+from hf_mmembed.mining.saha import _Finder, _mutual
 from tests.mining.corpora import conflicts, corpus, one_to_one
 
 HARD = ("saha", "top-k", "margin", "mutual")
@@ -194,6 +194,34 @@ def test_mutual_is_that_an_owner_has_a_document_of_the_anchor_near(seed, rows, q
     assert _mutual(relations, asked, near, found).tolist() == expected
 
 
+@pytest.mark.parametrize("strategy", HARD)
+@pytest.mark.parametrize("own", [1, 60, 400])
+def test_a_query_with_very_many_documents_finds_others(own, strategy):
+    """However many of its own lie nearer, and whatever the other queries have."""
+    _, _, queries, documents = one_to_one(200, 16)
+    query_ids = np.concatenate([np.arange(200), np.zeros(own - 1, int)])
+    documents = np.concatenate([documents, np.repeat(queries[:1], own - 1, 0)])
+    relations = Relations(query_ids, np.arange(len(query_ids)), 200, len(documents))
+    sides = torch.from_numpy(queries), torch.from_numpy(documents)
+    finder = _Finder(relations, *sides, depth=6, rules=FilterRules(), strategy=strategy)
+    found = finder(np.arange(200), np.arange(len(documents)))
+    others = np.delete(np.arange(200), 0)
+    nearest = others[np.argsort(-(documents[others] @ queries[0]), kind="stable")[:6]]
+    assert set(found.documents[0].tolist()) == set(nearest.tolist())
+    assert (finder.diagnostics["candidates"] == 6).all()
+    if strategy == "mutual":  # what query 0 has near is seen from the other side too
+        for other in nearest.tolist():
+            of_query_0 = np.isin(found.documents[other], np.delete(np.arange(len(documents)), others))
+            assert (np.flatnonzero(of_query_0) < found.kept[other]).all()
+
+
+def test_fewer_queries_than_members_are_left_over():
+    """No cluster holds two rows of one query, however many documents it has."""
+    queries = np.eye(3, dtype=np.float32)
+    found = mine(np.arange(300) % 3, np.arange(300), queries, queries[np.arange(300) % 3], k=3)
+    assert len(found) == 0 and found.counts["left_over"] == 300
+
+
 def test_the_seed_decides():
     data = one_to_one(64)
     assert mine(*data, k=3, seed=1).rows.tolist() != mine(*data, k=3, seed=2).rows.tolist()
@@ -257,3 +285,10 @@ def test_what_is_saved_is_loaded(tmp_path):
 def test_where_there_is_no_float64_the_cpu_searches():
     data = one_to_one(64)
     assert mine(*data, k=3, device="mps").rows.tolist() == mine(*data, k=3).rows.tolist()
+
+
+def test_candidates_that_are_not_mutual_are_suspect():
+    data = one_to_one(200, 16)
+    pools = {name: mine(*data, strategy=name, k=5).counts for name in ("top-k", "mutual")}
+    assert pools["top-k"]["pool"] == pools["top-k"]["candidates"] == pools["mutual"]["candidates"]
+    assert 0 < pools["mutual"]["pool"] < pools["mutual"]["candidates"]

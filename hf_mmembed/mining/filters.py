@@ -10,6 +10,7 @@ Sources: comparison with owner queries, SaHa (arXiv 2508.00955); margin to the p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,13 +19,14 @@ import numpy as np
 import torch
 
 from .candidates import pair_products
-from .relations import Relations
+from .relations import RaggedArray, Relations
 
 __all__ = ["RULES", "FalseNegativeFilter", "FilterRules"]
 
 RULES = ("rank", "query_similarity", "margin", "document_similarity")
 _BLOCK_VALUES = 4_000_000  # of the candidates of a block of anchors: the second look at them finds them in the cache
-_GATHER_COST = 30  # a dot product of gathered vectors takes as long as this many inside a matrix product
+_BLOCK_ROWS = 65_536  # anchors whose frequent candidates are looked at together
+_FREQUENT = 4096  # anchors of a document times its owners: from here on a matrix product beats going through the pairs
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,12 @@ class FalseNegativeFilter:
         if self._rules == FilterRules(centre=self._rules.centre):
             return found
         step = max(1, _BLOCK_VALUES // max(1, candidates.shape[1] * self._queries.shape[1]))
-        for start in range(0, len(anchors), step):
-            block = slice(start, start + step)
-            found[block] = self._marks(anchors[block], candidates[block])
+        for first in range(0, len(anchors), _BLOCK_ROWS):
+            part = slice(first, first + _BLOCK_ROWS)
+            owners = self._owners_of_frequent(anchors[part], candidates[part])
+            for start in range(0, len(owners), step):
+                block = slice(first + start, min(first + start + step, first + len(owners)))
+                found[block] = self._marks(anchors[block], candidates[block], owners[start : start + step])
         return found
 
     @cached_property
@@ -98,7 +103,28 @@ class FalseNegativeFilter:
     def _document_space(self) -> _Space:
         return _Space(self._documents, centre=self._rules.centre)
 
-    def _marks(self, anchors: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    def _owners_of_frequent(self, anchors: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """Where in ``relations.owners.items`` the owner most like the anchor is, ``(anchors, depth)``.
+
+        −1 where that is still to be found out: for documents that have few owners or are candidates of few anchors. An
+        answer that many rows share has many of both, and would make as many pairs as the two numbers multiplied.
+        """
+        found = np.full(candidates.shape, -1)
+        if self._rules.rank is None and self._rules.query_similarity is None:
+            return found
+        owners = self._relations.owners
+        asked = np.bincount(candidates[candidates >= 0], minlength=len(owners.lengths))
+        is_frequent = asked * owners.lengths >= _FREQUENT
+        lines, columns = np.nonzero((candidates >= 0) & is_frequent[candidates])
+        frequent, groups = np.unique(candidates[lines, columns], return_inverse=True)
+        pairs = RaggedArray.of(groups, np.arange(len(groups)), len(frequent))
+        for group, document in enumerate(frequent.tolist()):
+            own = pairs[group]
+            nearest = self._query_space.nearest(anchors[lines[own]], owners[document])
+            found[lines[own], columns[own]] = owners.starts[document] + nearest
+        return found
+
+    def _marks(self, anchors: np.ndarray, candidates: np.ndarray, owners: np.ndarray) -> np.ndarray:
         rules, relations = self._rules, self._relations
         found = np.zeros(candidates.shape, np.uint8)
         lines, columns = np.nonzero(candidates >= 0)
@@ -108,7 +134,8 @@ class FalseNegativeFilter:
         units = self._query_space.centred(anchors)
         marks = np.zeros((len(RULES), len(near)), bool)
         if rules.rank is not None or rules.query_similarity is not None:
-            similar = _most_similar_owner(self._query_space, relations, units, lines, near)
+            known = owners[lines, columns]
+            similar = _most_similar_owner(self._query_space, relations, units, lines, near, known)
             if rules.rank is not None:
                 dropped = np.floor(np.bincount(lines) * rules.rank)
                 marks[0] = _ranks(similar, lines, columns, candidates.shape) < dropped[lines]
@@ -147,9 +174,20 @@ class _Space:
         dots = pair_products(units, self.vectors, left, right, self.vectors.dtype)
         return ((dots - (units @ self.mean)[left]) / self.lengths[right]).cpu().numpy()
 
-    def all_cosines(self, units: torch.Tensor) -> np.ndarray:
-        """``(rows, vectors)``, of centred unit vectors ``(rows, dim)`` with every vector."""
-        return ((units @ self.vectors.T - (units @ self.mean)[:, None]) / self.lengths).cpu().numpy()
+    def nearest(self, anchors: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Place ``(anchors,)`` in `others` of the vector most like each anchor, up to rounding; both are numbers."""
+        step = max(1, math.isqrt(_BLOCK_VALUES))
+        found = np.empty(len(anchors), np.int64)
+        for start in range(0, len(anchors), step):
+            units = self.centred(anchors[start : start + step])
+            best = units.new_full((len(units),), -torch.inf)
+            places = torch.zeros(len(units), dtype=torch.int64, device=units.device)
+            for first in range(0, len(others), step):
+                cosines, own = (units @ self.centred(others[first : first + step]).T).max(1)
+                better = cosines > best
+                best, places = torch.where(better, cosines, best), torch.where(better, own + first, places)
+            found[start : start + step] = places.cpu().numpy()
+        return found
 
     def _places(self, numbers: np.ndarray) -> torch.Tensor:
         return torch.as_tensor(numbers, dtype=torch.int64, device=self.vectors.device)
@@ -166,27 +204,23 @@ def _ranks(values: np.ndarray, lines: np.ndarray, columns: np.ndarray, shape: tu
 
 
 def _most_similar_owner(
-    space: _Space, relations: Relations, units: torch.Tensor, lines: np.ndarray, near: np.ndarray
+    space: _Space, relations: Relations, units: torch.Tensor, lines: np.ndarray, near: np.ndarray, known: np.ndarray
 ) -> np.ndarray:
-    """Cosine ``(pairs,)`` of each anchor with that owner of the document which is most like it."""
+    """Cosine ``(pairs,)`` of each anchor with that owner of the document which is most like it.
+
+    Where `known` says which owner that is, only its cosine is taken, but as all others are: one query that owns two
+    documents is to be bit-equal for both, so that the rank rule sees a tie.
+    """
     owners = relations.owners
-    counts = owners.lengths[near]
+    counts = np.where(known >= 0, 1, owners.lengths[near])
+    starts = np.where(known >= 0, known, owners.starts[near])
     similar = np.full(len(near), -np.inf)
-    if counts.sum() * _GATHER_COST < len(units) * len(owners.items):
-        firsts = np.cumsum(counts) - counts
-        pairs = np.repeat(np.arange(len(near)), counts)
-        items = owners.items[np.arange(len(pairs)) + (owners.starts[near] - firsts)[pairs]]
-        owned = counts > 0
+    firsts = np.cumsum(counts) - counts
+    pairs = np.repeat(np.arange(len(near)), counts)
+    items = owners.items[np.arange(len(pairs)) + (starts - firsts)[pairs]]
+    owned = counts > 0
+    if len(pairs):
         similar[owned] = np.maximum.reduceat(space.cosines(units, lines[pairs], items), firsts[owned])
-        return similar
-    owned = np.flatnonzero(owners.lengths)
-    place = np.searchsorted(owned, near)
-    step = max(1, _BLOCK_VALUES // len(owners.items))
-    for start in range(0, len(units), step):
-        of_owner = space.all_cosines(units[start : start + step])
-        best = np.maximum.reduceat(of_owner[:, owners.items], owners.starts[owned], axis=1)
-        own = np.flatnonzero((start <= lines) & (lines < start + step) & (counts > 0))
-        similar[own] = best[lines[own] - start, place[own]]
     return similar
 
 

@@ -66,8 +66,9 @@ def by_definition(data, anchors, candidates, rules):
     documents=st.integers(2, 30),
     centre=st.booleans(),
     block=st.sampled_from([1, 100, 1_000_000]),
+    rows_at_once=st.sampled_from([1, 7, 1000]),
 )
-def test_equals_its_definition(dense, seed, rows, queries, documents, centre, block):
+def test_equals_its_definition(dense, seed, rows, queries, documents, centre, block, rows_at_once):
     data = corpus(seed, rows=rows, queries=queries, documents=documents, dim=6, ties=False)
     query_ids, document_ids = data[:2]
     rng = np.random.default_rng(seed)
@@ -80,9 +81,25 @@ def test_equals_its_definition(dense, seed, rows, queries, documents, centre, bl
         line[: len(chosen)] = chosen
     rules = FilterRules(rank=0.4, query_similarity=0.3, margin=-0.1, document_similarity=0.2, centre=centre)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(filters, "_GATHER_COST", 1e9 if dense else 0)
+        patch.setattr(filters, "_FREQUENT", 0 if dense else 1e9)
+        patch.setattr(filters, "_BLOCK_ROWS", rows_at_once)
         patch.setattr(filters, "_BLOCK_VALUES", block)
         assert marked(data, anchors, candidates, rules) == by_definition(data, anchors, candidates, rules)
+
+
+def test_one_owner_of_a_frequent_and_of_a_rare_document_is_a_tie():
+    """The rank rule suspects the candidate further left, whichever of the two it is."""
+    rng = np.random.default_rng(0)
+    vectors = (rng.normal(size=(300, 33)) + 3).astype(np.float32)
+    query_ids = np.array([*range(200), 0, *range(200, 300)])
+    document_ids = np.array([0] * 200 + [1] + [*range(2, 102)])
+    vectors[200:] = vectors[0] + 0.01 * rng.normal(size=(100, 33))  # query 0 is the owner most like them
+    documents = rng.normal(size=(102, 33)).astype(np.float32)
+    data = query_ids, document_ids, vectors, documents
+    anchors = np.arange(200, 300)
+    for candidates in ([0, 1], [1, 0]):
+        found = marked(data, anchors, np.tile(candidates, (100, 1)), FilterRules(rank=0.5))
+        assert found["rank"] == {(anchor, candidates[0]) for anchor in anchors.tolist()}
 
 
 PLANTED = 500

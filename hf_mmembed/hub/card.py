@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, metadata_load
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hf_mmembed.model.convert import MARKER
@@ -42,7 +45,8 @@ _WRITTEN_BY_TOOLS = (
 # What training leaves beside the weights for the card.
 RECORD = ("training.json", "mining.json", "recipe.yaml")
 
-# What a card's metadata must hold, as the Hub's validator wants it: field -> (types, allowed values or None).
+# What the metadata of a card of ours may hold: field -> (types, allowed values or None). A card that somebody wrote may
+# hold whatever the Hub takes, which is more and changes.
 METADATA: dict[str, tuple[tuple[type, ...], tuple[str, ...] | None]] = {
     "library_name": ((str,), ("sentence-transformers", "transformers", "peft")),
     "pipeline_tag": ((str,), ("sentence-similarity", "feature-extraction", "visual-document-retrieval")),
@@ -57,6 +61,9 @@ METADATA: dict[str, tuple[tuple[type, ...], tuple[str, ...] | None]] = {
     "license_link": ((str,), None),
 }
 _REQUIRED = ("library_name", "pipeline_tag", "tags")
+# Of these the Hub takes one text as well as a list of them.
+_LISTS = ("tags", "license", "language", "base_model", "datasets", "metrics")
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
 def template_folder() -> Path:
@@ -91,7 +98,7 @@ def render_card(template: str, data: Mapping[str, Any]) -> str:
 
 
 def metadata_errors(card: str) -> list[str]:
-    """What is wrong with the metadata of a card, by an offline schema; empty when nothing is.
+    """What is wrong with the metadata of a card of ours, by an offline schema; empty when nothing is.
 
     Example:
         >>> metadata_errors("---\\nlibrary_name: sentence-transformers\\npipeline_tag: nonsense\\ntags: [a]\\n---\\n")
@@ -113,6 +120,48 @@ def metadata_errors(card: str) -> list[str]:
     return errors
 
 
+def _errors_of_written(readme: Path) -> list[str]:
+    """What the Hub would refuse in the metadata of a card that somebody wrote, as far as is known without asking it."""
+    try:
+        data = metadata_load(readme) or {}
+    except (yaml.YAMLError, ValueError) as error:
+        return [f"the part between the lines --- cannot be read: {error}"]
+    errors = []
+    for name, value in data.items():
+        if value is None:
+            continue
+        wanted = (str, list) if name in _LISTS else METADATA[name][0] if name in METADATA else (object,)
+        values = value if isinstance(value, list) and name in _LISTS else [value]
+        if not isinstance(value, wanted) or name in _LISTS and not all(isinstance(one, str) for one in values):
+            errors.append(
+                f"{name} is {value!r} to YAML, where the Hub takes text{' or a list of texts' * (name in _LISTS)}; put it "
+                "in quotes or leave it out"
+            )
+        elif name == "license":
+            errors += [
+                f"license is {one!r}; the Hub takes an identifier in small letters, such as apache-2.0, or other with "
+                "a license_name"
+                for one in values
+                if not _LICENSE.fullmatch(one)
+            ]
+        elif name == "base_model":
+            errors += [
+                f"base_model is {one!r}; the Hub takes the id of a model there, such as Qwen/Qwen2-VL-2B-Instruct; leave it "
+                "out if the base is not on the Hub"
+                for one in values
+                if not _is_id(one)
+            ]
+    return errors
+
+
+def _is_id(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
 def card_of(directory: str | Path, *, repo_id: str, inherited: Mapping[str, str] | None = None) -> str:
     """The card of a checkpoint directory: the README.md that somebody wrote, or one rendered from its files.
 
@@ -124,7 +173,7 @@ def card_of(directory: str | Path, *, repo_id: str, inherited: Mapping[str, str]
         inherited: Fields of the licence, where no card of the directory or of its base names one.
 
     Raises:
-        ValueError: A README.md that somebody wrote has metadata that the Hub does not take.
+        ValueError: A README.md that somebody wrote has metadata that is no YAML or that the Hub does not take.
     """
     directory = Path(directory)
     readme = directory / "README.md"
@@ -132,7 +181,7 @@ def card_of(directory: str | Path, *, repo_id: str, inherited: Mapping[str, str]
     text = _text(readme)
     mark = _mark_of_a_tool(text or "")
     if text and mark is None:
-        if errors := metadata_errors(text):
+        if errors := _errors_of_written(readme):
             raise ValueError(f"{readme.name} has wrong metadata: {'; '.join(errors)}")
         return readme.read_text(encoding="utf-8")
     facts = facts_of(directory, repo_id, inherited)

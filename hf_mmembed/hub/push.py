@@ -16,12 +16,14 @@ from pathlib import Path, PurePosixPath
 import httpx2
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
+    BadRequestError,
     EntryNotFoundError,
     HfHubHTTPError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from hf_mmembed.files import write_atomically
 from hf_mmembed.sentence_transformer import MMEmbedder
@@ -149,7 +151,7 @@ def push(
         The commit: its `oid`, `commit_url` and, with `create_pr`, `pr_url`.
 
     Raises:
-        PublishError: Something must not be published; nothing was sent.
+        PublishError: Something must not be published, or the Hub refuses the metadata of the card; nothing was committed.
         PushError: The Hub refused or broke off; nothing was committed.
         ValueError: `repo_id` is not an id, or both `revision` and `create_pr` are given.
     """
@@ -158,6 +160,8 @@ def push(
     files = prepare(directory, repo_id=repo_id)
     api = HfApi(token=token, library_name="hf-mmembed")
     with _explained(repo_id):
+        # A commit is checked for it, too, but only when the repository has been made.
+        _ask_about_card(api, next(file for file in files if file.path == "README.md"))
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -172,6 +176,26 @@ def push(
         )
     logger.info("pushed %d files to %s", len(files), commit.pr_url or commit.commit_url)
     return commit
+
+
+def _ask_about_card(api: HfApi, card: RepoFile) -> None:
+    """Let the Hub look at the metadata of a card.
+
+    Raises:
+        PublishError: It refuses them.
+    """
+    answer = get_session().post(
+        f"{api.endpoint}/api/validate-yaml",
+        json={"repoType": "model", "content": card.read().decode("utf-8")},
+        headers=build_hf_headers(token=api.token, library_name=api.library_name),
+    )
+    try:
+        hf_raise_for_status(answer)
+    except BadRequestError as error:
+        said = error.server_message or str(error).splitlines()[0]
+        raise PublishError(
+            f"the Hub refuses the metadata of {card.path}: {said}\nNothing was committed. Mend {card.path} and push again."
+        ) from error
 
 
 def replaced_files(

@@ -18,6 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 TOKEN = "hf_" + "loopback" * 5
 LFS_SUFFIXES = (".safetensors", ".png", ".bin")
 
@@ -140,7 +142,7 @@ class Handler(BaseHTTPRequestHandler):
                 return
         routes = [
             ("POST", r"/api/repos/create", self.create),
-            ("POST", r"/api/validate-yaml", lambda: self.reply(200, {"errors": [], "warnings": []})),
+            ("POST", r"/api/validate-yaml", self.validate),
             ("GET", r"/api/whoami-v2", lambda: self.reply(200, {"name": "org", "type": "user", "orgs": []})),
             ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/preupload/(?P<rev>.+)", self.preupload),
             ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/(?P<rev>.+)", self.commit),
@@ -177,6 +179,14 @@ class Handler(BaseHTTPRequestHandler):
         repo = self.hub.repos[name] = Repo(wanted.get("visibility") == "private" or bool(wanted.get("private")))
         self.hub.commit(repo, "main", [{"key": "file", "value": {"path": ".gitattributes", "content": ""}}])
         self.reply(200, {"url": url, "name": name})
+
+    def validate(self) -> None:
+        content = json.loads(self.content)["content"]
+        header = re.match(r"---\n(.*?)\n?---\n", content, re.DOTALL)
+        license_name = yaml.safe_load(header[1] if header else "{}").get("license", "mit")
+        wrong = license_name not in ("mit", "apache-2.0", "other")
+        errors = [{"message": '"license" must be one of [apache-2.0, mit, other]'}] if wrong else []
+        self.reply(400 if wrong else 200, {"errors": errors, "warnings": []})
 
     def preupload(self, repo: str, rev: str) -> None:
         tree = self.hub.repos[repo].tree(rev)

@@ -96,9 +96,47 @@ def test_a_card_that_somebody_wrote_is_kept(checkpoint):
     written = "---\nlibrary_name: transformers\npipeline_tag: feature-extraction\ntags: [mine]\n---\n# Mine\n"
     (checkpoint / "README.md").write_text(written)
     assert card_of(checkpoint, repo_id="org/x") == written
-    (checkpoint / "README.md").write_text("---\nlibrary_name: keras\n---\n# Mine\n")
-    with pytest.raises(ValueError, match="library_name is 'keras'.*"):
-        card_of(checkpoint, repo_id="org/x")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "license: mit",
+        "library_name: keras",
+        "pipeline_tag: image-text-to-text",
+        "metrics: recall\ndatasets: org/pairs\ntags: mine\nlicense: [mit]",
+        "widget:\n- text: a\nthumbnail: https://x.org/a.png\nextra_gated_prompt: agree\nnew_version: org/y\ninference: false",
+        "co2_eq_emissions: {emissions: 3}\nmodel-index:\n- name: m\n  results: []",
+        "license: other",
+        "base_model: [org/a, gpt2]\nbase_model_relation: merge",
+        "# no field",
+        "base_model:",
+    ],
+)
+def test_a_written_card_may_hold_what_the_hub_takes(tmp_path, fields):
+    written = f"---\n{fields}\n---\n# Mine\n"
+    (tmp_path / "README.md").write_text(written)
+    assert card_of(tmp_path, repo_id="org/x") == written
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ("license: Apache 2.0", "license is 'Apache 2.0'; .* such as apache-2.0"),
+        ("license: [mit, Apache 2.0]", "license is 'Apache 2.0'"),
+        ("base_model: ./local", "base_model is './local'; .* the id of a model there"),
+        ("base_model: [org/a, runs/a/b]", "base_model is 'runs/a/b'"),
+        ("language: no", "language is False to YAML, .* put it in quotes"),
+        ("pipeline_tag: [a]", r"pipeline_tag is \['a'\].* takes text; "),
+        ("tags: 3\nlicense: 2.0", "tags is 3.* license is 2.0"),
+        ("license: [mit", "cannot be read"),
+        ("- mit", "should be a dict"),
+    ],
+)
+def test_a_written_card_that_the_hub_would_refuse_is_refused(tmp_path, fields, message):
+    (tmp_path / "README.md").write_text(f"---\n{fields}\n---\n# Mine\n")
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        card_of(tmp_path, repo_id="org/x")
 
 
 HEAD = "---\nlibrary_name: sentence-transformers\npipeline_tag: sentence-similarity\ntags: [mine]\n---\n"

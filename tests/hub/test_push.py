@@ -331,6 +331,12 @@ def test_an_error_of_the_server_is_explained_and_leaves_the_repository_as_it_was
     assert hub.files("org/model")["config.json"] == b"{}"
 
 
+def test_a_card_that_the_hub_refuses_is_told_before_a_repository_is_made(hub, quick):
+    with pytest.raises(PublishError, match='refuses the metadata of README.md: "license" must be one of .apache'):
+        quick([RepoFile("README.md", b"---\nlicense: apache-two\n---\n"), RepoFile("config.json", b"{}")])
+    assert hub.repos == {}
+
+
 def test_without_a_hub_by_choice_it_says_what_to_unset(hub, quick, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(PushError, match="unset HF_HUB_OFFLINE") as stopped:

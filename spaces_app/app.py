@@ -15,9 +15,9 @@ try:  # on ZeroGPU it has to come before torch; elsewhere its decorator does not
     from spaces import GPU as on_gpu
 except ImportError:
 
-    def on_gpu(function):  # type: ignore[no-untyped-def]
+    def on_gpu(**options):  # type: ignore[no-untyped-def]
         """No ZeroGPU here."""
-        return function
+        return lambda function: function
 
 
 import functools
@@ -28,7 +28,20 @@ from random import Random
 from typing import Any
 
 import gradio as gr
-from engine import MAX_ADDED, MAX_BYTES, MAX_TEXT, PROMPTS, Engine, Visitor, query_of, read_upload
+import numpy as np
+from engine import (
+    MAX_ADDED,
+    MAX_BYTES,
+    MAX_TEXT,
+    PROMPTS,
+    Engine,
+    Picture,
+    Reading,
+    Visitor,
+    pictures_of,
+    query_of,
+    read_upload,
+)
 from explorer import Explorer, candidate_list
 from views import bump_chart, cards, gallery, heat_map, note, prompt_box
 
@@ -48,7 +61,10 @@ LAB_REMARKS = {
     "generic": "The chat template with a system prompt that says nothing about the task.",
     "hierarchical": "The checkpoint's own prompt, or SaHa's where it has none.",
 }
-MAX_MAP = 8
+LAB_EXAMPLE = "a green heart"
+RESULTS, MAX_MAP = 10, 8
+SECONDS, SECONDS_TO_THINK = 10, 60  # of a GPU on ZeroGPU, at most
+MAX_WAITING = 512  # events of all visitors together; those beyond are refused
 
 
 class Upload(gr.Image):
@@ -97,13 +113,26 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
 def build(engine: Engine, explorer: Explorer) -> gr.Blocks:
     """The page around a model."""
 
+    def seconds(inputs: list[Any], task: str, prompts: tuple[str, ...] = (), think: bool = False) -> int:
+        return SECONDS_TO_THINK if think else SECONDS
+
+    # ZeroGPU runs it in another process: one function, so that all events share one that is warm; guarded inside, as only
+    # errors of Gradio keep their words on the way back; and what is wrong with the input is found before, as each error
+    # costs that process.
+    read: Callable[..., Reading] = on_gpu(duration=seconds)(guarded(engine.read))
+
     @guarded
-    @on_gpu
     def search(text: str, path: str | None, instruction: str, k: int, think: bool, visitor: Visitor) -> str:
         query = query_of(text, read_upload(path), instruction)
-        trace = engine.think(query) if think else None
-        hits = engine.rank(query, visitor, trace=trace)
-        shown = cards(hits[: int(k)], worst=hits[-1][1])
+        if k is None:
+            raise ValueError("Choose how many results you want.")
+        if think:
+            engine.check_reasoner()
+        return shown_results(read([query], "query", ("hierarchical",), bool(think)), int(k), visitor)
+
+    def shown_results(reading: Reading, k: int, visitor: Visitor) -> str:
+        hits = engine.rank(reading.vectors["hierarchical"][0], visitor)
+        shown, trace = cards(hits[:k], worst=hits[-1][1]), reading.trace
         if trace is None:
             return shown
         cut = " It was cut off there." if trace.finish_reason == "length" else ""
@@ -111,12 +140,13 @@ def build(engine: Engine, explorer: Explorer) -> gr.Blocks:
         return prompt_box(trace.text, f"What {engine.reasoner_name} thought first", remark) + shown
 
     @guarded
-    @on_gpu
     def add(path: str | None, visitor: Visitor) -> tuple[Visitor, str]:
         image = read_upload(path)
         if image is None:
             raise ValueError("Choose a picture above first.")
-        engine.add(image, visitor)
+        visitor.check_room()
+        reading = read([{"image": image}], "document", PROMPTS)
+        visitor.added[:0] = pictures_of([image], ["your picture"], reading)
         return visitor, shown_gallery(visitor)
 
     def shown_gallery(visitor: Visitor) -> str:
@@ -124,31 +154,34 @@ def build(engine: Engine, explorer: Explorer) -> gr.Blocks:
         return note(f"Searched: {own}{len(engine.samples)} drawn ones.") + gallery(engine.gallery(visitor))
 
     @guarded
-    @on_gpu
     def compare(text: str, path: str | None, instruction: str, visitor: Visitor) -> tuple[str, str]:
         query = query_of(text, read_upload(path), instruction)
-        columns = [(prompt, engine.rank(query, visitor, prompt)) for prompt in PROMPTS]
-        boxes = "".join(prompt_box(engine.rendered(query, p), p, LAB_REMARKS[p]) for p in PROMPTS)
+        return shown_comparison(read([query], "query", PROMPTS), visitor)
+
+    def shown_comparison(reading: Reading, visitor: Visitor) -> tuple[str, str]:
+        columns = [(prompt, engine.rank(reading.vectors[prompt][0], visitor, prompt)) for prompt in PROMPTS]
+        boxes = "".join(prompt_box(reading.rendered[p], p, LAB_REMARKS[p]) for p in PROMPTS)
         return bump_chart(columns), f'<div class="prompts">{boxes}</div>'
 
     @guarded
-    @on_gpu
     def draw_map(lines: str, shift: int, visitor: Visitor) -> str:
         texts = [line.strip() for line in (lines or "").splitlines() if line.strip()][:MAX_MAP]
         if not texts:
             raise ValueError("Write one text per line.")
-        for line in texts:
-            query_of(line, None, None)
-        own = visitor.added[:MAX_MAP]
-        chosen = [*own, *Random(int(shift)).sample(engine.samples, len(engine.samples))][:MAX_MAP]
-        return heat_map(texts, chosen, engine.similarities(texts, chosen))
+        return shown_map(read([query_of(text, None, None) for text in texts], "query"), texts, shift, visitor)
+
+    def on_map(shift: int, visitor: Visitor) -> list[Picture]:
+        return [*visitor.added, *Random(int(shift)).sample(engine.samples, len(engine.samples))][:MAX_MAP]
+
+    def shown_map(reading: Reading, texts: list[str], shift: int, visitor: Visitor) -> str:
+        chosen = on_map(shift, visitor)
+        scores = reading.vectors["hierarchical"] @ np.stack([picture.vectors["hierarchical"] for picture in chosen]).T
+        return heat_map(texts, chosen, scores)
 
     def other_pictures(shift: int, visitor: Visitor) -> tuple[int, str]:
-        chosen = Random(shift + 1).sample(engine.samples, len(engine.samples))
-        return shift + 1, "\n".join(picture.about for picture in [*visitor.added, *chosen][:MAX_MAP])
+        return shift + 1, "\n".join(picture.about for picture in on_map(shift + 1, visitor))
 
     @guarded
-    @on_gpu
     def explore(picked: str) -> tuple[str, str, str]:
         if picked not in {value for _, value in queries}:
             raise ValueError("Pick one of the queries.")
@@ -161,6 +194,19 @@ def build(engine: Engine, explorer: Explorer) -> gr.Blocks:
 
     # Gradio documents every value as a string, and takes a choice only in the type it was given.
     queries = [(text, str(row)) for text, row in explorer.choices]
+
+    # What a new tab shows is the same for everybody. Were it computed for each, those who come together would fill the
+    # queue, and on ZeroGPU spend their time.
+    nobody = Visitor()
+    first_results = shown_results(engine.read([query_of(EXAMPLES[0], None, None)], "query"), RESULTS, nobody)
+    first_chart, first_prompts = shown_comparison(
+        engine.read([query_of(LAB_EXAMPLE, None, None)], "query", PROMPTS), nobody
+    )
+    first_texts = [picture.about for picture in on_map(0, nobody)]
+    first_map = shown_map(
+        engine.read([query_of(text, None, None) for text in first_texts], "query"), first_texts, 0, nobody
+    )
+    first_own, first_steps, first_cluster = explore(queries[0][1])
 
     # Uploads are looked for every ten minutes, so none is older than an hour.
     with gr.Blocks(title="hf-mmembed", fill_width=False, delete_cache=(600, 3000)) as page:
@@ -196,17 +242,17 @@ def build(engine: Engine, explorer: Explorer) -> gr.Blocks:
                                 list(INSTRUCTIONS), value="", allow_custom_value=True, label="Instruction to the model",
                                 info="Pick one or write your own.",
                             )  # fmt: skip
-                            k = gr.Slider(1, 25, value=10, step=1, label="How many results")
+                            k = gr.Slider(1, 25, value=RESULTS, step=1, label="How many results")
                         with gr.Row():
                             go = gr.Button("Search", variant="primary", elem_id="go", min_width=100)
                             put = gr.Button("Add to gallery", elem_id="add", min_width=100)
                         gr.Examples([[example] for example in EXAMPLES], inputs=[text], label="Try")
                     with gr.Column(scale=5, min_width=300):
-                        results = gr.HTML(elem_id="results", min_height=300)
+                        results = gr.HTML(first_results, elem_id="results", min_height=300)
                 with gr.Accordion("The gallery that is searched", open=False):
-                    searched = gr.HTML(lambda: shown_gallery(Visitor()), elem_id="gallery")
+                    searched = gr.HTML(shown_gallery(nobody), elem_id="gallery")
                 inputs = [text, picture, instruction, k, think, visitor]
-                for event in (go.click, text.submit, page.load):
+                for event in (go.click, text.submit):
                     event(search, inputs, results, api_name="search" if event == go.click else False)
                 put.click(add, [picture, visitor], [visitor, searched], api_name=False)
 
@@ -218,7 +264,7 @@ def build(engine: Engine, explorer: Explorer) -> gr.Blocks:
                 )
                 with gr.Row(equal_height=True):
                     lab_text = gr.Textbox(
-                        label="Query", value="a green heart", max_length=MAX_TEXT, elem_id="lab-query", scale=3
+                        label="Query", value=LAB_EXAMPLE, max_length=MAX_TEXT, elem_id="lab-query", scale=3
                     )
                     lab_instruction = gr.Textbox(label="Instruction (optional)", max_length=MAX_TEXT, scale=2)
                     lab_go = gr.Button("Compare", variant="primary", elem_id="lab-go", min_width=110, scale=1)
@@ -226,8 +272,8 @@ def build(engine: Engine, explorer: Explorer) -> gr.Blocks:
                     lab_picture = Upload(
                         label="Picture", sources=["upload", "clipboard"], type="filepath", height=170, buttons=[]
                     )
-                chart = gr.HTML(elem_id="chart", min_height=200)
-                prompts = gr.HTML(elem_id="prompts")
+                chart = gr.HTML(first_chart, elem_id="chart", min_height=200)
+                prompts = gr.HTML(first_prompts, elem_id="prompts")
                 gr.Markdown(
                     "### Similarity map\nUp to eight texts and eight pictures; your own pictures come first. The best picture of each text is outlined."
                 )
@@ -235,6 +281,7 @@ def build(engine: Engine, explorer: Explorer) -> gr.Blocks:
                     with gr.Column(scale=2, min_width=260):
                         lines = gr.Textbox(
                             label="Texts, one per line",
+                            value="\n".join(first_texts),
                             lines=8,
                             max_lines=8,
                             max_length=8 * MAX_TEXT,
@@ -245,16 +292,12 @@ def build(engine: Engine, explorer: Explorer) -> gr.Blocks:
                             map_go = gr.Button("Draw", variant="primary", elem_id="map-go", min_width=90)
                             map_other = gr.Button("Other pictures", elem_id="map-other", min_width=120)
                     with gr.Column(scale=5, min_width=300):
-                        heat = gr.HTML(elem_id="heat", min_height=200)
+                        heat = gr.HTML(first_map, elem_id="heat", min_height=200)
                 lab_inputs = [lab_text, lab_picture, lab_instruction, visitor]
                 lab_go.click(compare, lab_inputs, [chart, prompts], api_name="compare")
                 lab_text.submit(compare, lab_inputs, [chart, prompts], api_name=False)
                 map_go.click(draw_map, [lines, shift, visitor], heat, api_name="similarity_map")
                 map_other.click(other_pictures, [shift, visitor], [shift, lines], api_name=False).then(
-                    draw_map, [lines, shift, visitor], heat, api_name=False
-                )
-                page.load(compare, lab_inputs, [chart, prompts], api_name=False)
-                page.load(other_pictures, [shift, visitor], [shift, lines], api_name=False).then(
                     draw_map, [lines, shift, visitor], heat, api_name=False
                 )
 
@@ -270,17 +313,16 @@ def build(engine: Engine, explorer: Explorer) -> gr.Blocks:
                     with gr.Column(scale=4, min_width=300):
                         pick = gr.Dropdown(queries, value=queries[0][1], label="Query", elem_id="pick")
                     with gr.Column(scale=1, min_width=150):
-                        own = gr.HTML(elem_id="own", min_height=150)
+                        own = gr.HTML(first_own, elem_id="own", min_height=150)
                 gr.Markdown("#### Nearest pictures, and what becomes of them")
-                steps = gr.HTML(elem_id="steps")
+                steps = gr.HTML(first_steps, elem_id="steps")
                 gr.Markdown(
                     "#### The cluster that is trained together\nEach picture is a negative for every other query."
                 )
-                cluster = gr.HTML(elem_id="cluster")
+                cluster = gr.HTML(first_cluster, elem_id="cluster")
                 pick.change(explore, pick, [own, steps, cluster], api_name="explore")
-                page.load(explore, pick, [own, steps, cluster], api_name=False)
         gr.HTML(note("Pictures you upload are for this tab alone, and are deleted within the hour."))
-    return page.queue(max_size=64, default_concurrency_limit=2)
+    return page.queue(max_size=MAX_WAITING, default_concurrency_limit=2)
 
 
 def launch(model: str | None = None, **options: Any) -> Any:

@@ -39,7 +39,9 @@ __all__ = [
     "PROMPTS",
     "Engine",
     "Picture",
+    "Reading",
     "Visitor",
+    "pictures_of",
     "query_of",
     "read_upload",
     "uri",
@@ -75,6 +77,30 @@ class Visitor:
 
     added: list[Picture] = field(default_factory=list)
 
+    def check_room(self) -> None:
+        """Before one more picture is added.
+
+        Raises:
+            ValueError: There are as many as there may be.
+        """
+        if len(self.added) >= MAX_ADDED:
+            raise ValueError(f"Your gallery holds {MAX_ADDED} pictures already; reload the page to start over.")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the model makes of some inputs: numbers and texts alone, which cross into another process and back.
+
+    Attributes:
+        vectors: Embeddings `(inputs, dim)` by prompt.
+        rendered: What the model reads of the first input, by prompt, where they are queries.
+        trace: What the reasoner wrote about the first input, where it was to think.
+    """
+
+    vectors: dict[str, NDArray[np.float32]]
+    rendered: dict[str, str]
+    trace: Trace | None
+
 
 class Engine:
     """One model, read out through three prompts, and a gallery of sample pictures.
@@ -107,7 +133,10 @@ class Engine:
         rng = Random("gallery")
         scenes = [random_scene(rng) for _ in range(samples)]
         images = [draw(scene, rng) for scene in scenes]
-        self.samples = self._pictures(images, [caption(scene, rng) for scene in scenes])
+        about = [caption(scene, rng) for scene in scenes]
+        self.samples = pictures_of(
+            images, about, self.read([{"image": image} for image in images], "document", PROMPTS)
+        )
 
     @contextmanager
     def _reading(self, prompt: str) -> Iterator[None]:
@@ -130,56 +159,67 @@ class Engine:
         with self._reading(prompt):
             return self.embedder.processor.apply_chat_template(as_messages(query), tokenize=False, task="query")
 
-    def think(self, query: dict[str, Any]) -> Trace:
-        """What the reasoner writes about a query.
+    def check_reasoner(self) -> None:
+        """Before it is asked to think.
 
         Raises:
             ValueError: There is none here.
         """
         if self._reasoner is None:
             raise ValueError("There is no reasoner in this Space, so it cannot think first.")
+
+    def think(self, query: dict[str, Any]) -> Trace:
+        """What the reasoner writes about a query.
+
+        Raises:
+            ValueError: There is none here.
+        """
+        self.check_reasoner()
         with self._reasoner_lock:
             [trace] = self._reasoner.think([query], guess_family(as_messages(query), "query"))
         return trace
+
+    def read(
+        self,
+        inputs: list[dict[str, Any]],
+        task: str,
+        prompts: tuple[str, ...] = ("hierarchical",),
+        think: bool = False,
+    ) -> Reading:
+        """Everything that takes the models, in one go: on ZeroGPU each call waits for a GPU.
+
+        Args:
+            inputs: As for `embed`.
+            task: `"query"` or `"document"`.
+            prompts: Names of prompts.
+            think: Whether the reasoner writes about the input first; it has to be one query then.
+        """
+        traces = [self.think(query) for query in inputs] if think else None
+        return Reading(
+            {prompt: self.embed(inputs, task, prompt, traces) for prompt in prompts},
+            {prompt: self.rendered(inputs[0], prompt) for prompt in prompts} if task == "query" else {},
+            traces[0] if traces else None,
+        )
 
     def gallery(self, visitor: Visitor) -> list[Picture]:
         """The visitor's own pictures, then the samples."""
         return [*visitor.added, *self.samples]
 
     def rank(
-        self, query: dict[str, Any], visitor: Visitor, prompt: str = "hierarchical", trace: Trace | None = None
+        self, vector: NDArray[np.float32], visitor: Visitor, prompt: str = "hierarchical"
     ) -> list[tuple[Picture, float]]:
-        """All pictures with their cosines to the query, read together with its trace, best first."""
+        """All pictures with their cosines to a query `(dim,)` that was read with a prompt, best first."""
         pictures = self.gallery(visitor)
-        traces = None if trace is None else [trace]
-        scores = np.stack([p.vectors[prompt] for p in pictures]) @ self.embed([query], "query", prompt, traces)[0]
+        scores = np.stack([p.vectors[prompt] for p in pictures]) @ vector
         return [(pictures[index], float(scores[index])) for index in np.argsort(-scores, kind="stable")]
 
-    def similarities(self, texts: list[str], pictures: list[Picture]) -> NDArray[np.float32]:
-        """Cosines `(texts, pictures)`, texts as queries."""
-        queries = self.embed([{"text": text} for text in texts], "query")
-        return queries @ np.stack([p.vectors["hierarchical"] for p in pictures]).T
 
-    def add(self, image: Image.Image, visitor: Visitor) -> Picture:
-        """Put a picture into the visitor's gallery.
-
-        Raises:
-            ValueError: It is full.
-        """
-        if len(visitor.added) >= MAX_ADDED:
-            raise ValueError(f"Your gallery holds {MAX_ADDED} pictures already; reload the page to start over.")
-        [picture] = self._pictures([image], ["your picture"])
-        visitor.added.insert(0, picture)
-        return picture
-
-    def _pictures(self, images: list[Image.Image], about: list[str]) -> list[Picture]:
-        vectors = {
-            prompt: self.embed([{"image": image} for image in images], "document", prompt) for prompt in PROMPTS
-        }
-        return [
-            Picture(words, {name: rows[number] for name, rows in vectors.items()}, uri(image))
-            for number, (image, words) in enumerate(zip(images, about, strict=True))
-        ]
+def pictures_of(images: list[Image.Image], about: list[str], reading: Reading) -> list[Picture]:
+    """Pictures that were read as documents with all prompts, with what is said about them."""
+    return [
+        Picture(words, {name: rows[number] for name, rows in reading.vectors.items()}, uri(image))
+        for number, (image, words) in enumerate(zip(images, about, strict=True))
+    ]
 
 
 def query_of(text: str | None, image: Image.Image | None, instruction: str | None) -> dict[str, Any]:
@@ -208,15 +248,20 @@ def read_upload(path: str | None) -> Image.Image | None:
     """The picture in an uploaded file, as an RGB picture of bounded size.
 
     Raises:
-        ValueError: It is too large, or no picture, or broken. The message names no path of the server.
+        ValueError: It is too large, or no picture, or broken, or has been deleted since. The message names no path of the server.
     """
     if not path:
         return None
     file = Path(path)
-    if file.stat().st_size > MAX_BYTES:
-        raise ValueError(f"That file is larger than {MAX_BYTES // 1_000_000} MB.")
+    try:
+        if file.stat().st_size > MAX_BYTES:
+            raise ValueError(f"That file is larger than {MAX_BYTES // 1_000_000} MB.")
+        content = file.read_bytes()
+    except FileNotFoundError:
+        # A tab that is left open still shows it.
+        raise ValueError("That picture was deleted, as all are within the hour. Choose it again.") from None
     # From bytes, not from the path: the guard's messages name what they are given.
-    image = open_image(file.read_bytes(), max_pixels=MAX_PIXELS)
+    image = open_image(content, max_pixels=MAX_PIXELS)
     image.thumbnail((MAX_SIDE, MAX_SIDE))
     return image
 

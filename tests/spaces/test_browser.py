@@ -14,6 +14,40 @@ from hf_mmembed.data.scenes import Scene, Shape, draw
 
 SHOTS = Path(os.environ["MMEMBED_SCREENSHOTS"]) if "MMEMBED_SCREENSHOTS" in os.environ else None
 
+# The lowest contrast of text to what lies behind it, by selector, as WCAG 2 computes it.
+CONTRASTS = """selectors => {
+  const pixel = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+  const rgba = colour => {
+    pixel.clearRect(0, 0, 1, 1); pixel.fillStyle = colour; pixel.fillRect(0, 0, 1, 1);
+    const [r, g, b, a] = pixel.getImageData(0, 0, 1, 1).data;
+    return [r, g, b, a / 255];
+  };
+  const over = (front, back) => [0, 1, 2].map(i => front[i] * front[3] + back[i] * (1 - front[3]));
+  const luminance = colour => colour.map(c => (c /= 255) <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [.2126, .7152, .0722][i], 0);
+  const lowest = {};
+  for (const selector of selectors) for (const element of document.querySelectorAll(selector)) {
+    if (!element.textContent.trim() || !element.checkVisibility()) continue;
+    let back = [255, 255, 255], opacity = 1, parents = [];
+    for (let one = element; one; one = one.parentElement) parents.unshift(one);
+    for (const one of parents) {
+      const style = getComputedStyle(one);
+      back = over(rgba(style.backgroundColor), back); opacity *= style.opacity;
+    }
+    const style = getComputedStyle(element), text = rgba(element.namespaceURI.endsWith("svg") ? style.fill : style.color);
+    text[3] *= opacity;
+    const [dark, light] = [luminance(over(text, back)), luminance(back)].sort((a, b) => a - b);
+    lowest[selector] = Math.min(lowest[selector] ?? 99, (light + .05) / (dark + .05));
+  }
+  return lowest;
+}
+"""
+# What our own style sheet colours or fades.
+COLOURED = [
+    "#heat tbody td", "#heat th[scope=row]", ".badge", ".moved.up", ".moved.down", ".note", ".about", ".score", ".leak-note",
+    "#intro p", ".prompt pre b", ".own figcaption", ".owner", ".why",
+]  # fmt: skip
+
 
 def shoot(tab, name: str) -> None:
     """A screenshot for people to look at, where one is wanted."""
@@ -161,8 +195,10 @@ def test_two_tabs_do_not_see_each_other(page, browser, space, drawing):
 @pytest.mark.parametrize(
     ("name", "size", "query"), [("mobile", (390, 844), ""), ("dark", (1280, 900), "?__theme=dark")]
 )
-def test_every_tab_fits_the_screen(browser, space, name, size, query):
-    context = browser.new_context(viewport={"width": size[0], "height": size[1]}, is_mobile=name == "mobile")
+def test_every_tab_fits_the_screen_and_can_be_read(browser, space, name, size, query):
+    context = browser.new_context(
+        viewport={"width": size[0], "height": size[1]}, is_mobile=name == "mobile", reduced_motion="reduce"
+    )
     tab = context.new_page()
     tab.set_default_timeout(90_000)
     tab.goto(f"{space.url}/{query}")
@@ -175,6 +211,9 @@ def test_every_tab_fits_the_screen(browser, space, name, size, query):
         tab.get_by_role("tab", name=title).click()
         tab.locator(ready).first.wait_for()
         assert tab.evaluate("document.documentElement.scrollWidth") <= size[0], title
+        contrasts = tab.evaluate(CONTRASTS, COLOURED)
+        assert len(contrasts) >= 4, "nothing was measured"
+        assert min(contrasts.values()) >= 4.5, contrasts
         shoot(tab, f"{name}-{title.split()[0].lower()}")
     context.close()
 

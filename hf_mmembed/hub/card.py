@@ -18,11 +18,10 @@ from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, metadata_load
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hf_mmembed.model.convert import MARKER
+from hf_mmembed.opening import may_be_on_the_hub
 from hf_mmembed.shipped import SHIPPED
 from hf_mmembed.visible import visible
 
@@ -149,17 +148,9 @@ def _errors_of_written(readme: Path) -> list[str]:
                 f"base_model is {one!r}; the Hub takes the id of a model there, such as Qwen/Qwen2-VL-2B-Instruct; leave it "
                 "out if the base is not on the Hub"
                 for one in values
-                if not _is_id(one)
+                if not may_be_on_the_hub(one)
             ]
     return errors
-
-
-def _is_id(name: str) -> bool:
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
 
 
 def card_of(directory: str | Path, *, repo_id: str, inherited: Mapping[str, str] | None = None) -> str:
